@@ -1,0 +1,106 @@
+"""Run helper programs (qemu-img, nft, runc …) from the loop: bounded in time and output, never left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.errors import CommandFailed, TimedOut
+
+OUTPUT_LIMIT_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """What a helper program said."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def text(self) -> str:
+        """stdout as text, without the last newline."""
+        return self.stdout.decode(errors="replace").rstrip("\n")
+
+
+async def run(
+    argv: Sequence[str],
+    *,
+    timeout_s: float,
+    stdin: bytes | None = None,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    check: bool = True,
+    pass_fds: Sequence[int] = (),
+) -> Completed:
+    """Run `argv` in its own session and wait for it.
+
+    `env` adds to the environment (LC_ALL=C is always set). On cancellation or time-out the whole process group is
+    killed and reaped before the exception goes on. Output over `OUTPUT_LIMIT_BYTES` a stream is an error.
+
+    Raises `CommandFailed` (non-zero status when `check`; status 127 when the program is not installed), `TimedOut`.
+    """
+    environment = {**os.environ, "LC_ALL": "C", **(env or {})}
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.PIPE if stdin is not None else asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            cwd=cwd,
+            env=environment,
+            start_new_session=True,
+            pass_fds=pass_fds,
+        )
+    except FileNotFoundError as error:
+        raise CommandFailed(argv, 127, f"{error.filename or argv[0]}: not installed or not found") from error
+    try:
+        async with asyncio.timeout(timeout_s):
+            stdout, stderr = await _communicate(process, stdin, argv)
+    except TimeoutError as error:
+        raise TimedOut(" ".join(argv[:3]), timeout_s) from error
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await asyncio.shield(process.wait())
+    assert process.returncode is not None
+    if check and process.returncode != 0:
+        raise CommandFailed(argv, process.returncode, (stderr or stdout).decode(errors="replace"))
+    return Completed(tuple(argv), process.returncode, stdout, stderr)
+
+
+async def _communicate(
+    process: asyncio.subprocess.Process, stdin: bytes | None, argv: Sequence[str]
+) -> tuple[bytes, bytes]:
+    assert process.stdout is not None
+    assert process.stderr is not None
+
+    async def feed() -> None:
+        if process.stdin is None or stdin is None:
+            return
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            process.stdin.write(stdin)
+            await process.stdin.drain()
+        process.stdin.close()
+
+    async def collect(stream: asyncio.StreamReader) -> bytes:
+        chunks: list[bytes] = []
+        size = 0
+        while chunk := await stream.read(1 << 16):
+            size += len(chunk)
+            if size > OUTPUT_LIMIT_BYTES:
+                raise CommandFailed(argv, -1, f"more than {OUTPUT_LIMIT_BYTES} bytes of output")
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    _, stdout, stderr = await asyncio.gather(feed(), collect(process.stdout), collect(process.stderr))
+    await process.wait()
+    return stdout, stderr

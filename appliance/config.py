@@ -1,0 +1,52 @@
+"""The process's own settings, from argv only: what must be known before the store opens. All else is in the store."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.errors import InvalidParameter
+
+DEFAULT_DATA_DIR = Path("/var/lib/appliance")
+DEFAULT_LISTEN = "0.0.0.0:8006"
+REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Settings of one appliance process."""
+
+    data_dir: Path
+    """Everything that must survive a reboot."""
+    run_dir: Path
+    """Sockets, pid files and logs of running guests; a tmpfs, short enough for UNIX socket paths (108 bytes)."""
+    listen_host: str
+    listen_port: int
+    node_name: str
+    admin_password_file: Path | None = None
+    log_format: str = "plain"
+    templates_dir: Path = REPOSITORY_ROOT / "templates"
+    static_dir: Path = REPOSITORY_ROOT / "static"
+
+
+def default_run_dir(data_dir: Path) -> Path:
+    """`/run/appliance` for the default data directory, else a short name of its own, so that instances never meet."""
+    if data_dir == DEFAULT_DATA_DIR:
+        return Path("/run/appliance")
+    return Path(f"/run/appliance-{hashlib.sha256(bytes(data_dir.resolve())).hexdigest()[:8]}")
+
+
+def default_node_name() -> str:
+    """The host's name without its domain, in lower case."""
+    return re.sub(r"[^a-z0-9-]", "-", socket.gethostname().split(".")[0].lower()).strip("-") or "localhost"
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """`ADDR:PORT`, with IPv6 in brackets. Port 0 lets the kernel choose. Raises `InvalidParameter`."""
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]*)):(\d{1,5})", text)
+    if match is None or int(match[3]) > 65535:
+        raise InvalidParameter({"listen": f"{text!r} is not ADDR:PORT"})
+    return match[1] or match[2] or "0.0.0.0", int(match[3])  # noqa: S104  an empty address means all, as everywhere

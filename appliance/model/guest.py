@@ -1,0 +1,256 @@
+"""Guests: identity, state, figures and the specifications an engine starts from.
+
+A *specification* is what a guest's configuration means: typed, complete, defaults filled in. Services make it from the
+PVE property strings (`services/guest_config.py`); engines read it and nothing else. *Resources* are the host's side of
+one start: opened volumes, tap devices, callbacks. Devices are matched between the two by slot ("scsi0", "net1").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NewType
+
+from appliance.model.volume import OpenedVolume
+
+GuestId = NewType("GuestId", int)
+"""PVE's VMID: 100 to 999999999, unique in the cluster over both kinds."""
+
+GUEST_ID_MIN, GUEST_ID_MAX = 100, 999_999_999
+
+
+class GuestKind(StrEnum):
+    """PVE's path words for a virtual machine and a container."""
+
+    QEMU = "qemu"
+    LXC = "lxc"
+
+    @property
+    def prefix(self) -> str:
+        """The word for messages: `vm 100`, `ct 101`."""
+        return "vm" if self is GuestKind.QEMU else "ct"
+
+
+class GuestState(StrEnum):
+    """The life of a guest on its node. The allowed moves are in `services/lifecycle.py`."""
+
+    STOPPED = "stopped"  # nothing of it runs
+    STARTING = "starting"  # resources are being made, the engine launches it
+    RUNNING = "running"  # its vCPUs or init process run
+    PAUSED = "paused"  # it exists in memory and does not execute
+    STOPPING = "stopping"  # an orderly or hard stop is under way, or its remains are being removed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestStats:
+    """Figures of one running guest. Counters rise since its start; times in seconds, sizes in bytes."""
+
+    cpu_seconds: float = 0.0
+    memory_bytes: int = 0
+    memory_max_bytes: int = 0
+    disk_read_bytes: int = 0
+    disk_write_bytes: int = 0
+    net_in_bytes: int = 0
+    net_out_bytes: int = 0
+    disk_used_bytes: int = 0
+    processes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NicSpec:
+    """A network interface. `slot` is "net0"; `model` is a VM's device ("virtio") or "veth"."""
+
+    slot: str
+    model: str
+    mac: str
+    bridge: str
+    firewall: bool = False
+    vlan: int | None = None
+    rate_mbyte_s: float | None = None
+    mtu: int | None = None
+    link_down: bool = False
+    queues: int = 1
+    # containers only: name inside, and addressing ("dhcp", "manual", "auto" or CIDR)
+    name: str = ""
+    ip: str = ""
+    gateway: str = ""
+    ip6: str = ""
+    gateway6: str = ""
+
+
+# --- virtual machines -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmDisk:
+    """A disk or CD-ROM. `slot` is "virtio0", "scsi1", "ide2", "sata0" or "efidisk0"; `volume` None is an empty drive."""
+
+    slot: str
+    volume: str | None
+    cdrom: bool = False
+    cloudinit: bool = False
+    cache: str = "none"
+    discard: bool = False
+    ssd: bool = False
+    iothread: bool = False
+    read_only: bool = False
+    serial: str = ""
+    size_bytes: int = 0
+
+    @property
+    def bus(self) -> str:
+        """ "virtio", "scsi", "ide", "sata" or "efidisk"."""
+        return self.slot.rstrip("0123456789")
+
+    @property
+    def index(self) -> int:
+        """The number in the slot's name."""
+        return int(self.slot[len(self.bus) :])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloudInitSpec:
+    """What the cloud-init drive tells the guest. `ip_configs` maps NIC index to "ip=dhcp" or "ip=CIDR,gw=…"."""
+
+    user: str = ""
+    password_hash: str = ""
+    ssh_keys: tuple[str, ...] = ()
+    ip_configs: Mapping[int, str] = field(default_factory=dict)
+    nameserver: str = ""
+    search_domain: str = ""
+    upgrade: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmSpec:
+    """A virtual machine, complete. Memory in MiB; `balloon_min_mib` None means no balloon device."""
+
+    guest_id: GuestId
+    name: str
+    uuid: str
+    engine: str = ""  # "", "qemu" or "native": "" lets the host choose
+    arch: str = "x86_64"  # or "aarch64"
+    machine: str = "i440fx"  # "i440fx", "q35" or "virt"
+    firmware: str = "seabios"  # or "ovmf"
+    accelerator: str = "auto"  # "auto", "kvm", "tcg"
+    cpu_model: str = ""
+    cpu_flags: tuple[str, ...] = ()
+    sockets: int = 1
+    cores: int = 1
+    vcpus: int = 1
+    cpu_limit: float = 0.0
+    cpu_units: int = 100
+    memory_mib: int = 512
+    balloon_min_mib: int | None = None
+    disks: tuple[VmDisk, ...] = ()
+    efi_disk: VmDisk | None = None
+    scsi_controller: str = "virtio-scsi-pci"
+    nics: tuple[NicSpec, ...] = ()
+    serials: tuple[int, ...] = ()
+    display: str = "std"  # "std", "virtio", "cirrus", "vmware", "none", "serial0"
+    boot_order: tuple[str, ...] = ()
+    rng: bool = False
+    agent: bool = False
+    acpi: bool = True
+    tablet: bool = True
+    local_time: bool = False
+    os_type: str = "other"
+    keyboard: str = ""
+    cloud_init: CloudInitSpec | None = None
+    extra_args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmResources:
+    """The host's side of one start of a VM, by slot. `taps` maps "net0" to an existing tap device's name."""
+
+    disks: Mapping[str, OpenedVolume] = field(default_factory=dict)
+    taps: Mapping[str, str] = field(default_factory=dict)
+
+
+# --- containers -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CtMount:
+    """A file system of a container. `slot` is "rootfs" or "mp0"; `path` is absolute inside ("/" for rootfs)."""
+
+    slot: str
+    volume: str
+    path: str
+    size_bytes: int = 0
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CtSpec:
+    """A container, complete. Ids 0…id_count-1 inside are id_base… outside (id_base 0: privileged)."""
+
+    guest_id: GuestId
+    hostname: str
+    arch: str = "amd64"
+    os_type: str = "debian"
+    id_base: int = 100_000
+    id_count: int = 65_536
+    cores: int | None = None
+    cpu_limit: float = 0.0
+    cpu_units: int = 100
+    memory_mib: int = 512
+    swap_mib: int = 512
+    root: CtMount
+    mounts: tuple[CtMount, ...] = ()
+    nics: tuple[NicSpec, ...] = ()
+    nameserver: str = ""
+    search_domain: str = ""
+    features: frozenset[str] = frozenset()  # "nesting", "keyctl", "fuse"
+    tty_count: int = 2
+    command: tuple[str, ...] = ()  # empty: /sbin/init
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CtResources:
+    """The host's side of one start of a container.
+
+    `volumes` maps "rootfs", "mp0" to opened volumes. `connect(pid)` is awaited once the container's namespaces exist
+    and before its first process runs: it moves the NICs into the network namespace of `pid`.
+    """
+
+    volumes: Mapping[str, OpenedVolume]
+    connect: Callable[[int], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CtCredentials:
+    """What is written into a new container's root file system. `password_hash` is a crypt(3) string."""
+
+    password_hash: str = ""
+    ssh_keys: tuple[str, ...] = ()
+
+
+# --- what an engine tells ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What an engine can do on this host. `available` maps a feature to True; `missing` maps one to the reason."""
+
+    engine: str
+    version: str
+    available: frozenset[str] = frozenset()
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def usable(self) -> bool:
+        """Whether the engine can start guests at all: "start" is available."""
+        return "start" in self.available
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitReason:
+    """Why a guest no longer runs. `kind` is "shutdown" (its own wish or an orderly stop), "stopped" (we killed it),
+    "reset" (asked for a restart), "crashed" (it or its engine died); `detail` is one line for people."""
+
+    kind: str
+    detail: str

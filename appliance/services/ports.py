@@ -1,0 +1,219 @@
+"""What services need from the layers below, as Protocols. Engines fulfil them structurally and import only `model`.
+
+Only values, file descriptors and callbacks cross these seams, so that an engine may later live in another process.
+Everything here runs on the loop; engines put blocking work into threads or helper processes themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from appliance.model.guest import (
+    Capabilities,
+    CtCredentials,
+    ExitReason,
+    GuestId,
+    GuestState,
+    GuestStats,
+    NicSpec,
+)
+from appliance.model.volume import ContentType, OpenedVolume, StorageUsage, VolumeFormat, VolumeId, VolumeInfo
+
+SpecT = TypeVar("SpecT", contravariant=True)
+ResourcesT = TypeVar("ResourcesT", contravariant=True)
+
+LogLine = Callable[[str], None]
+"""Takes one line for the task's log; never waits, never fails."""
+
+StateCallback = Callable[[GuestState, str], None]
+"""Told on the loop of each change of a running guest the engine notices by itself (paused, running, stopped, why)."""
+
+
+class ConsoleSource(Protocol):
+    """One attachment to a guest's console, held by the ConsoleHub for as long as the guest runs.
+
+    Bytes are the terminal's, unchanged. Not reading is back-pressure that an engine may pass to the guest.
+    """
+
+    def history(self) -> bytes:
+        """What the console said before this attachment (at most 64 KiB, the newest), from the engine's own log."""
+
+    async def read(self) -> bytes:
+        """The next bytes, at most 64 KiB; b"" when the console has ended."""
+
+    async def write(self, data: bytes) -> None:
+        """Type `data`. Raises `HostError` when the console is gone, `TimedOut` when the guest does not take it."""
+
+    async def resize(self, columns: int, rows: int) -> None:
+        """Tell the terminal's size; ignored where the console has none."""
+
+    async def close(self) -> None:
+        """Give up the attachment; the guest goes on."""
+
+
+class RunningGuest(Protocol):
+    """A guest that runs. Methods raise `GuestFault` or `HostError`; all are safe to call when it has just ended."""
+
+    @property
+    def guest_id(self) -> GuestId: ...
+
+    @property
+    def pid(self) -> int:
+        """The host's process id of its monitor or init."""
+
+    @property
+    def started_at(self) -> float:
+        """Epoch seconds, true also after `adopt`."""
+
+    @property
+    def state(self) -> GuestState:
+        """RUNNING, PAUSED or STOPPED, as the engine last saw it."""
+
+    async def wait(self) -> ExitReason:
+        """Return when nothing of it runs any more; any number of waiters."""
+
+    async def pause(self) -> None: ...
+
+    async def resume(self) -> None: ...
+
+    async def shutdown(self) -> None:
+        """Ask for an orderly shutdown (ACPI, SIGRTMIN+3 …) and return at once; `wait` tells when it is done."""
+
+    async def stop(self) -> None:
+        """End it by force, and return when it has ended and the engine has removed what it made for it."""
+
+    async def reset(self) -> None:
+        """Reset as by the button. Containers raise `Unsupported`."""
+
+    def console_names(self) -> Sequence[str]:
+        """ "serial0" … for VMs, "console" for containers."""
+
+    async def open_console(self, name: str) -> ConsoleSource:
+        """Attach. Raises `NotFound` for an unknown name."""
+
+    async def open_display(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A new RFB (VNC) connection, security type None. Raises `NotFound` where the guest has no display."""
+
+    async def stats(self) -> GuestStats: ...
+
+    async def resize_disk(self, slot: str, size_bytes: int) -> None:
+        """Tell the running guest that the disk in `slot` has grown to `size_bytes` (done after the volume has)."""
+
+    async def detach(self) -> None:
+        """Let go of it without stopping it: the appliance is going down, the guest is not."""
+
+
+class GuestEngine(Protocol[SpecT, ResourcesT]):
+    """Starts and finds guests of one kind."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def probe(self) -> Capabilities: ...
+
+    def refuse(self, spec: SpecT) -> Sequence[str]:
+        """Why this host's engine cannot run `spec`; empty when it can. Needs `probe` before."""
+
+    async def start(self, spec: SpecT, resources: ResourcesT, *, on_state: StateCallback, log: LogLine) -> RunningGuest:
+        """Start it; returns once it executes. After an error nothing of it is left. Raises `HostError`, `Unsupported`."""
+
+    async def adopt(self, spec: SpecT, *, on_state: StateCallback) -> RunningGuest | None:
+        """Find what still runs of this guest after a restart of the appliance; None, and remains removed, if nothing."""
+
+    async def running_ids(self) -> Sequence[GuestId]:
+        """Every guest of this engine that really runs on this host, known to the store or not."""
+
+    async def close(self) -> None:
+        """Give up everything but the guests."""
+
+
+class CtProvisioner(Protocol):
+    """The part of the container engine that writes into a new root file system. `spec` is a `CtSpec`."""
+
+    async def populate(
+        self, root: OpenedVolume, template: Path, *, id_base: int, credentials: CtCredentials, log: LogLine
+    ) -> None:
+        """Unpack `template` (tar, any compression) into the empty volume and set root's credentials.
+
+        Refuses archives with absolute names, `..`, links that lead out, or devices. Raises `UserError`, `HostError`;
+        the volume's content is undefined after an error (the caller deletes it).
+        """
+
+
+class VolumeBackend(Protocol):
+    """One storage. Each operation is atomic, or cleaned up by `recover` at the next start.
+
+    Raises `NotFound`, `Conflict`, `NoSpace`, `HostError`, `Unsupported`, always naming the volume.
+    """
+
+    @property
+    def storage_id(self) -> str: ...
+
+    @property
+    def content_types(self) -> frozenset[ContentType]: ...
+
+    async def recover(self) -> Sequence[str]:
+        """Remove what interrupted operations left; returns one line for each thing removed."""
+
+    async def create(
+        self, guest_id: GuestId, *, format: VolumeFormat, size_bytes: int, content: ContentType, label: str = "disk"
+    ) -> VolumeId:
+        """An empty volume `vm-ID-LABEL-N` (lowest free N) for a guest. `content` is IMAGES or ROOTDIR.
+
+        ROOTDIR with RAW is an ext4 file system of that size; with SUBVOL a directory.
+        """
+
+    async def clone(
+        self, source: OpenedVolume, guest_id: GuestId, *, format: VolumeFormat, full: bool, log: LogLine
+    ) -> VolumeId:
+        """A new volume for `guest_id` with the content of `source`; `full=False` makes a linked (copy-on-write) clone."""
+
+    async def resize(self, volume_id: VolumeId, size_bytes: int) -> None:
+        """Grow; shrinking is refused (`InvalidParameter`). For ROOTDIR/RAW the file system grows too (offline)."""
+
+    async def delete(self, volume_id: VolumeId) -> None: ...
+
+    async def open(self, volume_id: VolumeId) -> OpenedVolume:
+        """Check and describe the volume for an engine. A hostile image (external data file, backing file outside
+        the storage or not written by us) raises `InvalidParameter`."""
+
+    async def list(
+        self, content: ContentType | None = None, guest_id: GuestId | None = None
+    ) -> Sequence[VolumeInfo]: ...
+
+    async def info(self, volume_id: VolumeId) -> VolumeInfo: ...
+
+    async def usage(self) -> StorageUsage: ...
+
+    async def receive(
+        self, content: ContentType, name: str, chunks: AsyncIterator[bytes], *, checksum: tuple[str, str] | None
+    ) -> VolumeId:
+        """Store a stream as a file of `content` (iso, vztmpl, import, snippets). It appears only when whole and its
+        (algorithm, hex digest) matches. Raises `Conflict` if the name exists, `InvalidParameter` on a mismatch."""
+
+
+class NetworkBackend(Protocol):
+    """Bridges and guest ports of this host. What it makes carries its mark and is found again after a restart."""
+
+    async def check(self, nic: NicSpec) -> None:
+        """Raises `NotFound` for a missing bridge, `Unsupported` for what this kernel cannot (VLAN tag …)."""
+
+    async def plug_vm(self, guest_id: GuestId, nic: NicSpec) -> str:
+        """Make (or find) the tap device of this NIC, joined to its bridge with anti-spoofing; returns its name."""
+
+    async def plug_ct(self, guest_id: GuestId, nic: NicSpec, pid: int) -> None:
+        """Make the veth pair, join one end to the bridge, move the other into the net namespace of `pid` as `nic.name`."""
+
+    async def unplug(self, guest_id: GuestId) -> None:
+        """Remove every port of this guest; not an error when there is none."""
+
+    async def set_link(self, guest_id: GuestId, slot: str, *, up: bool) -> None: ...
+
+    async def leases(self) -> Mapping[str, str]:
+        """MAC (upper case) to IPv4 address of the DHCP leases on managed bridges."""
+
+    async def counters(self, guest_id: GuestId) -> tuple[int, int]:
+        """Bytes (in, out) as the guest sees them, summed over its ports; zeros when it has none."""
