@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from appliance.errors import HostError, UserError
+from appliance.errors import HostError, NoSpace, UserError
 
 VALUE_LIMIT_BYTES = 1 << 20
 KEY_LIMIT_BYTES = 512
@@ -24,6 +24,10 @@ TRANSACTION_LIMIT_OPERATIONS = 256
 
 class StoreError(HostError):
     """The store could not read or write (disk full, file damaged). Nothing of the transaction has happened."""
+
+
+class StoreFull(StoreError, NoSpace):
+    """The file system of the store is full. Nothing of the transaction has happened; later ones work once there is space."""
 
 
 class Compacted(UserError):
