@@ -27,7 +27,9 @@ class Config:
     listen_port: int
     node_name: str
     admin_password_file: Path | None = None
+    bridge: str = "vmbr0"
     log_format: str = "plain"
+    verbose: bool = False
     templates_dir: Path = REPOSITORY_ROOT / "templates"
     static_dir: Path = REPOSITORY_ROOT / "static"
 
@@ -42,6 +44,13 @@ def default_run_dir(data_dir: Path) -> Path:
 def default_node_name() -> str:
     """The host's name without its domain, in lower case."""
     return re.sub(r"[^a-z0-9-]", "-", socket.gethostname().split(".")[0].lower()).strip("-") or "localhost"
+
+
+def check_node_name(name: str) -> str:
+    """A node's name is a DNS label in lower case. Raises `InvalidParameter`."""
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name):
+        raise InvalidParameter({"node-name": f"{name!r} is not a host name without its domain, in lower case"})
+    return name
 
 
 def parse_listen(text: str) -> tuple[str, int]:

@@ -1,0 +1,90 @@
+"""`appliance serve`: settings from argv, one event loop, signals; what runs in it is built by `app.py`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvloop
+
+from appliance import config, log
+from appliance.app import App
+from appliance.errors import ApplianceError, InvalidParameter
+
+SWITCH_INTERVAL_S = 1e-4
+"""How long one Python thread may keep the interpreter from another: vCPU threads and the loop share it (ADR 0006)."""
+
+logger = logging.getLogger(__name__)
+
+
+def parse(arguments: Sequence[str]) -> config.Config:
+    """Settings of this process. Exits with 2 and usage on a wrong argument; raises `InvalidParameter` for bad values."""
+    parser = argparse.ArgumentParser(prog="appliance serve", description="Run the appliance in the foreground.")
+    parser.add_argument(
+        "--data-dir", type=Path, default=config.DEFAULT_DATA_DIR, metavar="DIR", help="default %(default)s"
+    )
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="sockets of running guests; default under /run")
+    parser.add_argument("--listen", default=config.DEFAULT_LISTEN, metavar="ADDR:PORT", help="default %(default)s")
+    parser.add_argument("--node-name", default=config.default_node_name(), metavar="NAME", help="default %(default)s")
+    parser.add_argument("--admin-password-file", type=Path, metavar="F", help="first start: admin@pve's password")
+    parser.add_argument("--bridge", default="vmbr0", metavar="NAME", help="the guests' bridge; default %(default)s")
+    parser.add_argument("--log-format", choices=("plain", "json"), default="plain")
+    parser.add_argument("--verbose", action="store_true", help="debug messages too")
+    options = parser.parse_args(arguments)
+    host, port = config.parse_listen(options.listen)
+    data_dir = options.data_dir.absolute()
+    return config.Config(
+        data_dir=data_dir,
+        run_dir=(options.run_dir or config.default_run_dir(data_dir)).absolute(),
+        listen_host=host,
+        listen_port=port,
+        node_name=config.check_node_name(options.node_name),
+        admin_password_file=options.admin_password_file,
+        bridge=options.bridge,
+        log_format=options.log_format,
+        verbose=options.verbose,
+    )
+
+
+async def serve(settings: config.Config) -> None:
+    """Run until SIGTERM or SIGINT. A second signal while stopping ends the waiting for guests' clean-ups at once."""
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    app = App(settings)
+    starting = loop.create_task(app.start(), name="start")
+    stop = loop.create_task(stopping.wait(), name="signal")
+    try:
+        await asyncio.wait((starting, stop), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            await starting
+            await stopping.wait()
+        else:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+    finally:
+        stop.cancel()
+        await app.close()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status: 0 after an orderly end, 1 when the start failed (the reason is on stderr), 2 for wrong arguments."""
+    try:
+        settings = parse(arguments)
+    except InvalidParameter as error:
+        sys.stderr.write(f"appliance: {error}\n")
+        return 2
+    log.setup(settings.log_format, level=logging.DEBUG if settings.verbose else logging.INFO)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    try:
+        uvloop.run(serve(settings))
+    except ApplianceError as error:
+        logger.error("cannot start: %s", error)
+        return 1
+    return 0

@@ -1,0 +1,309 @@
+"""The running side of guests: launch, supervise, end, and find again what runs. The stored side is `guest_records.py`.
+
+Each guest has one `GuestRuntime`. Its `state` changes only in `_set_state`. A supervisor task per running guest waits
+for its end and is the only place that cleans up after it, whoever caused the end; operations wait for `ended`.
+Operations that change a guest are called with its lock held; the supervisor needs no lock, so an end is never delayed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from appliance.clock import Clock
+from appliance.errors import ApplianceError, Conflict, TimedOut, Unsupported
+from appliance.events import EventBus, GuestStateChanged
+from appliance.model.guest import (
+    CtResources,
+    CtSpec,
+    ExitReason,
+    GuestId,
+    GuestKind,
+    GuestState,
+    GuestStats,
+    NicSpec,
+    VmResources,
+    VmSpec,
+)
+from appliance.model.volume import OpenedVolume, VolumeId
+from appliance.services import guest_config, lifecycle
+from appliance.services.console import ConsoleService
+from appliance.services.guest_lock import GuestLock
+from appliance.services.guest_records import StoredGuest
+from appliance.services.ports import GuestEngine, LogLine, NetworkBackend, RunningGuest
+from appliance.services.storage import StorageService
+from appliance.tasks import TaskScope
+
+log = logging.getLogger(__name__)
+
+CLEAN_UP_LIMIT_S = 60.0
+DEVICE_CALL_LIMIT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engines:
+    """The engines of this host. VMs try `vm` in order; the first that can run the specification does."""
+
+    vm: Sequence[GuestEngine[VmSpec, VmResources]]
+    ct: GuestEngine[CtSpec, CtResources]
+
+
+@dataclass(slots=True)
+class GuestRuntime:
+    """One guest in this process: what is stored, and what runs."""
+
+    stored: StoredGuest
+    lock: GuestLock
+    state: GuestState = GuestState.STOPPED
+    running: RunningGuest | None = None
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    overruled: asyncio.Event = field(default_factory=asyncio.Event)
+    stats: GuestStats | None = None
+    cpu_ratio: float = 0.0
+
+    @property
+    def guest_id(self) -> GuestId:
+        return self.stored.guest_id
+
+    @property
+    def kind(self) -> GuestKind:
+        return self.stored.kind
+
+    @property
+    def label(self) -> str:
+        """`vm 100`, for messages."""
+        return f"{self.kind.prefix} {self.guest_id}"
+
+
+class GuestRunner:
+    """Starts and ends guests through the engines, with their volumes and NICs."""
+
+    def __init__(
+        self,
+        *,
+        engines: Engines,
+        storage: StorageService,
+        network: NetworkBackend,
+        consoles: ConsoleService,
+        events: EventBus,
+        clock: Clock,
+        scope: TaskScope,
+    ) -> None:
+        self._engines = engines
+        self._storage = storage
+        self._network = network
+        self._consoles = consoles
+        self._events = events
+        self._clock = clock
+        self._scope = scope
+
+    # --- operations, each with the guest's lock held ----------------------------------------------------------------
+
+    async def launch(self, guest: GuestRuntime, log_line: LogLine) -> None:
+        """Start a stopped guest; returns once it executes. After an error it is stopped and nothing of it is left."""
+        lifecycle.require(lifecycle.Action.START, guest.kind, guest.guest_id, guest.state)
+        start = self._start_vm if guest.kind is GuestKind.QEMU else self._start_ct
+        guest.ended.clear()
+        guest.overruled.clear()
+        self._set_state(guest, GuestState.STARTING, "start")
+        try:
+            running = await start(guest, log_line)
+        except BaseException as error:
+            await asyncio.shield(self._clean_up(guest))
+            guest.ended.set()
+            self._set_state(guest, GuestState.STOPPED, f"start failed: {error}")
+            raise
+        await self._attach(guest, running)
+
+    async def shutdown(self, guest: GuestRuntime, *, timeout_s: float, force: bool, log_line: LogLine) -> None:
+        """Ask for an orderly end and wait. After `timeout_s`: end it by force, or raise `TimedOut` and let it run.
+
+        A stop asked for meanwhile overrules this at once (`Conflict` here, success there).
+        """
+        running = _running(guest)
+        guest.overruled.clear()
+        if guest.state is GuestState.PAUSED:
+            await running.resume()
+        await running.shutdown()
+        ended, overruled = asyncio.ensure_future(guest.ended.wait()), asyncio.ensure_future(guest.overruled.wait())
+        try:
+            await asyncio.wait((ended, overruled), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
+            overruled.cancel()
+        if guest.ended.is_set():
+            return
+        if guest.overruled.is_set():
+            raise Conflict(f"{guest.label}: shutdown overruled by a stop")
+        if not force:
+            raise TimedOut(f"{guest.label}: orderly shutdown", timeout_s)
+        log_line(f"no orderly shutdown within {timeout_s:g} s, stopping it")
+        await self.stop(guest)
+
+    async def stop(self, guest: GuestRuntime) -> None:
+        """End it by force and wait until it is cleaned up. Not an error when it has ended already."""
+        running = guest.running
+        if running is not None:
+            self._set_state(guest, GuestState.STOPPING, "stop")
+            await running.stop()
+        await self._wait_ended(guest)
+
+    async def reset(self, guest: GuestRuntime) -> None:
+        await _running(guest).reset()
+
+    async def pause(self, guest: GuestRuntime) -> None:
+        await _running(guest).pause()
+
+    async def resume(self, guest: GuestRuntime) -> None:
+        if guest.state is GuestState.PAUSED:
+            await _running(guest).resume()
+
+    # --- start and end of the appliance -------------------------------------------------------------------------------
+
+    async def adopt(self, guest: GuestRuntime) -> bool:
+        """Take over what still runs of `guest` after a restart of the appliance; whether anything does."""
+        guest.ended.set()
+        config = guest.stored.record.config
+        on_state = partial(self._engine_state, guest)
+        running: RunningGuest | None = None
+        if guest.kind is GuestKind.LXC:
+            running = await self._engines.ct.adopt(self._ct_spec(guest), on_state=on_state)
+        else:
+            spec = guest_config.to_vm_spec(guest.guest_id, config)
+            for engine in self._engines.vm:
+                running = await engine.adopt(spec, on_state=on_state)
+                if running is not None:
+                    break
+        if running is None:
+            await self._network.unplug(guest.guest_id)
+            return False
+        guest.ended.clear()
+        await self._attach(guest, running)
+        log.info("%s: found running, pid %d", guest.label, running.pid)
+        return True
+
+    async def running_ids(self) -> set[GuestId]:
+        """Every guest that runs on this host, whether defined or not."""
+        found: set[GuestId] = set(await self._engines.ct.running_ids())
+        for engine in self._engines.vm:
+            found.update(await engine.running_ids())
+        return found
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    async def _start_vm(self, guest: GuestRuntime, log_line: LogLine) -> RunningGuest:
+        spec = guest_config.to_vm_spec(guest.guest_id, guest.stored.record.config)
+        engine = self._choose(guest, spec)
+        await self._check_nics(spec.nics)
+        wanted = {disk.slot: disk.volume for disk in (*spec.disks, spec.efi_disk) if disk is not None and disk.volume}
+        disks = await self._open(wanted)
+        taps = {nic.slot: await self._network.plug_vm(guest.guest_id, nic) for nic in spec.nics}
+        resources = VmResources(disks=disks, taps=taps)
+        return await engine.start(spec, resources, on_state=partial(self._engine_state, guest), log=log_line)
+
+    async def _start_ct(self, guest: GuestRuntime, log_line: LogLine) -> RunningGuest:
+        spec = self._ct_spec(guest)
+        if reasons := self._engines.ct.refuse(spec):
+            raise Unsupported(f"{guest.label}: {'; '.join(reasons)}")
+        await self._check_nics(spec.nics)
+        volumes = await self._open({mount.slot: mount.volume for mount in (spec.root, *spec.mounts)})
+
+        async def connect(pid: int) -> None:
+            for nic in spec.nics:
+                await self._network.plug_ct(guest.guest_id, nic, pid)
+
+        resources = CtResources(volumes=volumes, connect=connect)
+        on_state = partial(self._engine_state, guest)
+        return await self._engines.ct.start(spec, resources, on_state=on_state, log=log_line)
+
+    def _choose(self, guest: GuestRuntime, spec: VmSpec) -> GuestEngine[VmSpec, VmResources]:
+        reasons: list[str] = []
+        for engine in self._engines.vm:
+            if spec.engine and engine.name != spec.engine:
+                continue
+            refused = engine.refuse(spec)
+            if not refused:
+                return engine
+            reasons += [f"{engine.name}: {reason}" for reason in refused]
+        raise Unsupported(f"{guest.label}: {'; '.join(reasons) or f'there is no engine {spec.engine!r} on this host'}")
+
+    def _ct_spec(self, guest: GuestRuntime) -> CtSpec:
+        record = guest.stored.record
+        return guest_config.to_ct_spec(guest.guest_id, record.config, id_base=record.id_base, id_count=record.id_count)
+
+    async def _open(self, volumes: Mapping[str, str]) -> dict[str, OpenedVolume]:
+        opened = await asyncio.gather(*(self._storage.open(VolumeId.parse(volume)) for volume in volumes.values()))
+        return dict(zip(volumes, opened, strict=True))
+
+    async def _check_nics(self, nics: Sequence[NicSpec]) -> None:
+        for nic in nics:
+            await self._network.check(nic)
+
+    async def _attach(self, guest: GuestRuntime, running: RunningGuest) -> None:
+        guest.running = running
+        self._set_state(guest, running.state if running.state is not GuestState.STOPPED else GuestState.RUNNING, "")
+        self._scope.start(self._supervise(guest, running), name=f"supervise {guest.label}")
+        await self._consoles.guest_started(running)
+
+    async def _supervise(self, guest: GuestRuntime, running: RunningGuest) -> None:
+        reason = await running.wait()
+        self._set_state(guest, GuestState.STOPPING, reason.detail)
+        if reason.kind == "crashed":
+            log.error("%s: %s", guest.label, reason.detail)
+        guest.running = None
+        guest.stats, guest.cpu_ratio = None, 0.0
+        await self._clean_up(guest)
+        self._set_state(guest, GuestState.STOPPED, reason.detail)
+        guest.ended.set()
+        if reason.kind == "reset":
+            await self._restart(guest, reason)
+
+    async def _restart(self, guest: GuestRuntime, reason: ExitReason) -> None:
+        """The guest asked for a reboot in a way that ended it (a container's `reboot`): start it again."""
+        async with guest.lock.hold(f"restart: {reason.detail}"):
+            if guest.state is not GuestState.STOPPED:
+                return
+            try:
+                await self.launch(guest, lambda line: log.info("%s: %s", guest.label, line))
+            except ApplianceError as error:
+                log.error("%s: restart failed: %s", guest.label, error)
+
+    async def _clean_up(self, guest: GuestRuntime) -> None:
+        """Give back everything but the engine's own, which it has removed. Failures are told, never raised."""
+        try:
+            async with asyncio.timeout(CLEAN_UP_LIMIT_S):
+                await self._consoles.guest_stopped(guest.guest_id)
+                await self._network.unplug(guest.guest_id)
+        except (ApplianceError, TimeoutError) as error:
+            log.error("%s: cleaning up: %s", guest.label, error)
+
+    async def _wait_ended(self, guest: GuestRuntime) -> None:
+        try:
+            async with asyncio.timeout(CLEAN_UP_LIMIT_S):
+                await guest.ended.wait()
+        except TimeoutError as error:
+            raise TimedOut(f"{guest.label}: waiting for its end", CLEAN_UP_LIMIT_S) from error
+
+    def _engine_state(self, guest: GuestRuntime, state: GuestState, reason: str) -> None:
+        """The engine noticed a change by itself. Ends are the supervisor's: it knows when the cleaning up is done."""
+        if guest.running is not None and state in (GuestState.RUNNING, GuestState.PAUSED):
+            self._set_state(guest, state, reason)
+
+    def _set_state(self, guest: GuestRuntime, new: GuestState, reason: str) -> None:
+        old = guest.state
+        if old is new or not lifecycle.can_move(old, new):
+            return
+        guest.state = new
+        log.info("%s: %s -> %s%s", guest.label, old.value, new.value, f" ({reason})" if reason else "")
+        self._events.publish(
+            GuestStateChanged(guest_id=guest.guest_id, kind=guest.kind, old=old, new=new, reason=reason)
+        )
+
+
+def _running(guest: GuestRuntime) -> RunningGuest:
+    if guest.running is None:
+        raise Conflict(f"{guest.kind.prefix.upper()} {guest.guest_id} not running")
+    return guest.running

@@ -1,0 +1,74 @@
+"""Samples running guests' figures in rounds; readers take the last ones and never wait for a guest."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from appliance.clock import Clock
+from appliance.errors import ApplianceError
+from appliance.events import EventBus, GuestStatsSampled
+from appliance.services.guest_runner import GuestRuntime
+from appliance.services.ports import NetworkBackend, RunningGuest
+
+log = logging.getLogger(__name__)
+
+ROUND_S = 5.0
+ONE_GUEST_LIMIT_S = 4.0
+AT_ONCE = 8
+
+
+class GuestSampler:
+    """One round every `ROUND_S`; a guest that does not answer in time keeps its old figures and delays nobody."""
+
+    def __init__(
+        self, guests: Callable[[], Iterable[GuestRuntime]], *, network: NetworkBackend, events: EventBus, clock: Clock
+    ) -> None:
+        self._guests = guests
+        self._network = network
+        self._events = events
+        self._clock = clock
+        self._cpu: dict[RunningGuest, tuple[float, float]] = {}
+
+    async def run(self) -> None:
+        """Sample for ever; ended by cancellation."""
+        while True:
+            await self.round()
+            await self._clock.sleep(ROUND_S)
+
+    async def round(self) -> None:
+        """Sample every running guest once, `AT_ONCE` at a time."""
+        running = [guest for guest in self._guests() if guest.running is not None]
+        slots = asyncio.Semaphore(AT_ONCE)
+
+        async def one(guest: GuestRuntime) -> None:
+            async with slots:
+                await self._sample(guest)
+
+        await asyncio.gather(*(one(guest) for guest in running))
+        alive = {guest.running for guest in running}
+        self._cpu = {key: value for key, value in self._cpu.items() if key in alive}
+        if running:
+            self._events.publish(GuestStatsSampled())
+
+    async def _sample(self, guest: GuestRuntime) -> None:
+        running = guest.running
+        if running is None:
+            return
+        try:
+            async with asyncio.timeout(ONE_GUEST_LIMIT_S):
+                stats = await running.stats()
+                received, sent = await self._network.counters(guest.guest_id)
+        except (ApplianceError, TimeoutError) as error:
+            log.debug("%s: no figures: %s", guest.label, error)
+            return
+        if guest.running is not running:
+            return
+        guest.stats = replace(stats, net_in_bytes=received, net_out_bytes=sent)
+        now = self._clock.monotonic()
+        before = self._cpu.get(running)
+        self._cpu[running] = (now, stats.cpu_seconds)
+        if before is not None and now > before[0]:
+            guest.cpu_ratio = max(0.0, (stats.cpu_seconds - before[1]) / (now - before[0]))

@@ -1,0 +1,194 @@
+"""The appliance as users run it: its own process, driven over HTTPS and websockets by clients nobody here wrote.
+
+Used by the demo, the end-to-end tests and the benchmarks. Every instance has its own data directory, port and bridge.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import urllib3
+from proxmoxer import ProxmoxAPI
+
+from appliance.config import default_run_dir
+from tests.demo.terminal import Terminal
+
+ROOT = Path(__file__).resolve().parent.parent
+START_LIMIT_S = 30.0
+STOP_LIMIT_S = 60.0
+TASK_LIMIT_S = 300.0
+
+
+class TaskFailed(Exception):
+    """A task ended with another status than OK; the text holds its log."""
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Appliance:
+    """One appliance process. As a context manager it is started, and at the end stopped and its directories removed."""
+
+    def __init__(
+        self,
+        home: Path | None = None,
+        *,
+        port: int | None = None,
+        bridge: str | None = None,
+        password: str | None = None,
+    ) -> None:
+        self._own_home = home is None
+        self.home = home or Path(tempfile.mkdtemp(prefix="appliance-"))
+        self.port = port or free_port()
+        self.bridge = bridge or f"ab{secrets.token_hex(3)}"
+        self.password = password or secrets.token_urlsafe(12)
+        self.data_dir = self.home / "data"
+        self.run_dir = default_run_dir(self.data_dir)
+        self.log_path = self.home / "appliance.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.listen_s = 0.0
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+
+    def start(self, *extra: str) -> None:
+        """Start it and wait for systemd's READY=1; raises `RuntimeError` with its log when it ends instead."""
+        password_file = self.home / "password"
+        password_file.touch(0o600)
+        password_file.write_text(self.password + "\n")
+        notify = self.home / "notify"
+        notify.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, self.log_path.open("ab") as log:
+            ready.bind(str(notify))
+            ready.settimeout(0.5)
+            began = time.monotonic()
+            argv = [sys.executable, "-m", "appliance", "serve", "--data-dir", str(self.data_dir)]
+            argv += ["--listen", f"127.0.0.1:{self.port}", "--bridge", self.bridge]
+            argv += ["--admin-password-file", str(password_file), *extra]
+            self.process = subprocess.Popen(
+                argv, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                env={**os.environ, "NOTIFY_SOCKET": str(notify)},
+            )  # fmt: skip
+            while True:
+                try:
+                    if b"READY=1" in ready.recv(4096):
+                        break
+                except TimeoutError:
+                    pass
+                if self.process.poll() is not None or time.monotonic() - began > START_LIMIT_S:
+                    self.kill()
+                    raise RuntimeError(f"the appliance did not start:\n{self.log_tail()}")
+            self.listen_s = time.monotonic() - began
+
+    def stop(self) -> int:
+        """SIGTERM, and its exit status. Guests that run go on."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(STOP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return -int(signal.SIGKILL)
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def log_tail(self, size: int = 4000) -> str:
+        """The newest of its log."""
+        return self.log_path.read_text(errors="replace")[-size:]
+
+    def __enter__(self) -> Appliance:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self.process is not None and self.process.poll() is None:
+                if error is not None:
+                    self._stop_all_guests()
+                self.stop()
+        finally:
+            if self._own_home:
+                shutil.rmtree(self.home, ignore_errors=True)
+            shutil.rmtree(self.run_dir, ignore_errors=True)
+
+    # --- as a client --------------------------------------------------------------------------------------------------
+
+    def api(self, *, timeout_s: int = 60) -> Any:
+        """proxmoxer, logged in as admin@pve."""
+        return ProxmoxAPI(
+            "127.0.0.1", port=self.port, user="admin@pve", password=self.password, verify_ssl=False, timeout=timeout_s
+        )
+
+    def node(self, api: Any) -> Any:
+        """proxmoxer's resource of the only node."""
+        return api.nodes(self.node_name(api))
+
+    def node_name(self, api: Any) -> str:
+        return str(api.nodes.get()[0]["node"])
+
+    def finish(self, api: Any, upid: str, *, limit_s: float = TASK_LIMIT_S) -> str:
+        """Wait for a task and return its exit status; raises `TaskFailed` with its log unless OK or with warnings."""
+        node = self.node(api)
+        deadline = time.monotonic() + limit_s
+        while (status := node.tasks(upid).status.get())["status"] != "stopped":
+            if time.monotonic() > deadline:
+                raise TaskFailed(f"{upid} still runs after {limit_s:g} s")
+            time.sleep(0.1)
+        if status["exitstatus"] != "OK" and not status["exitstatus"].startswith("WARNINGS"):
+            lines = "\n".join(row["t"] for row in node.tasks(upid).log.get(limit=100))
+            raise TaskFailed(f"{upid}: {status['exitstatus']}\n{lines}")
+        return str(status["exitstatus"])
+
+    def terminal(self, api: Any, path: str) -> Terminal:
+        """A console of "qemu/100" or "lxc/101"."""
+        node = self.node_name(api)
+        guest = api.nodes(node)(path)
+        ticket, _ = api.get_tokens()
+        headers = {"Cookie": f"PVEAuthCookie={ticket}"}
+        return Terminal(guest, node=node, path=path, port=self.port, auth=headers)
+
+    def upload(self, api: Any, path: Path, content: str, filename: str) -> str:
+        """Upload a file to storage `local`; its volume id."""
+        with path.open("rb") as file:
+            upid = self.node(api).storage("local").upload.post(content=content, filename=_Renamed(file, filename))
+        self.finish(api, upid)
+        return f"local:{content}/{filename}"
+
+    def _stop_all_guests(self) -> None:
+        """After a failure: end what may still run, so that nothing is left on the host."""
+        try:
+            api = self.api()
+            for row in api.cluster.resources.get(type="vm"):
+                if row["status"] != "stopped":
+                    self.finish(api, api.nodes(row["node"])(row["id"]).status.stop.post(), limit_s=60)
+        except Exception as error:  # noqa: BLE001  the first failure is the one to report
+            sys.stderr.write(f"while stopping guests: {error}\n")
+
+
+class _Renamed:
+    """A file under another name: proxmoxer sends `file.name`."""
+
+    def __init__(self, file: Any, name: str) -> None:
+        self._file, self.name = file, name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._file, attribute)
