@@ -1,0 +1,64 @@
+"""Guest configuration: PVE's flat keys and property strings on one side, typed specifications on the other. Pure.
+
+    request --parse--> texts in normal form --plan_update / create_config--> texts to store
+    stored texts --to_vm_spec / to_ct_spec--> what an engine starts        --masked--> what a client may read
+
+`values` and `formats` check single values, `property_string` the comma-separated ones; `vm_schema`, `vm_devices` and
+`ct_schema` are the tables of every key of PVE 9; `volumes` and `disks` say which volume a disk means and what is still
+to be made; `boot` the boot order; `privileges` who may change what. No I/O anywhere (a clear password is hashed by
+libcrypt: hash it before, in a thread).
+"""
+
+from appliance.services.guest_config.boot import boot_order
+from appliance.services.guest_config.changes import (
+    UpdatePlan,
+    check_digest,
+    clone_config,
+    create_config,
+    fill_macs,
+    free_unused_slot,
+    plan_update,
+)
+from appliance.services.guest_config.ct_spec import to_ct_spec
+from appliance.services.guest_config.disks import (
+    DiskConfig,
+    disk_bytes,
+    disks,
+    is_disk_slot,
+    owned_volumes,
+    parse_disk,
+    print_disk,
+    referenced_volumes,
+)
+from appliance.services.guest_config.formats import ssh_key_lines
+from appliance.services.guest_config.parsing import (
+    applied_live,
+    digest,
+    key_table,
+    masked,
+    parse,
+    parse_one,
+    print_one,
+)
+from appliance.services.guest_config.passwords import PASSWORD_MASK, as_password_hash, hash_password
+from appliance.services.guest_config.property_string import PropertySchema
+from appliance.services.guest_config.sizes import format_size, parse_size, resize_target
+from appliance.services.guest_config.vm_spec import boot_slots, to_vm_spec
+from appliance.services.guest_config.volumes import (
+    Allocate,
+    CloudInitDrive,
+    EmptyTray,
+    Existing,
+    Import,
+    VolumeRef,
+    parse_volume,
+)
+
+__all__ = [
+    "PASSWORD_MASK", "Allocate", "CloudInitDrive", "DiskConfig", "EmptyTray", "Existing", "Import", "PropertySchema",
+    "UpdatePlan", "VolumeRef", "applied_live", "as_password_hash", "boot_order", "boot_slots", "check_digest",
+    "clone_config", "create_config", "digest", "disk_bytes", "disks", "fill_macs", "format_size", "free_unused_slot",
+    "hash_password", "is_disk_slot", "key_table", "masked", "owned_volumes", "parse", "parse_disk", "parse_one",
+    "parse_size", "parse_volume", "plan_update", "print_disk", "print_one", "referenced_volumes", "resize_target",
+    "ssh_key_lines", "to_ct_spec", "to_vm_spec",
+]  # fmt: skip

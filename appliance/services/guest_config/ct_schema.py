@@ -1,0 +1,128 @@
+"""Every configuration key of a container, as in PVE 9. What cannot be honoured is refused by name."""
+
+from __future__ import annotations
+
+from appliance.services.guest_config import formats
+from appliance.services.guest_config.property_string import PropertySchema
+from appliance.services.guest_config.schema import KeyTable
+from appliance.services.guest_config.values import Value, boolean, choice, integer, number, unsupported
+from appliance.services.guest_config.vm_schema import key, refused, written_by_us
+from appliance.services.guest_config.volumes import volume_text
+
+OS_TYPES = (
+    "debian", "devuan", "ubuntu", "centos", "fedora", "opensuse", "archlinux", "alpine", "gentoo", "nixos", "unmanaged",
+)  # fmt: skip
+LOCKS = (
+    "backup", "create", "destroyed", "disk", "fstrim", "migrate", "mounted", "rollback", "snapshot", "snapshot-delete",
+)  # fmt: skip
+_TEXT = r"[^\x00-\x08\x10-\x1F\x7F]"
+_ENV_VALUE = rf"\w+={_TEXT}*"
+
+_MOUNT = {
+    "volume": Value(
+        description="The volume, or how to make it (`STORAGE:SIZE_GIB`).", max_length=512, check=volume_text
+    ),
+    "acl": boolean("POSIX access control lists.", works=("1",)),
+    "mountoptions": unsupported("Extra mount options."),
+    "quota": boolean("User quotas inside the container.", works=("0",)),
+    "replicate": boolean("Whether replication jobs include the volume.", default="1"),
+    "ro": boolean("Read-only."),
+    "shared": boolean("The volume is reachable from all nodes under this name.", default="0"),
+    "size": Value(description="The volume's size; informational, written by the appliance.", check=formats.disk_size),
+}
+ROOTFS = PropertySchema(fields=_MOUNT, default_key="volume", required=("volume",))
+MOUNT_POINT = PropertySchema(
+    fields={
+        **_MOUNT,
+        "mp": Value(description="Path inside the container.", max_length=1024, check=formats.mount_path),
+        "backup": boolean("Whether backups include the volume."),
+        "keepattrs": boolean("Keep the attributes of the path mounted over.", default="0", works=("0",)),
+    },
+    default_key="volume",
+    required=("volume", "mp"),
+)
+UNUSED = PropertySchema(
+    fields={"volume": Value(description="The volume.", max_length=512, check=formats.volume_id)},
+    default_key="volume",
+    required=("volume",),
+)
+NIC = PropertySchema(
+    fields={
+        "name": Value(description="Name inside the container.", pattern=r"[a-zA-Z0-9_][-.\w]{0,14}", max_length=15),
+        "bridge": Value(description="Bridge to join.", pattern=r"[a-zA-Z0-9_][-.\w]{0,14}", max_length=15),
+        "hwaddr": Value(description="MAC address; generated when absent.", check=formats.mac_address),
+        "ip": Value(description="IPv4 address with prefix, dhcp or manual.", check=formats.ip_config),
+        "gw": Value(description="IPv4 gateway.", check=formats.ipv4),
+        "ip6": Value(description="IPv6 address with prefix, auto, dhcp or manual.", check=formats.ip6_config),
+        "gw6": Value(description="IPv6 gateway.", check=formats.ipv6),
+        "firewall": boolean("Whether the interface is protected by the firewall."),
+        "host-managed": boolean("Whether the host configures the address.", works=("0",)),
+        "link_down": boolean("Whether the cable is pulled."),
+        "mtu": integer("MTU.", minimum=64, maximum=65535),
+        "rate": number("Limit in megabytes per second.", minimum=0),
+        "tag": integer("VLAN id.", minimum=1, maximum=4094),
+        "trunks": unsupported("VLAN ids passed through tagged."),
+        "type": choice("veth", description="Kind of interface.", default="veth"),
+    },
+    required=("name",),
+)
+FEATURES = PropertySchema(
+    fields={
+        "nesting": boolean("Allow containers inside.", default="0"),
+        "keyctl": boolean("Allow the keyctl system calls.", default="0"),
+        "fuse": boolean("Allow FUSE file systems.", default="0"),
+        "mknod": boolean("Allow making device nodes.", default="0", works=("0",)),
+        "force_rw_sys": boolean("Mount /sys writable.", default="0", works=("0",)),
+        "mount": unsupported("File systems the container may mount."),
+    },
+)
+
+_GENERAL = (
+    key("hostname", "Options", Value(description="Host name inside (default CT and the id).", check=formats.dns_name)),
+    key("description", "Options", Value(description="Notes, in Markdown.", lines=True), live=True),
+    key("tags", "Options", Value(description="Tags, separated by semicolons.", check=formats.tags), live=True),
+    key("onboot", "Options", boolean("Start it when the host starts.", default="0"), live=True),
+    key("startup", "Options", Value(description="Order and delays of starting and stopping with the host.",
+        check=formats.startup), live=True),
+    key("protection", "Options", boolean("Refuse to remove the container and its volumes.", default="0"), live=True),
+    key("template", "Options", boolean("Whether it is a template: never started, only cloned.", default="0")),
+    key("lock", "", choice(*LOCKS, description="Marks an operation under way; clears with delete=lock."), live=True),
+    key("ostype", "Options", choice(*OS_TYPES, description="Distribution inside (default debian).", default="debian")),
+    key("arch", "Options", choice("amd64", "i386", "arm64", "armhf", "riscv32", "riscv64", default="amd64",
+        description="Architecture inside.")),
+    key("unprivileged", "", boolean("Whether root inside is an ordinary user outside. Default 1 on this appliance "
+        "(PVE: 0); 0 needs Sys.Modify on /.", default="1")),
+    key("features", "", FEATURES, "Extra abilities; all but nesting need Sys.Modify on /."),
+    key("tty", "Options", integer("Number of terminals.", minimum=0, maximum=6, default="2")),
+    key("console", "Options", boolean("Whether there is a console.", default="1", works=("1",))),
+    key("cmode", "Options", choice("shell", "console", "tty", default="tty", works=("tty", "console"),
+        description="What the console attaches to.")),
+    key("debug", "Options", boolean("More messages; a hint.", default="0")),
+    key("entrypoint", "Options", Value(description="Command run as the first process.", default="/sbin/init",
+        pattern=rf"{_TEXT}+")),
+    key("env", "Options", Value(description="Environment of the first process: NAME=VALUE, separated by NUL.",
+        pattern=rf"{_ENV_VALUE}(\0{_ENV_VALUE})*", max_length=65536)),
+    written_by_us("parent", "The snapshot this state comes from."),
+    written_by_us("snaptime", "When the snapshot was taken."),
+)  # fmt: skip
+
+_RESOURCES = (
+    key("memory", "Memory", integer("Memory in MiB.", minimum=16, maximum=16 << 20, default="512")),
+    key("swap", "Memory", integer("Swap in MiB.", minimum=0, maximum=16 << 20, default="512")),
+    key("cores", "CPU", integer("CPUs inside; all of the host's when absent.", minimum=1, maximum=8192)),
+    key("cpulimit", "CPU", number("Limit of CPU time, in CPUs; 0 for none.", minimum=0, maximum=8192, default="0")),
+    key("cpuunits", "CPU", integer("Weight of CPU time.", minimum=0, maximum=500000, default="100")),
+    key("nameserver", "Network", Value(description="DNS servers (default: the host's).", check=formats.ip_addresses)),
+    key("searchdomain", "Network", Value(description="DNS search domains.", check=formats.dns_names)),
+    key("rootfs", "Disk", ROOTFS, "Volume of the root file system.", reprint=True),
+)
+_FAMILIES = (
+    key("mp", "Disk", MOUNT_POINT, "A volume mounted inside.", count=256, reprint=True),
+    key("unused", "Disk", UNUSED, "A volume of this container nothing mounts.", count=256, reprint=True),
+    key("net", "Network", NIC, "Network interface.", count=32, reprint=True),
+    refused("dev", "", "A device of the host.", count=256),
+    refused("hookscript", "Options", "Script run at the container's changes of state."),
+    refused("timezone", "Options", "Time zone inside."),
+)
+
+CT_KEYS = KeyTable((*_GENERAL, *_RESOURCES, *_FAMILIES))

@@ -1,0 +1,114 @@
+"""Which volume a disk key means: one that exists, one to be made, a cloud-init drive, or an empty tray.
+
+    local:100/vm-100-disk-0.qcow2     Existing          local:iso/debian.iso,media=cdrom
+    local:8                           Allocate          8 GiB on storage `local` (decimals allowed)
+    local:0,import-from=local:import/x.qcow2   Import   a copy of that volume
+    local:cloudinit                   CloudInitDrive    generated from the ci* keys
+    none   cdrom                      EmptyTray         a CD-ROM drive without a disc
+
+Paths on the host are refused: a volume belongs to a storage, which answers for who may use it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from appliance.model.volume import VolumeId
+from appliance.services.guest_config.formats import volume_id
+from appliance.services.guest_config.sizes import GIB, SIZE_LIMIT_BYTES, format_size
+from appliance.services.guest_config.values import NOT_SUPPORTED, shorten
+
+_ALLOCATE = re.compile(r"([a-zA-Z][a-zA-Z0-9_.-]{0,99}):([0-9]{1,9})(\.[0-9]{1,9})?")
+_CLOUDINIT_REQUEST = re.compile(r"([a-zA-Z][a-zA-Z0-9_.-]{0,99}):cloudinit")
+_CLOUDINIT_VOLUME = re.compile(r"(?:[0-9]+/)?vm-[0-9]+-cloudinit(?:\.[a-z0-9]+)?")
+_OWNED = re.compile(r"(?:vm|subvol|base|basevol)-([0-9]{1,9})-.+")
+
+
+@dataclass(frozen=True, slots=True)
+class Existing:
+    """A volume by name."""
+
+    volume_id: VolumeId
+
+    @property
+    def is_cloudinit(self) -> bool:
+        """Whether it is a generated cloud-init drive."""
+        return _CLOUDINIT_VOLUME.fullmatch(self.volume_id.name) is not None
+
+    @property
+    def owner(self) -> int | None:
+        """The guest a disk's name says it belongs to; None for ISO images and other files."""
+        match = _OWNED.fullmatch(self.volume_id.name.rpartition("/")[2])
+        return int(match[1]) if match else None
+
+
+@dataclass(frozen=True, slots=True)
+class Allocate:
+    """A new, empty volume of `size_bytes` on `storage`."""
+
+    storage: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """A new volume on `storage` with the content of `source`."""
+
+    storage: str
+    source: VolumeId
+
+
+@dataclass(frozen=True, slots=True)
+class CloudInitDrive:
+    """A cloud-init drive to be made on `storage`."""
+
+    storage: str
+
+
+@dataclass(frozen=True, slots=True)
+class EmptyTray:
+    """No volume: `none`, or `cdrom` (the host's drive in PVE, always empty here)."""
+
+
+VolumeRef = Existing | Allocate | Import | CloudInitDrive | EmptyTray
+
+
+def parse_volume(text: str, *, import_from: str = "") -> VolumeRef:
+    """What `text` (the `file` or `volume` of a disk) means. Raises `ValueError`."""
+    if text in ("none", "cdrom"):
+        return EmptyTray()
+    if text.startswith("/"):
+        raise ValueError(f"'{shorten(text)}': paths on the host are {NOT_SUPPORTED}, use a volume of a storage")
+    if match := _CLOUDINIT_REQUEST.fullmatch(text):
+        return CloudInitDrive(match[1])
+    if match := _ALLOCATE.fullmatch(text):
+        fraction = int(match[3][1:]) * GIB // 10 ** (len(match[3]) - 1) if match[3] else 0
+        return _new(match[1], int(match[2]) * GIB + fraction, import_from)
+    if import_from:
+        raise ValueError(f"import-from needs STORAGE:0 as volume, not '{shorten(text)}'")
+    return Existing(VolumeId.parse(volume_id(text)))
+
+
+def _new(storage: str, size_bytes: int, import_from: str) -> VolumeRef:
+    if import_from:
+        return Import(storage, VolumeId.parse(volume_id(import_from)))
+    if size_bytes <= 0:
+        raise ValueError(f"a new volume on '{storage}' needs a size above 0 (in GiB)")
+    if size_bytes > SIZE_LIMIT_BYTES:
+        raise ValueError(f"a new volume may have at most {format_size(SIZE_LIMIT_BYTES)}")
+    return Allocate(storage, size_bytes)
+
+
+def volume_text(text: str) -> str:
+    """Check of the `file` key alone (the request as a whole is checked with its `import-from`)."""
+    if not text.endswith(":0"):
+        parse_volume(text)
+    return text
+
+
+def import_source(text: str) -> str:
+    """Check of `import-from`: a volume, never a path."""
+    if text.startswith("/"):
+        raise ValueError(f"importing from paths on the host is {NOT_SUPPORTED}: upload to an import storage first")
+    return volume_id(text)
