@@ -1,0 +1,303 @@
+"""Creating, cloning and destroying guests, and undoing or finishing what a crash interrupted.
+
+The record comes first and goes last. It reserves the VMID (and a container's id range) by transaction before the task
+starts, marked `busy`; whatever happens then, either the whole guest is there, or record and volumes are gone again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from appliance.clock import Clock
+from appliance.errors import ApplianceError, Conflict, InvalidParameter
+from appliance.events import EventBus, GuestListChanged
+from appliance.model.guest import CtCredentials, GuestId, GuestKind, GuestState
+from appliance.model.volume import VolumeId
+from appliance.services import guest_config, lifecycle
+from appliance.services.guest_inventory import GuestInventory
+from appliance.services.guest_records import GuestRecord
+from appliance.services.guest_runner import GuestRunner, GuestRuntime
+from appliance.services.guest_volumes import GuestVolumes, Made, owned
+from appliance.services.ports import CtProvisioner
+from appliance.services.storage import StorageService
+from appliance.services.tasks import TaskHandle, TaskService
+
+log = logging.getLogger(__name__)
+
+Work = Callable[[TaskHandle], Awaitable[None]]
+
+
+class GuestCreation:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        *,
+        inventory: GuestInventory,
+        runner: GuestRunner,
+        volumes: GuestVolumes,
+        storage: StorageService,
+        provisioner: CtProvisioner,
+        tasks: TaskService,
+        events: EventBus,
+        clock: Clock,
+        node: str,
+        new_mac: Callable[[frozenset[str]], str],
+    ) -> None:
+        self._inventory = inventory
+        self._runner = runner
+        self._volumes = volumes
+        self._storage = storage
+        self._provisioner = provisioner
+        self._tasks = tasks
+        self._events = events
+        self._clock = clock
+        self._node = node
+        self._new_mac = new_mac
+
+    async def create(
+        self,
+        kind: GuestKind,
+        guest_id: GuestId,
+        params: Mapping[str, object],
+        *,
+        user: str,
+        start: bool,
+        template: str | None,
+        password: str | None,
+        ssh_keys: Sequence[str],
+    ) -> str:
+        """Check everything that can be checked, reserve the VMID, and make the guest in a task. Returns its UPID."""
+        parsed = await asyncio.to_thread(guest_config.parse, kind, params)
+        config = guest_config.create_config(
+            kind, guest_id, self._with_macs(kind, parsed), new_uuid=uuid.uuid4, now=self._clock.now()
+        )
+        archive: VolumeId | None = None
+        credentials = CtCredentials(ssh_keys=tuple(ssh_keys))
+        if kind is GuestKind.LXC:
+            if not template:
+                raise InvalidParameter({"ostemplate": "property is missing and it is not optional"})
+            archive = VolumeId.parse(template)
+            await self._storage.resolve_template(archive)
+            if password:
+                hashed = await asyncio.to_thread(_hash, password)
+                credentials = CtCredentials(password_hash=hashed, ssh_keys=tuple(ssh_keys))
+            config.setdefault("rootfs", "local:4")
+        self._check(kind, guest_id, config)
+        guest = await self._reserve(kind, guest_id, config)
+
+        async def work(task: TaskHandle) -> None:
+            async with guest.lock.hold("create", log=task.log):
+                made = await self._build(guest, config, archive, credentials, task)
+                await self._publish_made(guest, made)
+                if start:
+                    await self._runner.launch(guest, task.log)
+
+        return await self._run(guest, lifecycle_task(kind, "create"), user, work)
+
+    async def clone(
+        self,
+        kind: GuestKind,
+        source_id: GuestId,
+        new_id: GuestId,
+        *,
+        name: str | None,
+        full: bool,
+        storage: str | None,
+        user: str,
+    ) -> str:
+        """A copy under a new VMID. A linked clone needs a template; a running guest cannot be cloned. Returns the UPID."""
+        source = self._inventory.get(source_id, kind)
+        if not full and not self._inventory.summary(source).template:
+            raise Conflict(f"{source.label}: linked clones are made of templates only")
+        config = self._clone_config(source, new_id, name)
+        guest = await self._reserve(kind, new_id, config)
+
+        async def work(task: TaskHandle) -> None:
+            async with source.lock.hold(f"clone to {new_id}", log=task.log), guest.lock.hold("create"):
+                if source.state is not GuestState.STOPPED:
+                    raise Conflict(f"{source.label} is running: shut it down before it is cloned")
+                made = await self._undoing(
+                    guest,
+                    self._volumes.clone(kind, new_id, config, full=full, storage=storage, log_line=task.log),
+                )
+                await self._publish_made(guest, made)
+
+        return await self._run(guest, lifecycle_task(kind, "clone"), user, work, object_id=source_id)
+
+    async def destroy(self, kind: GuestKind, guest_id: GuestId, *, user: str) -> str:
+        """Remove a stopped guest and the volumes named for it. Returns the UPID."""
+        guest = self._inventory.get(guest_id, kind)
+        self._check_destroyable(guest)
+
+        async def work(task: TaskHandle) -> None:
+            async with guest.lock.hold(f"destroy by {user}", log=task.log):
+                self._check_destroyable(guest)
+                await self._inventory.table.replace(guest.stored, busy="destroy")
+                for problem in await self._finish_destroy(guest, task.log):
+                    task.warn(problem)
+
+        return await self._tasks.run(
+            lifecycle.task_type(lifecycle.Action.DESTROY, kind), object_id=str(guest_id), user=user, work=work
+        )
+
+    async def recover(self) -> None:
+        """Undo creations and finish removals that a crash interrupted. Called before guests are adopted."""
+        for guest in list(self._inventory):
+            record = guest.stored.record
+            try:
+                if record.busy == "create":
+                    log.warning("%s: its creation was interrupted, undoing it", guest.label)
+                    await self._undo(guest)
+                elif record.busy == "destroy":
+                    log.warning("%s: its removal was interrupted, finishing it", guest.label)
+                    await self._finish_destroy(guest, log.info)
+            except ApplianceError as error:
+                log.error("%s: %s", guest.label, error)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _with_macs(self, kind: GuestKind, config: Mapping[str, str]) -> dict[str, str]:
+        return guest_config.fill_macs(kind, config, self._mac_source())
+
+    def _mac_source(self) -> Callable[[], str]:
+        used = set(self._inventory.macs())
+
+        def new() -> str:
+            mac = self._new_mac(frozenset(used))
+            used.add(mac.upper())
+            return mac
+
+        return new
+
+    def _clone_config(self, source: GuestRuntime, new_id: GuestId, name: str | None) -> dict[str, str]:
+        return guest_config.clone_config(
+            source.kind,
+            source.guest_id,
+            source.stored.record.config,
+            name=guest_config.parse(source.kind, {_name_key(source.kind): name}).popitem()[1] if name else None,
+            new_uuid=uuid.uuid4,
+            new_mac=self._mac_source(),
+            now=self._clock.now(),
+        )
+
+    def _check(self, kind: GuestKind, guest_id: GuestId, config: Mapping[str, str]) -> None:
+        """The configuration as a whole makes a guest."""
+        if kind is GuestKind.QEMU:
+            guest_config.to_vm_spec(guest_id, config)
+        else:
+            guest_config.to_ct_spec(guest_id, config, id_base=0, id_count=65_536)
+
+    def _check_destroyable(self, guest: GuestRuntime) -> None:
+        lifecycle.require(lifecycle.Action.DESTROY, guest.kind, guest.guest_id, guest.state)
+        if self._inventory.summary(guest).protection:
+            raise Conflict(f"can't remove {guest.label} - protection mode enabled")
+
+    async def _reserve(self, kind: GuestKind, guest_id: GuestId, config: Mapping[str, str]) -> GuestRuntime:
+        foreign = [str(volume) for volume in await self._volumes.of_guest(guest_id)]
+        record = GuestRecord(
+            guest_id=guest_id,
+            kind=kind.value,
+            node=self._node,
+            config=dict(config),
+            created_at=self._clock.now(),
+            busy="create",
+            foreign_volumes=foreign,
+        )
+        own_ids = kind is GuestKind.LXC and config.get("unprivileged") == "1"
+        guest = self._inventory.add(await self._inventory.table.insert(record, own_id_range=own_ids))
+        self._tell(guest, exists=True)
+        return guest
+
+    async def _build(
+        self,
+        guest: GuestRuntime,
+        config: Mapping[str, str],
+        archive: VolumeId | None,
+        credentials: CtCredentials,
+        task: TaskHandle,
+    ) -> Made:
+        async def build() -> Made:
+            made = await self._volumes.make(
+                guest.kind,
+                guest.guest_id,
+                config,
+                in_use=self._inventory.volumes_of_others(guest.guest_id),
+                log_line=task.log,
+            )
+            if archive is not None:
+                await self._provisioner.populate(
+                    await self._volumes.open_root(made.config),
+                    await self._storage.resolve_template(archive),
+                    id_base=guest.stored.record.id_base,
+                    credentials=credentials,
+                    log=task.log,
+                )
+            return made
+
+        return await self._undoing(guest, build())
+
+    async def _undoing(self, guest: GuestRuntime, making: Awaitable[Made]) -> Made:
+        """Await `making`; whatever goes wrong, the half-made guest is gone before the error goes on."""
+        try:
+            return await making
+        except BaseException:
+            await asyncio.shield(self._undo(guest))
+            raise
+
+    async def _undo(self, guest: GuestRuntime) -> None:
+        foreign = {VolumeId.parse(text) for text in guest.stored.record.foreign_volumes}
+        ours = [volume for volume in await self._volumes.of_guest(guest.guest_id) if volume not in foreign]
+        await self._volumes.remove(ours, log.info)
+        await self._forget(guest)
+
+    async def _finish_destroy(self, guest: GuestRuntime, log_line: Callable[[str], None]) -> list[str]:
+        config = guest.stored.record.config
+        problems = await self._volumes.remove(owned(guest.kind, guest.guest_id, config), log_line)
+        if problems:
+            await self._inventory.table.replace(guest.stored, busy="")
+            raise Conflict(f"{guest.label} stays: {'; '.join(problems)}")
+        await self._forget(guest)
+        return problems
+
+    async def _publish_made(self, guest: GuestRuntime, made: Made) -> None:
+        try:
+            await self._inventory.table.replace(guest.stored, config=made.config, busy="", foreign_volumes=[])
+        except BaseException:
+            await asyncio.shield(self._undo(guest))
+            raise
+        self._tell(guest, exists=True)
+
+    async def _forget(self, guest: GuestRuntime) -> None:
+        await self._inventory.table.remove(guest.stored)
+        self._inventory.drop(guest.guest_id)
+        self._tell(guest, exists=False)
+
+    async def _run(self, guest: GuestRuntime, kind: str, user: str, work: Work, *, object_id: int | None = None) -> str:
+        try:
+            return await self._tasks.run(kind, object_id=str(object_id or guest.guest_id), user=user, work=work)
+        except BaseException:
+            await asyncio.shield(self._undo(guest))
+            raise
+
+    def _tell(self, guest: GuestRuntime, *, exists: bool) -> None:
+        self._events.publish(GuestListChanged(guest_id=guest.guest_id, kind=guest.kind, exists=exists))
+
+
+def lifecycle_task(kind: GuestKind, word: str) -> str:
+    """PVE's task type of an operation that is no power action: "qmcreate", "vzclone"."""
+    return ("qm" if kind is GuestKind.QEMU else "vz") + word
+
+
+def _name_key(kind: GuestKind) -> str:
+    return "name" if kind is GuestKind.QEMU else "hostname"
+
+
+def _hash(password: str) -> str:
+    try:
+        return guest_config.hash_password(password)
+    except ValueError as error:
+        raise InvalidParameter({"password": str(error)}) from error

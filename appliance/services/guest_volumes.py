@@ -1,0 +1,229 @@
+"""Volumes of guests: what a configuration asks for is made, and what failed or was removed is taken away again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from appliance.errors import ApplianceError, Conflict, InvalidParameter, NotFound
+from appliance.model.guest import GuestId, GuestKind
+from appliance.model.volume import ContentType, OpenedVolume, VolumeFormat, VolumeId
+from appliance.services import guest_config
+from appliance.services.guest_config import Allocate, CloudInitDrive, DiskConfig, Existing, Import
+from appliance.services.ports import LogLine
+from appliance.services.storage import StorageService
+
+log = logging.getLogger(__name__)
+
+CLOUDINIT_BYTES = 4 << 20
+EFI_VARS_BYTES = 4 << 20
+
+
+@dataclass(slots=True)
+class Made:
+    """A configuration whose requests have become volumes, and the volumes made for it, to be undone on failure."""
+
+    config: dict[str, str]
+    volumes: list[VolumeId] = field(default_factory=list)
+
+
+class GuestVolumes:
+    """Makes and removes the volumes of guests. Holds no state; the caller holds the guest's lock."""
+
+    def __init__(self, storage: StorageService) -> None:
+        self._storage = storage
+
+    async def make(
+        self,
+        kind: GuestKind,
+        guest_id: GuestId,
+        config: Mapping[str, str],
+        *,
+        in_use: frozenset[VolumeId],
+        log_line: LogLine,
+    ) -> Made:
+        """Make every volume that `config` asks for; all of them or none. Existing ones are checked.
+
+        `in_use` are the volumes of other guests: attaching one of them is a `Conflict`.
+        """
+        made = Made(dict(config))
+        try:
+            for disk in guest_config.disks(kind, config):
+                await self._one(kind, guest_id, disk, made, in_use, log_line)
+        except BaseException:
+            await asyncio.shield(self.remove(made.volumes, log_line))
+            raise
+        return made
+
+    async def clone(
+        self,
+        kind: GuestKind,
+        guest_id: GuestId,
+        config: Mapping[str, str],
+        *,
+        full: bool,
+        storage: str | None,
+        log_line: LogLine,
+    ) -> Made:
+        """`config` is the original's: every disk that belongs to it is cloned for `guest_id`, all or none."""
+        made = Made(dict(config))
+        try:
+            for disk in list(guest_config.disks(kind, config)):
+                await self._clone_one(kind, guest_id, disk, made, full, storage, log_line)
+        except BaseException:
+            await asyncio.shield(self.remove(made.volumes, log_line))
+            raise
+        return made
+
+    async def remove(self, volumes: Iterable[VolumeId], log_line: LogLine) -> list[str]:
+        """Delete each; what cannot be deleted is told to `log_line` and returned as one line each."""
+        problems = []
+        for volume in volumes:
+            try:
+                await self._storage.backend(volume.storage).delete(volume)
+                log_line(f"removed volume {volume}")
+            except NotFound:
+                continue
+            except ApplianceError as error:
+                problems.append(f"volume {volume} stays: {error}")
+                log_line(problems[-1])
+        return problems
+
+    async def of_guest(self, guest_id: GuestId) -> list[VolumeId]:
+        """Every volume of any storage that carries this guest's id."""
+        found: list[VolumeId] = []
+        for storage in self._storage.backends():
+            for content in (ContentType.IMAGES, ContentType.ROOTDIR):
+                if content in storage.content_types:
+                    found += [info.volume_id for info in await storage.list(content, guest_id)]
+        return sorted(set(found))
+
+    async def open_root(self, config: Mapping[str, str]) -> OpenedVolume:
+        """The root volume of a container."""
+        disk = guest_config.parse_disk(GuestKind.LXC, "rootfs", config["rootfs"])
+        if not isinstance(disk.volume, Existing):
+            raise InvalidParameter({"rootfs": "names no volume"})
+        return await self._storage.open(disk.volume.volume_id)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    async def _one(
+        self,
+        kind: GuestKind,
+        guest_id: GuestId,
+        disk: DiskConfig,
+        made: Made,
+        in_use: frozenset[VolumeId],
+        log_line: LogLine,
+    ) -> None:
+        match disk.volume:
+            case Allocate(storage, size_bytes):
+                volume = await self._create(kind, guest_id, disk, storage, size_bytes)
+            case Import(storage, source):
+                log_line(f"{disk.slot}: importing {source}")
+                opened = await self._storage.open(source)
+                volume = await self._storage.backend(storage).clone(
+                    opened, guest_id, format=_format(kind, disk), full=True, log=log_line
+                )
+            case CloudInitDrive(storage):
+                volume = await self._storage.backend(storage).create(
+                    guest_id,
+                    format=VolumeFormat.RAW,
+                    size_bytes=CLOUDINIT_BYTES,
+                    content=ContentType.IMAGES,
+                    label="cloudinit",
+                )
+            case Existing(volume_id):
+                await self._check_existing(kind, guest_id, disk, volume_id, made, in_use)
+                return
+            case _:
+                return
+        made.volumes.append(volume)
+        info = await self._storage.backend(volume.storage).info(volume)
+        made.config[disk.slot] = guest_config.print_disk(kind, disk, volume, info.size_bytes)
+        log_line(f"{disk.slot}: made volume {volume}")
+
+    async def _create(
+        self, kind: GuestKind, guest_id: GuestId, disk: DiskConfig, storage: str, size_bytes: int
+    ) -> VolumeId:
+        backend = self._storage.backend(storage)
+        content = ContentType.ROOTDIR if kind is GuestKind.LXC else ContentType.IMAGES
+        if content not in backend.content_types:
+            raise InvalidParameter({disk.slot: f"storage '{storage}' does not support content type '{content.value}'"})
+        if disk.slot == "efidisk0":
+            return await backend.create(
+                guest_id, format=VolumeFormat.RAW, size_bytes=EFI_VARS_BYTES, content=content, label="disk"
+            )
+        return await backend.create(guest_id, format=_format(kind, disk), size_bytes=size_bytes, content=content)
+
+    async def _check_existing(
+        self,
+        kind: GuestKind,
+        guest_id: GuestId,
+        disk: DiskConfig,
+        volume_id: VolumeId,
+        made: Made,
+        in_use: frozenset[VolumeId],
+    ) -> None:
+        if volume_id in in_use and not disk.is_cdrom:
+            raise Conflict(f"{disk.slot}: volume {volume_id} is used by another guest")
+        opened = await self._storage.open(volume_id)
+        if not disk.is_cdrom and not disk.is_unused and opened.size_bytes != disk.size_bytes:
+            made.config[disk.slot] = guest_config.print_disk(kind, disk, volume_id, opened.size_bytes)
+
+    async def _clone_one(
+        self,
+        kind: GuestKind,
+        guest_id: GuestId,
+        disk: DiskConfig,
+        made: Made,
+        full: bool,
+        storage: str | None,
+        log_line: LogLine,
+    ) -> None:
+        if not isinstance(disk.volume, Existing) or disk.is_unused or disk.volume.owner is None:
+            return
+        target = storage or disk.volume.volume_id.storage
+        if disk.is_cloudinit:
+            volume = await self._storage.backend(target).create(
+                guest_id,
+                format=VolumeFormat.RAW,
+                size_bytes=CLOUDINIT_BYTES,
+                content=ContentType.IMAGES,
+                label="cloudinit",
+            )
+        else:
+            opened = await self._storage.open(disk.volume.volume_id)
+            log_line(f"{disk.slot}: {'full' if full else 'linked'} clone of {disk.volume.volume_id}")
+            format_ = opened.format if full else (VolumeFormat.QCOW2 if kind is GuestKind.QEMU else opened.format)
+            volume = await self._storage.backend(target).clone(
+                opened, guest_id, format=format_, full=full, log=log_line
+            )
+        made.volumes.append(volume)
+        info = await self._storage.backend(volume.storage).info(volume)
+        made.config[disk.slot] = guest_config.print_disk(kind, disk, volume, info.size_bytes)
+
+
+def _format(kind: GuestKind, disk: DiskConfig) -> VolumeFormat:
+    """The format asked for, else qcow2 for VMs (snapshots, linked clones) and raw for containers (a real size limit)."""
+    if kind is GuestKind.LXC:
+        return VolumeFormat.RAW
+    return VolumeFormat(disk.options.get("format", "qcow2"))
+
+
+def volumes_in_use(configs: Iterable[tuple[GuestKind, Mapping[str, str]]]) -> frozenset[VolumeId]:
+    """Every volume the configurations name, CD-ROM images included. Configurations no longer understood are skipped."""
+    found: set[VolumeId] = set()
+    for kind, config in configs:
+        try:
+            found.update(volume for _, volume in guest_config.referenced_volumes(kind, config))
+        except InvalidParameter as error:
+            log.warning("volumes of a damaged configuration are not known: %s", error)
+    return frozenset(found)
+
+
+def owned(kind: GuestKind, guest_id: GuestId, config: Mapping[str, str]) -> Sequence[VolumeId]:
+    """The volumes that go when this guest is destroyed: those named for it."""
+    return [volume for _, volume in guest_config.owned_volumes(kind, guest_id, config)]

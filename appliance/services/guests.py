@@ -1,0 +1,401 @@
+"""Guests as the API, the pages and the command line know them: one service for virtual machines and containers.
+
+guests.py            this: reading, configuration, disks, consoles; start and end of the service
+guest_creation.py    create, clone, destroy          guest_power.py   start … resume, start order
+guest_runner.py      what runs                       guest_records.py what is stored
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+from appliance.clock import Clock
+from appliance.errors import ApplianceError, Conflict, InvalidParameter, Unsupported
+from appliance.events import EventBus, GuestConfigChanged
+from appliance.model.guest import GUEST_ID_MAX, GUEST_ID_MIN, GuestId, GuestKind, GuestState
+from appliance.model.volume import VolumeId
+from appliance.services import guest_config, lifecycle
+from appliance.services.access import AccessService
+from appliance.services.console import ConsoleClient, ConsoleService
+from appliance.services.guest_config import DiskConfig, Existing
+from appliance.services.guest_creation import GuestCreation, lifecycle_task
+from appliance.services.guest_inventory import GuestInventory
+from appliance.services.guest_power import GuestPower
+from appliance.services.guest_runner import Engines, GuestRunner, GuestRuntime
+from appliance.services.guest_sampler import GuestSampler
+from appliance.services.guest_view import GuestView, view
+from appliance.services.guest_volumes import GuestVolumes
+from appliance.services.ports import CtProvisioner, NetworkBackend, RunningGuest
+from appliance.services.storage import StorageService
+from appliance.services.tasks import TaskHandle, TaskService
+from appliance.state.store import Put, Store
+from appliance.tasks import TaskScope
+
+log = logging.getLogger(__name__)
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+LEASES_ROUND_S = 10.0
+
+
+class GuestService:
+    """See the module's docstring. Methods that change guests return a UPID unless they say otherwise."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        events: EventBus,
+        clock: Clock,
+        tasks: TaskService,
+        access: AccessService,
+        storage: StorageService,
+        network: NetworkBackend,
+        consoles: ConsoleService,
+        engines: Engines,
+        provisioner: CtProvisioner,
+        node: str,
+        scope: TaskScope,
+        new_mac: Callable[[frozenset[str]], str],
+    ) -> None:
+        self._store, self._events, self._clock, self._tasks = store, events, clock, tasks
+        self._access, self._storage, self._network, self._consoles = access, storage, network, consoles
+        self._engines, self._node, self._scope = engines, node, scope
+        self._inventory = GuestInventory(store, clock)
+        self._volumes = GuestVolumes(storage)
+        self._runner = GuestRunner(
+            engines=engines,
+            storage=storage,
+            network=network,
+            consoles=consoles,
+            events=events,
+            clock=clock,
+            scope=scope,
+        )
+        self._creation = GuestCreation(
+            inventory=self._inventory,
+            runner=self._runner,
+            volumes=self._volumes,
+            storage=storage,
+            provisioner=provisioner,
+            tasks=tasks,
+            events=events,
+            clock=clock,
+            node=node,
+            new_mac=new_mac,
+        )
+        self._power = GuestPower(inventory=self._inventory, runner=self._runner, tasks=tasks, clock=clock)
+        self._sampler = GuestSampler(lambda: self._inventory, network=network, events=events, clock=clock)
+        self._leases: Mapping[str, str] = {}
+        self._new_mac = new_mac
+
+    # --- start and end of the appliance -------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Read the guests, undo or finish what was interrupted, and find what really runs."""
+        await self._inventory.load()
+        await self._creation.recover()
+        for guest in self._inventory:
+            try:
+                await self._runner.adopt(guest)
+            except ApplianceError as error:
+                log.error("%s: cannot tell whether it runs: %s", guest.label, error)
+        for guest_id in sorted(await self._runner.running_ids() - {guest.guest_id for guest in self._inventory}):
+            log.error("guest %d runs on this host, but is not defined here; it is left alone", guest_id)
+        self._scope.start(self._sampler.run(), name="guest figures")
+        self._scope.start(self._watch_leases(), name="guest addresses")
+
+    async def start_onboot(self) -> None:
+        """Start the `onboot` guests, once a boot of the host: an appliance that restarts starts nothing."""
+        boot_id = await asyncio.to_thread(BOOT_ID.read_bytes)
+        key = f"nodes/{self._node}/boot"
+        seen = await self._store.get(key)
+        if seen is not None and seen.value == boot_id:
+            return
+        await self._store.txn([], [Put(key, boot_id)])
+        if any(self._inventory.summary(guest).onboot for guest in self._inventory):
+            await self._power.start_all(user="root@pam")
+
+    async def close(self) -> None:
+        """Let go of the guests that run; they go on."""
+        for guest in self._inventory:
+            if guest.running is not None:
+                await guest.running.detach()
+        for engine in self._engines.vm:
+            await engine.close()
+        await self._engines.ct.close()
+
+    @property
+    def any_running(self) -> bool:
+        """Whether any guest of this node runs."""
+        return any(guest.running is not None for guest in self._inventory)
+
+    def running_slots(self) -> set[tuple[GuestId, str]]:
+        """(guest, "net0") of every NIC of the guests that run: the ports to keep."""
+        return {
+            (guest.guest_id, key)
+            for guest in self._inventory
+            if guest.running is not None
+            for key in guest.stored.record.config
+            if key.startswith("net") and key[3:].isdigit()
+        }
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def list(self, kind: GuestKind | None = None) -> Sequence[GuestView]:
+        """Every guest, by VMID."""
+        now = self._clock.now()
+        return [self._view(guest, now) for guest in self._inventory if kind is None or guest.kind is kind]
+
+    def get(self, guest_id: int, kind: GuestKind | None = None) -> GuestView:
+        """Raises `NotFound`."""
+        return self._view(self._inventory.get(guest_id, kind), self._clock.now())
+
+    def config(self, guest_id: int, kind: GuestKind | None = None) -> tuple[dict[str, str], str]:
+        """The stored configuration and its digest. Raises `NotFound`."""
+        config = self._inventory.get(guest_id, kind).stored.record.config
+        return dict(config), guest_config.digest(config)
+
+    def running(self, guest_id: int, kind: GuestKind | None = None) -> RunningGuest:
+        """The engine's side of a running guest. Raises `NotFound`, `Conflict` when it does not run."""
+        guest = self._inventory.get(guest_id, kind)
+        if guest.running is None:
+            raise Conflict(f"{guest.kind.prefix.upper()} {guest_id} not running")
+        return guest.running
+
+    async def next_id(self, wanted: int | None = None) -> int:
+        """The lowest free VMID, or `wanted` if it is free. Raises `InvalidParameter` when it is taken or out of range."""
+        if wanted is None:
+            return self._inventory.table.lowest_free_id()
+        if not GUEST_ID_MIN <= wanted <= GUEST_ID_MAX:
+            raise InvalidParameter({"vmid": f"must be from {GUEST_ID_MIN} to {GUEST_ID_MAX}"})
+        if wanted in self._inventory:
+            raise InvalidParameter({"vmid": f"VM {wanted} already exists"})
+        return wanted
+
+    async def snapshots(self, kind: GuestKind, guest_id: int) -> Sequence[dict[str, object]]:
+        """PVE's list: the last row is the present state, "current"."""
+        guest = self._inventory.get(guest_id, kind)
+        running = int(guest.state is not GuestState.STOPPED)
+        digest = guest_config.digest(guest.stored.record.config)
+        return [{"name": "current", "description": "You are here!", "digest": digest, "running": running}]
+
+    # --- configuration ------------------------------------------------------------------------------------------------
+
+    async def update_config(
+        self,
+        kind: GuestKind,
+        guest_id: int,
+        *,
+        put: Mapping[str, object],
+        delete: Sequence[str],
+        digest: str | None,
+        user: str,
+    ) -> None:
+        """Write keys and delete keys; makes and removes volumes as they ask. Applies as ADR 6 says. Returns when done."""
+        guest = self._inventory.get(guest_id, kind)
+        parsed = await asyncio.to_thread(guest_config.parse, kind, put)
+        async with guest.lock.hold(f"configuration by {user}"):
+            config = guest.stored.record.config
+            guest_config.check_digest(config, digest)
+            plan = guest_config.plan_update(kind, config, parsed, delete)
+            if not plan.changed:
+                return
+            if guest.running is not None and plan.removed:
+                raise Conflict(f"{guest.label} is running: shut it down before volumes are removed")
+            await self._apply(guest, plan.config, removed=plan.removed)
+
+    async def _apply(self, guest: GuestRuntime, config: Mapping[str, str], *, removed: Sequence[VolumeId]) -> None:
+        filled = guest_config.fill_macs(guest.kind, config, lambda: self._new_mac(self._inventory.macs()))
+        self._check(guest, filled)
+        in_use = self._inventory.volumes_of_others(guest.guest_id)
+        made = await self._volumes.make(guest.kind, guest.guest_id, filled, in_use=in_use, log_line=log.info)
+        try:
+            await self._inventory.table.replace(guest.stored, config=made.config)
+        except BaseException:
+            await asyncio.shield(self._volumes.remove(made.volumes, log.info))
+            raise
+        self._events.publish(GuestConfigChanged(guest_id=guest.guest_id, kind=guest.kind))
+        gone = [volume for volume in await self._volumes.of_guest(guest.guest_id) if volume in removed]
+        await self._volumes.remove(gone, log.info)
+
+    def _check(self, guest: GuestRuntime, config: Mapping[str, str]) -> None:
+        record = guest.stored.record
+        if guest.kind is GuestKind.QEMU:
+            guest_config.to_vm_spec(guest.guest_id, config)
+        else:
+            guest_config.to_ct_spec(guest.guest_id, config, id_base=record.id_base, id_count=record.id_count)
+
+    async def make_template(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
+        """Turn a stopped guest into a template: never started again, only cloned."""
+
+        async def change(guest: GuestRuntime, task: TaskHandle) -> None:
+            lifecycle.require(lifecycle.Action.DESTROY, kind, guest.guest_id, guest.state)
+            await self._inventory.table.replace(guest.stored, config={**guest.stored.record.config, "template": "1"})
+            self._events.publish(GuestConfigChanged(guest_id=guest.guest_id, kind=kind))
+
+        return await self._locked_task(kind, guest_id, lifecycle_task(kind, "template"), user, change)
+
+    async def resize(self, kind: GuestKind, guest_id: int, *, slot: str, size: str, user: str) -> str:
+        """Grow the disk in `slot` to `size` ("32G", "+5G"), live where it runs."""
+        self._disk_to_resize(self._inventory.get(guest_id, kind), slot, size)
+
+        async def grow(guest: GuestRuntime, task: TaskHandle) -> None:
+            disk, volume, target = self._disk_to_resize(guest, slot, size)
+            task.log(f"{slot}: {guest_config.format_size(disk.size_bytes)} -> {guest_config.format_size(target)}")
+            if guest.running is not None:
+                await guest.running.resize_disk(slot, target)
+            else:
+                await self._storage.backend(volume.storage).resize(volume, target)
+            text = guest_config.print_disk(kind, disk, volume, target)
+            config = {**guest.stored.record.config, slot: text}
+            await self._inventory.table.replace(guest.stored, config=config)
+            self._events.publish(GuestConfigChanged(guest_id=guest.guest_id, kind=kind))
+
+        return await self._locked_task(kind, guest_id, "resize", user, grow)
+
+    def _disk_to_resize(self, guest: GuestRuntime, slot: str, size: str) -> tuple[DiskConfig, VolumeId, int]:
+        """The disk, its volume and its new size in bytes. Raises `InvalidParameter`."""
+        config = guest.stored.record.config
+        if slot not in config or not guest_config.is_disk_slot(guest.kind, slot):
+            raise InvalidParameter({"disk": f"{guest.label} has no disk '{slot}'"})
+        disk = guest_config.parse_disk(guest.kind, slot, config[slot])
+        if not isinstance(disk.volume, Existing) or disk.is_cdrom or disk.is_unused:
+            raise InvalidParameter({"disk": f"{guest.label}: '{slot}' is no disk that can be resized"})
+        return disk, disk.volume.volume_id, guest_config.resize_target(disk.size_bytes, size)
+
+    async def _locked_task(
+        self,
+        kind: GuestKind,
+        guest_id: int,
+        task_kind: str,
+        user: str,
+        act: Callable[[GuestRuntime, TaskHandle], Awaitable[None]],
+    ) -> str:
+        guest = self._inventory.get(guest_id, kind)
+
+        async def work(task: TaskHandle) -> None:
+            async with guest.lock.hold(f"{task_kind} by {user}", log=task.log):
+                await act(guest, task)
+
+        return await self._tasks.run(task_kind, object_id=str(guest_id), user=user, work=work)
+
+    # --- making and removing, power: see guest_creation.py and guest_power.py --------------------------------------------
+
+    async def create(
+        self,
+        kind: GuestKind,
+        guest_id: int,
+        params: Mapping[str, object],
+        *,
+        user: str,
+        start: bool = False,
+        pool: str | None = None,
+        template: str | None = None,
+        password: str | None = None,
+        ssh_keys: Sequence[str] = (),
+    ) -> str:
+        upid = await self._creation.create(
+            kind,
+            GuestId(guest_id),
+            params,
+            user=user,
+            start=start,
+            template=template,
+            password=password,
+            ssh_keys=ssh_keys,
+        )
+        if pool:
+            await self._access.set_pool(guest_id, pool)
+        return upid
+
+    async def clone(
+        self,
+        kind: GuestKind,
+        guest_id: int,
+        *,
+        new_id: int,
+        name: str | None = None,
+        full: bool = True,
+        storage: str | None = None,
+        pool: str | None = None,
+        user: str,
+    ) -> str:
+        upid = await self._creation.clone(
+            kind, GuestId(guest_id), GuestId(new_id), name=name, full=full, storage=storage, user=user
+        )
+        if pool:
+            await self._access.set_pool(new_id, pool)
+        return upid
+
+    async def destroy(self, kind: GuestKind, guest_id: int, *, user: str, purge: bool = False) -> str:
+        """`purge` also takes the guest out of its pool and removes ACLs on it."""
+        upid = await self._creation.destroy(kind, GuestId(guest_id), user=user)
+        if purge:
+            await self._access.set_pool(guest_id, None)
+        return upid
+
+    async def start(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
+        return await self._power.start(kind, guest_id, user=user)
+
+    async def stop(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
+        return await self._power.stop(kind, guest_id, user=user)
+
+    async def shutdown(
+        self, kind: GuestKind, guest_id: int, *, user: str, timeout_s: float | None = None, force_stop: bool = False
+    ) -> str:
+        return await self._power.shutdown(kind, guest_id, timeout_s=timeout_s, force=force_stop, user=user)
+
+    async def reboot(self, kind: GuestKind, guest_id: int, *, user: str, timeout_s: float | None = None) -> str:
+        return await self._power.reboot(kind, guest_id, timeout_s=timeout_s, user=user)
+
+    async def reset(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
+        if kind is GuestKind.LXC:
+            raise Unsupported(f"ct {guest_id}: containers cannot be reset; stop and start it")
+        return await self._power.reset(kind, guest_id, user=user)
+
+    async def suspend(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
+        return await self._power.suspend(kind, guest_id, user=user)
+
+    async def resume(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
+        return await self._power.resume(kind, guest_id, user=user)
+
+    async def start_all(self, *, user: str, guest_ids: Sequence[int] | None = None, force: bool = False) -> str:
+        return await self._power.start_all(user=user, onboot_only=not force, guest_ids=guest_ids)
+
+    async def stop_all(self, *, user: str, guest_ids: Sequence[int] | None = None, force_stop: bool = True) -> str:
+        return await self._power.stop_all(user=user, guest_ids=guest_ids, force_stop=force_stop)
+
+    # --- consoles -----------------------------------------------------------------------------------------------------
+
+    async def attach_console(self, guest_id: int, name: str) -> ConsoleClient:
+        """Raises `NotFound`, `Conflict` when it does not run."""
+        return await self._consoles.attach(self.running(guest_id), name)
+
+    async def open_display(self, guest_id: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A new RFB connection. Raises `NotFound`, `Conflict` when it does not run."""
+        return await self.running(guest_id).open_display()
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _view(self, guest: GuestRuntime, now: float) -> GuestView:
+        summary = self._inventory.summary(guest)
+        lock = guest.stored.record.busy or guest.stored.record.config.get("lock") or None
+        return view(
+            guest,
+            summary,
+            now=now,
+            lock=lock,
+            pool=self._access.pool_of(guest.guest_id),
+            addresses=tuple(self._leases[mac] for mac in summary.macs if mac in self._leases),
+        )
+
+    async def _watch_leases(self) -> None:
+        while True:
+            try:
+                self._leases = await self._network.leases()
+            except ApplianceError as error:
+                log.debug("addresses of guests: %s", error)
+            await self._clock.sleep(LEASES_ROUND_S)
