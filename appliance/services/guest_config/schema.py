@@ -45,11 +45,13 @@ class ConfigKey:
             yield f"{self.name}{index}"
 
     def normalise(self, text: str) -> str:
-        """The text to store. Raises `ValueError` with one line."""
+        """The text to store; "" for an empty property string. Raises `ValueError` with one line."""
         if not self.supported:
             raise ValueError(NOT_SUPPORTED)
         if isinstance(self.value, Value):
             return self.value.normalise(text)
+        if not text.strip(" ,"):
+            return ""
         try:
             values = self.value.parse(text)
             return self.value.print_(values) if self.reprint else text
