@@ -125,9 +125,12 @@ class EventBus:
 
     def __init__(self) -> None:
         self._subscriptions: set[Subscription] = set()
+        self.published = 0
+        """How many events there have been: unchanged means that what was computed from their subjects still holds."""
 
     def publish(self, event: Event) -> None:
         """Offer `event` to every subscription; never waits."""
+        self.published += 1
         for subscription in self._subscriptions:
             subscription._offer(event)
 

@@ -32,7 +32,7 @@ from appliance.web.parameters import PveBool, PveList, Rest, fields_of
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from appliance.services.access import Identity
+    from appliance.services.identity import Identity
     from appliance.web.services import Services
 
 __all__ = [

@@ -1,0 +1,214 @@
+"""/nodes/{node}/tasks: the long jobs, their logs, their end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from appliance.errors import PermissionDenied
+from appliance.web.registry import LOGGED_IN, Call, NodeParams, PveBool, PveList, Resource, Vmid
+from appliance.web.wire import Page
+
+if TYPE_CHECKING:
+    from appliance.services.task_records import TaskInfo
+
+api = Resource()
+
+LIST_LIMIT = 10_000
+LOG_LIMIT = 50_000
+Upid = Annotated[str, Meta(pattern=r"^UPID:[^:/\s]+(:[0-9A-Fa-f]{8,9}){3}:[^:\s]*:[^:\s]*:[^:\s]+:$", max_length=512)]
+
+
+class TaskRow(msgspec.Struct, kw_only=True):
+    """A task in a list. `status` is its end: "OK", "WARNINGS: n" or the error; absent while it runs."""
+
+    upid: str
+    node: str
+    pid: int
+    pstart: int
+    starttime: int
+    type: str
+    id: str
+    user: str
+    tokenid: str | None = None
+    endtime: int | None = None
+    status: str | None = None
+    progress: float | None = None
+
+
+class TaskStatus(msgspec.Struct, kw_only=True):
+    """One task now."""
+
+    upid: str
+    node: str
+    pid: int
+    pstart: int
+    starttime: int
+    type: str
+    id: str
+    user: str
+    status: Literal["running", "stopped"]
+    tokenid: str | None = None
+    exitstatus: str | None = None
+    endtime: int | None = None
+    progress: float | None = None
+
+
+class LogLine(msgspec.Struct):
+    """`n` counts from 1 without gaps."""
+
+    n: int
+    t: str
+
+
+class ListParams(NodeParams, kw_only=True):
+    """Filters; all must hold."""
+
+    vmid: Annotated[Vmid, Meta(description="only tasks of this guest")] | None = None
+    limit: Annotated[int, Meta(ge=0, le=LIST_LIMIT, description="at most so many")] = 50
+    start: Annotated[int, Meta(ge=0, description="leave out so many of the newest")] = 0
+    errors: Annotated[PveBool, Meta(description="only tasks that failed")] = False
+    source: Annotated[
+        Literal["archive", "active", "all"], Meta(description="finished tasks, running ones, or both")
+    ] = "archive"
+    since: Annotated[int, Meta(ge=0, description="only tasks begun at or after this time (epoch)")] | None = None
+    until: Annotated[int, Meta(ge=0, description="only tasks begun at or before this time (epoch)")] | None = None
+    typefilter: Annotated[str, Meta(max_length=64, description="only tasks of this type")] | None = None
+    userfilter: Annotated[str, Meta(max_length=64, description="only tasks of this user")] | None = None
+    statusfilter: Annotated[PveList, Meta(description="only tasks that ended so: ok, error, warning, unknown")] = ()
+
+
+class TaskParams(NodeParams, kw_only=True):
+    """Names one task."""
+
+    upid: Upid
+
+
+class LogParams(TaskParams, kw_only=True):
+    """A range of lines."""
+
+    start: Annotated[int, Meta(ge=0, description="leave out so many lines")] = 0
+    limit: Annotated[int, Meta(ge=0, description="at most so many lines; 0 means all")] = 50
+    download: Annotated[PveBool, Meta(description="accepted for compatibility: all lines")] = False
+
+
+@api.get("/nodes/{node}/tasks", summary="Tasks of this node, newest first", allow=LOGGED_IN, returns=list[TaskRow])
+async def list_tasks(call: Call, params: ListParams) -> list[TaskRow]:
+    """Everybody sees their own tasks; Sys.Audit on the node shows all."""
+    running = {"archive": False, "active": True, "all": None}[params.source]
+    rows = await call.services.tasks.list(
+        guest_id=params.vmid,
+        limit=params.limit or LIST_LIMIT,
+        start=params.start,
+        errors=params.errors,
+        running=running,
+        kinds=(params.typefilter,) if params.typefilter else (),
+        user=_visible_user(call, params.userfilter),
+        since=params.since,
+        until=params.until,
+    )
+    return [task_row(info) for info in rows if not params.statusfilter or outcome(info.status) in params.statusfilter]
+
+
+@api.get("/nodes/{node}/tasks/{upid}", summary="Directory index", allow=LOGGED_IN, returns=list[dict[str, str]])
+async def index_task(call: Call, params: TaskParams) -> list[dict[str, str]]:
+    """What is below one task."""
+    await _visible_task(call, params.upid)
+    return [{"subdir": "log"}, {"subdir": "status"}]
+
+
+@api.get("/nodes/{node}/tasks/{upid}/status", summary="Whether a task runs, and how it ended", allow=LOGGED_IN,
+         returns=TaskStatus)  # fmt: skip
+async def read_status(call: Call, params: TaskParams) -> TaskStatus:
+    """Poll this until `status` is "stopped"; `exitstatus` "OK" or "WARNINGS: n" is success."""
+    info = await _visible_task(call, params.upid)
+    user, _, token = info.user.partition("!")
+    return TaskStatus(
+        upid=info.upid,
+        node=info.node,
+        pid=info.pid,
+        pstart=info.pstart,
+        starttime=int(info.starttime),
+        type=info.type,
+        id=info.id,
+        user=user,
+        tokenid=token or None,
+        status="running" if info.endtime is None else "stopped",
+        exitstatus=info.status if info.endtime is not None else None,
+        endtime=int(info.endtime) if info.endtime is not None else None,
+        progress=info.progress,
+    )
+
+
+@api.get("/nodes/{node}/tasks/{upid}/log", summary="A task's log", allow=LOGGED_IN, returns=list[LogLine])
+async def read_log(call: Call, params: LogParams) -> Page:
+    """Lines with their numbers; `total` beside `data` counts all lines."""
+    await _visible_task(call, params.upid)
+    limit = LOG_LIMIT if params.download or not params.limit else min(params.limit, LOG_LIMIT)
+    lines, total = await call.services.tasks.read_log(params.upid, start=params.start, limit=limit)
+    if not total:
+        return Page(data=[LogLine(1, "no content")], total=1)
+    return Page(data=[LogLine(params.start + i, text) for i, text in enumerate(lines, 1)], total=total)
+
+
+@api.delete("/nodes/{node}/tasks/{upid}", summary="Cancel a task", allow=LOGGED_IN)
+async def cancel_task(call: Call, params: TaskParams) -> None:
+    """One's own, or any with Sys.Modify on the node. What it has begun is undone by the task itself."""
+    info = await call.services.tasks.get(params.upid)
+    if not _is_own(call, info):
+        call.check(f"/nodes/{call.node}", "Sys.Modify")
+    await call.services.tasks.cancel(params.upid)
+
+
+def task_row(info: TaskInfo) -> TaskRow:
+    """A row of a task list."""
+    user, _, token = info.user.partition("!")
+    return TaskRow(
+        upid=info.upid,
+        node=info.node,
+        pid=info.pid,
+        pstart=info.pstart,
+        starttime=int(info.starttime),
+        endtime=int(info.endtime) if info.endtime is not None else None,
+        type=info.type,
+        id=info.id,
+        user=user,
+        tokenid=token or None,
+        status=info.status if info.endtime is not None else None,
+        progress=info.progress,
+    )
+
+
+def outcome(status: str | None) -> str:
+    """PVE's word for how a task ended."""
+    if not status:
+        return "unknown"
+    if status == "OK":
+        return "ok"
+    return "warning" if status.startswith("WARNINGS") else "error"
+
+
+def sees_all(call: Call) -> bool:
+    """Whether the caller may see everybody's tasks."""
+    return call.has(f"/nodes/{call.node}", "Sys.Audit")
+
+
+def _visible_user(call: Call, wanted: str | None) -> str | None:
+    if sees_all(call):
+        return wanted
+    if wanted not in (None, call.identity.user, call.user):
+        raise PermissionDenied(f"Permission check failed (/nodes/{call.node}, Sys.Audit)")
+    return call.identity.user
+
+
+def _is_own(call: Call, info: TaskInfo) -> bool:
+    return info.user.partition("!")[0] == call.identity.user
+
+
+async def _visible_task(call: Call, upid: str) -> TaskInfo:
+    info = await call.services.tasks.get(upid)
+    if not _is_own(call, info):
+        call.check(f"/nodes/{call.node}", "Sys.Audit")
+    return info

@@ -1,0 +1,60 @@
+"""The route table of the whole web side, on one screen. `server.py` listens; `middleware.py` guards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aiohttp import web
+
+from appliance.web import dispatch, keys, middleware, openapi
+from appliance.web.api import absent, cluster, tasks, terminals, version
+from appliance.web.api import resources as resources_api
+from appliance.web.registry import Resource
+from appliance.web.services import Services
+from appliance.web.sockets import SocketRegistry
+from appliance.web.static import StaticFiles
+from appliance.web.table import ApiTable
+from appliance.web.ws import events
+
+CLIENT_BODY_LIMIT_BYTES = 1 << 20
+
+RESOURCES: Sequence[Resource] = (
+    version.api,
+    cluster.api,
+    resources_api.api,
+    tasks.api,
+    terminals.api,
+    absent.api,
+)
+
+
+def build_application(
+    services: Services, *, static: StaticFiles | None = None, resources: Sequence[Resource] = RESOURCES
+) -> web.Application:
+    """The aiohttp application over `services`. `static` is scanned beforehand, in a thread."""
+    app = web.Application(
+        middlewares=[middleware.errors, middleware.authentication], client_max_size=CLIENT_BODY_LIMIT_BYTES
+    )
+    app[keys.SERVICES] = services
+    app[keys.TABLE] = ApiTable(resources)
+    app[keys.SOCKETS] = SocketRegistry()
+    app[keys.DOCUMENTS] = keys.Documents()
+    app[keys.KEPT_RESOURCES] = resources_api.Kept()
+    app[keys.STATIC] = static or StaticFiles(services.config.static_dir)
+    app.router.add_routes(
+        [
+            web.route("*", dispatch.JSON_PREFIX, dispatch.handle),
+            web.route("*", dispatch.JSON_PREFIX + "/{tail:.*}", dispatch.handle),
+            web.get("/api2/openapi.json", openapi.serve_document),
+            web.get("/api-docs", openapi.serve_page),
+            web.get("/ws/events", events.serve),
+            web.get("/static/{name:.+}", app[keys.STATIC].serve),
+        ]
+    )
+    app.on_response_prepare.append(middleware.add_headers)
+    app.on_shutdown.append(_close_sockets)
+    return app
+
+
+async def _close_sockets(app: web.Application) -> None:
+    await app[keys.SOCKETS].close_all()

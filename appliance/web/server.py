@@ -1,0 +1,118 @@
+"""Listening: TLS for the world, a UNIX socket (0600) for the command line of this host."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import ssl
+from pathlib import Path
+
+from aiohttp import web
+
+from appliance.errors import Conflict, HostError, NotFound
+
+log = logging.getLogger(__name__)
+
+SOCKET_NAME = "api.sock"
+BACKLOG = 512
+KEEPALIVE_TIMEOUT_S = 75.0
+SHUTDOWN_TIMEOUT_S = 8.0
+PROBE_TIMEOUT_S = 1.0
+
+
+class Server:
+    """One application on its two listeners. `close` ends what is in flight within `SHUTDOWN_TIMEOUT_S`."""
+
+    def __init__(self, app: web.Application) -> None:
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            handle_signals=False,
+            keepalive_timeout=KEEPALIVE_TIMEOUT_S,
+            shutdown_timeout=SHUTDOWN_TIMEOUT_S,
+        )
+        self._socket_path: Path | None = None
+        self.port = 0
+        """The TCP port really bound, also when 0 was asked for."""
+
+    async def start(self, *, host: str, port: int, tls: ssl.SSLContext | None, socket_path: Path) -> None:
+        """Begin to serve. Raises `Conflict` naming a port or socket in use, `NotFound` for an address that is not ours."""
+        await self._runner.setup()
+        try:
+            tcp = await asyncio.to_thread(_tcp_socket, host, port)
+            await web.SockSite(self._runner, tcp, ssl_context=tls, backlog=BACKLOG).start()
+            self.port = tcp.getsockname()[1]
+            local = await asyncio.to_thread(_unix_socket, socket_path)
+            self._socket_path = socket_path
+            await web.SockSite(self._runner, local, backlog=BACKLOG).start()
+        except BaseException:
+            await self.close()
+            raise
+        log.info("web: listening on %s port %d and %s", host, self.port, socket_path)
+
+    async def close(self) -> None:
+        """Stop listening, close websockets, wait for requests in flight, remove the socket's file."""
+        await self._runner.cleanup()
+        if self._socket_path is not None:
+            await asyncio.to_thread(self._socket_path.unlink, missing_ok=True)
+            self._socket_path = None
+
+
+def _tcp_socket(host: str, port: int) -> socket.socket:
+    """Bound here and not by the loop, so that the error can name the address and the port."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except socket.gaierror as error:
+        raise NotFound(f"address {host} to listen on") from error
+    tcp = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            tcp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        tcp.bind(address)
+        tcp.listen(BACKLOG)  # with SO_REUSEADDR a bind may succeed beside a listener: only listen tells
+        tcp.setblocking(False)
+    except OSError as error:
+        tcp.close()
+        if error.errno == errno.EADDRINUSE:
+            raise Conflict(f"port {port} on {host} is in use by another program") from error
+        raise HostError.from_os_error(error, f"listen on {host} port {port}") from error
+    return tcp
+
+
+def _unix_socket(path: Path) -> socket.socket:
+    """A listening socket only its owner may reach. A stale file is replaced, a living appliance's is not."""
+    local = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        if _answers(path):
+            raise Conflict(f"socket {path}: another appliance is running on it")
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        local.bind(str(path))
+        os.chmod(path, 0o600)  # noqa: PTH101  before listen: until then nobody can connect
+        local.listen(BACKLOG)
+        local.setblocking(False)
+    except OSError as error:
+        local.close()
+        raise HostError.from_os_error(error, f"listen on {path}") from error
+    except Conflict:
+        local.close()
+        raise
+    return local
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(PROBE_TIMEOUT_S)
+        try:
+            probe.connect(str(path))
+        except TimeoutError:
+            return True
+        except OSError:
+            return False
+        return True
