@@ -1,0 +1,95 @@
+"""The QEMU guest agent, spoken to over its virtio-serial port (qga/qapi-schema.json in QEMU).
+
+What answers is a program inside the guest, so it is hostile: one request at a time, each answer bounded in time and
+size and checked for shape. `guest-sync-delimited` comes first and throws away what an earlier, timed-out call left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from appliance.errors import GuestFault
+
+TIMEOUT_S = 5.0
+ANSWER_LIMIT_BYTES = 4 << 20
+_SENTINEL = b"\xff"
+
+
+class GuestAgent:
+    """The agent of one VM. `name` ("vm 100") begins every message."""
+
+    def __init__(self, socket_path: Path, *, name: str) -> None:
+        self._path = socket_path
+        self._name = name
+        self._one_at_a_time = asyncio.Lock()
+        self._sync_ids = itertools.count(1)
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, object], *, timeout_s: float = TIMEOUT_S, answers: bool = True
+    ) -> object:
+        """Run `command` ("guest-ping") and return its value. `answers=False` for the commands that succeed silently.
+
+        Raises `GuestFault` when the agent is not running, answers nonsense, or refuses.
+        """
+        try:
+            async with asyncio.timeout(timeout_s), self._one_at_a_time:
+                reader, writer = await asyncio.open_unix_connection(str(self._path), limit=ANSWER_LIMIT_BYTES)
+                try:
+                    return await self._talk(reader, writer, command, arguments, answers=answers)
+                finally:
+                    writer.close()
+                    with contextlib.suppress(OSError):
+                        await writer.wait_closed()
+        except (TimeoutError, OSError, EOFError) as error:
+            raise GuestFault(f"{self._name}: QEMU guest agent is not running") from error
+        except (ValueError, asyncio.LimitOverrunError) as error:
+            raise GuestFault(f"{self._name}: the guest agent's answer is not understood") from error
+
+    async def _talk(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        command: str,
+        arguments: Mapping[str, object],
+        *,
+        answers: bool,
+    ) -> object:
+        sync_id = next(self._sync_ids)
+        writer.write(_SENTINEL + _request("guest-sync-delimited", {"id": sync_id}))
+        await writer.drain()
+        while True:
+            await reader.readuntil(_SENTINEL)
+            if _answer(await reader.readline()).get("return") == sync_id:
+                break
+        writer.write(_request(command, arguments))
+        await writer.drain()
+        if not answers:
+            return {}
+        answer = _answer(await reader.readline())
+        if "return" in answer:
+            return answer["return"]
+        error = answer.get("error")
+        text = str(error.get("desc", ""))[:500] if isinstance(error, dict) else "no reason given"
+        raise GuestFault(f"{self._name}: guest agent: {command}: {text}")
+
+
+def _request(command: str, arguments: Mapping[str, object]) -> bytes:
+    return json.dumps({"execute": command, "arguments": dict(arguments)}).encode() + b"\n"
+
+
+def _answer(line: bytes) -> dict[str, object]:
+    """Raises `ValueError` for what is no JSON object, `EOFError` at the end."""
+    if not line:
+        raise EOFError
+    try:
+        value = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError("not an object")
+    return value

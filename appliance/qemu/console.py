@@ -1,0 +1,164 @@
+"""A serial console: QEMU's UNIX socket for what is said from now on, QEMU's log file for what was said before.
+
+QEMU appends to the log every byte it sent to the socket, or threw away because nobody was connected (chardev/char.c,
+qemu_chr_write_buffer: first the socket, then the log). So at every instant, with S the log's length at the moment QEMU
+accepted our connection:
+
+    log length  <=  S + bytes we have received        (less by a write that is between socket and log)
+
+`split_at` measures the difference a few times and takes the largest: exactly S, and history is what lies before it.
+
+The log is bounded by punching holes into its head (`trim_log`), which disturbs neither QEMU's appending nor offsets.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import socket
+import termios
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from appliance.errors import HostError, TimedOut
+from appliance.kernel.fallocate import punch_hole
+from appliance.qemu.run_dir import read_tail
+
+HISTORY_LIMIT_BYTES = 64 << 10
+READ_LIMIT_BYTES = 64 << 10
+LOG_LIMIT_BYTES = 1 << 20
+CONNECT_TIMEOUT_S = 5.0
+WRITE_TIMEOUT_S = 5.0
+_SPLIT_SAMPLES = 4
+_ACCEPT_POLL_S = 0.01
+
+log = logging.getLogger(__name__)
+
+
+class SerialConsole:
+    """One attachment; QEMU serves one at a time. Fulfils `services.ports.ConsoleSource`. Made by `attach`."""
+
+    def __init__(self, name: str, connection: socket.socket, history: bytes, on_close: Callable[[], None]) -> None:
+        self._name = name
+        self._socket = connection
+        self._history = history
+        self._on_close = on_close
+        self._writing = asyncio.Lock()
+        self._closed = False
+
+    @staticmethod
+    async def attach(
+        name: str,
+        socket_path: Path,
+        log_path: Path,
+        *,
+        accepted: Callable[[], Awaitable[bool]],
+        on_close: Callable[[], None],
+    ) -> SerialConsole:
+        """Connect. `name` ("vm 100: serial0") begins messages; `accepted` asks QEMU whether it has a client here.
+
+        Raises `HostError` when QEMU has gone, `TimedOut` when it does not accept.
+        """
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await asyncio.get_running_loop().sock_connect(connection, str(socket_path))
+                while not await accepted():  # noqa: ASYNC110 - QEMU tells nobody of an accepted client; it must be asked
+                    await asyncio.sleep(_ACCEPT_POLL_S)
+            history = await asyncio.to_thread(_history, connection, log_path)
+        except TimeoutError as error:
+            connection.close()
+            raise TimedOut(f"{name}: QEMU accepting a connection", CONNECT_TIMEOUT_S) from error
+        except OSError as error:
+            connection.close()
+            raise HostError.from_os_error(error, f"{name}: connect {socket_path}") from error
+        except BaseException:
+            connection.close()
+            raise
+        return SerialConsole(name, connection, history, on_close)
+
+    def history(self) -> bytes:
+        """What was said before this attachment: the newest `HISTORY_LIMIT_BYTES`."""
+        return self._history
+
+    async def read(self) -> bytes:
+        """The next bytes; b"" when QEMU or this attachment has ended."""
+        try:
+            return await asyncio.get_running_loop().sock_recv(self._socket, READ_LIMIT_BYTES)
+        except OSError:
+            return b""
+
+    async def write(self, data: bytes) -> None:
+        """Type `data`. A guest that takes nothing for `WRITE_TIMEOUT_S` raises `TimedOut`; some of it may have arrived."""
+        try:
+            async with asyncio.timeout(WRITE_TIMEOUT_S), self._writing:
+                await asyncio.get_running_loop().sock_sendall(self._socket, data)
+        except TimeoutError as error:
+            raise TimedOut(f"{self._name}: the guest taking input", WRITE_TIMEOUT_S) from error
+        except OSError as error:
+            raise HostError(f"{self._name}: the console has ended") from error
+
+    async def resize(self, columns: int, rows: int) -> None:
+        """A serial line has no size."""
+
+    async def close(self) -> None:
+        """Detach; a pending `read` returns b"". Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes a pending read; closing alone would not
+        await asyncio.sleep(0)
+        self._socket.close()
+        self._on_close()
+
+
+def _history(connection: socket.socket, log_path: Path) -> bytes:
+    """Blocking. The log's end before the split; `connection` has been accepted and not been read from."""
+    try:
+        with log_path.open("rb") as file:
+            split = split_at(
+                lambda: os.fstat(file.fileno()).st_size, lambda: _unread_bytes(connection), samples=_SPLIT_SAMPLES
+            )
+    except FileNotFoundError:
+        return b""
+    tail = read_tail(log_path, HISTORY_LIMIT_BYTES, end=split)
+    return tail.lstrip(b"\0") if split > LOG_LIMIT_BYTES else tail  # a hole reads as zeros
+
+
+def split_at(log_length: Callable[[], int], received: Callable[[], int], *, samples: int) -> int:
+    """S of the module's docstring. The log is measured before the socket, so no sample can be too large."""
+    return max(0, *(log_length() - received() for _ in range(samples)))
+
+
+def _unread_bytes(connection: socket.socket) -> int:
+    buffer = array.array("i", [0])
+    fcntl.ioctl(connection, termios.FIONREAD, buffer, True)  # unix(7), SIOCINQ
+    return buffer[0]
+
+
+def trim_log(path: Path) -> None:
+    """Blocking. Give back all but the newest `HISTORY_LIMIT_BYTES` of a log that occupies over `LOG_LIMIT_BYTES`.
+
+    On a file system without holes the log is emptied: history then begins anew. Raises `OSError`.
+    """
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
+    try:
+        status = os.fstat(fd)
+        if status.st_blocks * 512 <= LOG_LIMIT_BYTES:
+            return
+        punch_hole(fd, 0, max(0, status.st_size - HISTORY_LIMIT_BYTES))
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        os.ftruncate(fd, 0)
+    finally:
+        os.close(fd)

@@ -1,0 +1,253 @@
+"""QemuEngine: starts VMs as QEMU processes and finds them again after a restart of the appliance.
+
+A start, step by step, each undone when a later one fails:
+    1 refuse what this host cannot    2 an empty run directory    3 check and prepare the resources
+    4 the record    5 the process, its vCPUs stopped    6 the record with its pid    7 monitor, links, `cont`
+
+An adoption believes only what it can verify: the process is the one the record names (pid, start time) and was launched
+with this run directory; a launch that had not reached step 7 is undone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from appliance.clock import Clock
+from appliance.errors import Conflict, HostError, Unsupported
+from appliance.kernel.pidfd import ProcessIdentity, identify, pidfd_open
+from appliance.model.guest import Capabilities, GuestId, VmResources, VmSpec
+from appliance.qemu import process
+from appliance.qemu.capabilities import HostFacts, probe_host
+from appliance.qemu.command_line import build
+from appliance.qemu.console import trim_log
+from appliance.qemu.devices import has_display
+from appliance.qemu.prepare import prepare
+from appliance.qemu.refusal import reasons
+from appliance.qemu.run_dir import RunDir, RunRecord
+from appliance.qemu.vm import LogLine, RunningVm, StateCallback
+from appliance.tasks import TaskScope
+
+TRIM_INTERVAL_S = 10.0
+
+log = logging.getLogger(__name__)
+
+
+class QemuEngine:
+    """Fulfils `services.ports.GuestEngine[VmSpec, VmResources]`. `scope` owns its tasks; `close` before closing it."""
+
+    name = "qemu"
+
+    def __init__(self, run_dir: Path, scope: TaskScope, clock: Clock) -> None:
+        self._run_dir, self._scope, self._clock = run_dir.absolute(), scope, clock
+        self._facts: HostFacts | None = None
+        self._busy: set[GuestId] = set()
+        self._running: dict[GuestId, RunningVm] = {}
+        self._trimmer: asyncio.Task[None] | None = None
+
+    async def probe(self) -> Capabilities:
+        """Ask the host; about 0.2 s."""
+        self._facts = await probe_host()
+        return self._facts.summary()
+
+    def refuse(self, spec: VmSpec) -> Sequence[str]:
+        """Why this host cannot run `spec`. Raises `HostError` before the first `probe`."""
+        return reasons(spec, self._known_facts())
+
+    async def start(self, spec: VmSpec, resources: VmResources, *, on_state: StateCallback, log: LogLine) -> RunningVm:
+        """Start it. Raises `Unsupported` with all reasons, `Conflict` when it runs already, `HostError`."""
+        if found := self.refuse(spec):
+            raise Unsupported(f"vm {spec.guest_id}: {'; '.join(found)}")
+        paths = RunDir.of(self._run_dir, spec.guest_id)
+        if problem := paths.socket_path_problem():
+            raise HostError(f"vm {spec.guest_id}: {problem}")
+        with self._claim(spec.guest_id):
+            await asyncio.to_thread(_make_run_dir, paths)
+            try:
+                vm = await self._launch(spec, resources, paths, on_state=on_state, log=log)
+            except BaseException:
+                await asyncio.to_thread(paths.remove)
+                raise
+        return self._keep(vm)
+
+    async def adopt(self, spec: VmSpec, *, on_state: StateCallback) -> RunningVm | None:
+        """The VM if its QEMU still runs; otherwise None, and what is left of it is removed. Raises `HostError`."""
+        paths = RunDir.of(self._run_dir, spec.guest_id)
+        with self._claim(spec.guest_id):
+            found = await asyncio.to_thread(_find, paths, spec)
+            pidfd = await asyncio.to_thread(pidfd_open, found[1]) if found else None
+            if found is None or pidfd is None:
+                await asyncio.to_thread(paths.remove)
+                return None
+            record, identity = found
+            watch = process.ProcessWatch(identity.pid, pidfd)
+            vm = RunningVm(
+                record, paths, watch, scope=self._scope, clock=self._clock, on_state=on_state, task_log=_to_our_log
+            )
+            try:
+                attached = await vm.reattach()
+            except BaseException:
+                await vm.detach()
+                raise
+            if not attached:
+                log_line = "vm %s: its launch was cut short by the end of the appliance: removed"
+                log.warning(log_line, spec.guest_id)
+                await vm.abandon()
+                return None
+        return self._keep(vm)
+
+    async def running_ids(self) -> Sequence[GuestId]:
+        """Every VM whose QEMU lives, from the run directories, verified against the processes."""
+        return await asyncio.to_thread(_running_ids, self._run_dir)
+
+    async def close(self) -> None:
+        """Detach from every VM; they go on."""
+        if self._trimmer is not None:
+            self._trimmer.cancel()
+        for vm in list(self._running.values()):
+            await vm.detach()
+        self._running.clear()
+
+    def _known_facts(self) -> HostFacts:
+        if self._facts is None:
+            raise HostError("qemu: the host has not been probed")
+        return self._facts
+
+    @contextlib.contextmanager
+    def _claim(self, guest_id: GuestId) -> Iterator[None]:
+        running = self._running.get(guest_id)
+        if guest_id in self._busy or (running is not None and not running.ended):
+            raise Conflict(f"vm {guest_id}: is running or being started already")
+        self._busy.add(guest_id)
+        try:
+            yield
+        finally:
+            self._busy.discard(guest_id)
+
+    def _keep(self, vm: RunningVm) -> RunningVm:
+        self._running[vm.guest_id] = vm
+        if self._trimmer is None or self._trimmer.done():
+            self._trimmer = self._scope.start(self._trim_logs(), name="trim-vm-logs")
+        return vm
+
+    async def _launch(
+        self, spec: VmSpec, resources: VmResources, paths: RunDir, *, on_state: StateCallback, log: LogLine
+    ) -> RunningVm:
+        launch, notes = await prepare(spec, resources, self._known_facts(), paths)
+        for note in notes:
+            log(note)
+        argv = build(spec, resources, launch)
+        record = _record_of(spec, started_at=self._clock.now())
+        await asyncio.to_thread(paths.write_record, record)
+        watch = _spawn(argv, paths, spec.guest_id)
+        vm = RunningVm(record, paths, watch, scope=self._scope, clock=self._clock, on_state=on_state, task_log=log)
+        try:
+            await asyncio.to_thread(_note_process, paths, record, watch.pid)
+            await vm.begin(links_down=[nic.slot for nic in spec.nics if nic.link_down])
+        except BaseException:
+            await vm.abandon()
+            raise
+        for line in await asyncio.to_thread(paths.log_lines):
+            log(f"QEMU: {line}")
+        return vm
+
+    async def _trim_logs(self) -> None:
+        while True:
+            await self._clock.sleep(TRIM_INTERVAL_S)
+            self._running = {guest_id: vm for guest_id, vm in self._running.items() if not vm.ended}
+            await asyncio.to_thread(_trim_all, [RunDir.of(self._run_dir, guest_id) for guest_id in self._running])
+
+
+def _to_our_log(line: str) -> None:
+    log.info("%s", line)
+
+
+def _record_of(spec: VmSpec, *, started_at: float) -> RunRecord:
+    return RunRecord(
+        guest_id=spec.guest_id,
+        uuid=spec.uuid,
+        started_at=started_at,
+        memory_mib=spec.memory_mib,
+        serials=spec.serials,
+        display=has_display(spec),
+        agent=spec.agent,
+        balloon=spec.balloon_min_mib is not None,
+    )
+
+
+def _make_run_dir(paths: RunDir) -> None:
+    """Blocking. Raises `Conflict` when a QEMU still runs there, though nobody adopted it."""
+    if paths.path.exists():
+        pid = process.find_launched_with(paths.pid)
+        if pid is not None:
+            raise Conflict(f"vm {paths.guest_id}: runs already as process {pid}")
+    paths.create()
+
+
+def _spawn(argv: list[str], paths: RunDir, guest_id: GuestId) -> process.ProcessWatch:
+    """Start QEMU with its monitor socket already listening: our connection waits in it until QEMU looks.
+
+    Not in a thread: a cancellation could lose the pid of a started process. posix_spawn takes about a millisecond.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(str(paths.qmp))
+        listener.listen(1)
+        pid = process.spawn(argv, log_path=paths.log, qmp_listener=listener.fileno())
+    except OSError as error:
+        raise HostError.from_os_error(error, f"vm {guest_id}: start {argv[0]}") from error
+    finally:
+        listener.close()
+    return process.ProcessWatch(pid, os.pidfd_open(pid))
+
+
+def _note_process(paths: RunDir, record: RunRecord, pid: int) -> None:
+    """Blocking. Put the process into the record. A zombie is not noted: `begin` will say why it died."""
+    identity = identify(pid)
+    if identity is not None:
+        paths.write_record(msgspec.structs.replace(record, pid=pid, start_ticks=identity.start_ticks))
+
+
+def _find(paths: RunDir, spec: VmSpec) -> tuple[RunRecord, ProcessIdentity] | None:
+    """Blocking. A record that cannot be read is made anew from `spec` when a process runs all the same."""
+    if not paths.path.is_dir():
+        return None
+    record = paths.read_record()
+    if record is None:
+        started_at = paths.path.stat().st_mtime
+        log.warning("vm %s: %s is unreadable", paths.guest_id, paths.record)
+        record = _record_of(spec, started_at=started_at)
+    identity = paths.find_process(record)
+    return (record, identity) if identity else None
+
+
+def _running_ids(run_dir: Path) -> list[GuestId]:
+    """Blocking."""
+    try:
+        names = [path.name for path in (run_dir / "vm").iterdir()]
+    except FileNotFoundError:
+        return []
+    found: list[GuestId] = []
+    for guest_id in sorted(int(name) for name in names if name.isdigit()):
+        paths = RunDir.of(run_dir, GuestId(guest_id))
+        record = paths.read_record()
+        if paths.find_process(record) if record else process.find_launched_with(paths.pid):
+            found.append(GuestId(guest_id))
+    return found
+
+
+def _trim_all(directories: Sequence[RunDir]) -> None:
+    """Blocking."""
+    for paths in directories:
+        for path in (paths.log, *(paths.serial_log(number) for number in range(4))):
+            try:
+                trim_log(path)
+            except OSError as error:
+                log.warning("vm %s: trim %s: %s", paths.guest_id, path, error)

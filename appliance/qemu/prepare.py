@@ -1,0 +1,99 @@
+"""What must be true on disk before a launch: resources checked, the cloud-init drive written, UEFI variables in place.
+
+The checks turn QEMU's habits into clear errors: given a tap name that does not exist QEMU would make a new device, joined
+to nothing; given a file system without O_DIRECT it would refuse the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import stat
+from pathlib import Path
+
+from appliance.errors import HostError
+from appliance.model.guest import VmResources, VmSpec
+from appliance.qemu.capabilities import HostFacts
+from appliance.qemu.cloud_init import render, write_drive
+from appliance.qemu.drives import needs_direct_io
+from appliance.qemu.firmware import VarsStore, temporary_vars, volume_vars
+from appliance.qemu.launch import Launch
+from appliance.qemu.refusal import needs_uefi
+from appliance.qemu.run_dir import RunDir
+
+
+async def prepare(spec: VmSpec, resources: VmResources, facts: HostFacts, paths: RunDir) -> tuple[Launch, list[str]]:
+    """Check, write, decide. Returns the launch and notes for the task's log. Raises `HostError`; `paths` exists."""
+    notes: list[str] = []
+    buffered = await asyncio.to_thread(_check_resources, spec, resources)
+    notes += [f"{slot}: no O_DIRECT on its file system, using the host's page cache" for slot in sorted(buffered)]
+    await _write_cloud_init(spec, resources)
+    problem = facts.kvm_problem(spec.arch)
+    accelerator = "tcg" if spec.accelerator == "tcg" or problem else "kvm"
+    if accelerator == "tcg" and spec.accelerator == "auto":
+        notes.append(f"no KVM ({problem}): emulating the processor, which is slow")
+    variables = await _variables(spec, resources, facts, paths, notes)
+    launch = Launch(
+        facts=facts,
+        emulator=facts.emulators[spec.arch],
+        paths=paths,
+        accelerator=accelerator,
+        vars=variables,
+        buffered=buffered,
+    )
+    return launch, notes
+
+
+def _check_resources(spec: VmSpec, resources: VmResources) -> frozenset[str]:
+    """Blocking. Returns the slots to open without O_DIRECT."""
+    for slot, tap in resources.taps.items():
+        if "/" in tap or not Path(f"/sys/class/net/{tap}/tun_flags").is_file():
+            raise HostError(f"vm {spec.guest_id}: {slot}: tap device {tap} is missing")
+    buffered: set[str] = set()
+    for disk in spec.disks:
+        volume = resources.disks.get(disk.slot)
+        if volume is None:
+            continue
+        try:
+            mode = volume.path.stat().st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+                raise HostError(f"vm {spec.guest_id}: {disk.slot}: {volume.path} is neither a file nor a block device")
+            if needs_direct_io(disk) and not _opens_direct(volume.path):
+                buffered.add(disk.slot)
+        except OSError as error:
+            raise HostError.from_os_error(error, f"vm {spec.guest_id}: {disk.slot}: open {volume.path}") from error
+    return frozenset(buffered)
+
+
+def _opens_direct(path: Path) -> bool:
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return True
+
+
+async def _write_cloud_init(spec: VmSpec, resources: VmResources) -> None:
+    if spec.cloud_init is None:
+        return
+    files = render(spec.cloud_init, hostname=spec.name, nics=spec.nics)
+    for disk in spec.disks:
+        volume = resources.disks.get(disk.slot)
+        if disk.cloudinit and volume is not None:
+            await write_drive(volume, files)
+
+
+async def _variables(
+    spec: VmSpec, resources: VmResources, facts: HostFacts, paths: RunDir, notes: list[str]
+) -> VarsStore | None:
+    firmware = facts.emulators[spec.arch].firmware
+    if not needs_uefi(spec) or firmware is None:
+        return None
+    volume = resources.disks.get(spec.efi_disk.slot) if spec.efi_disk else None
+    if volume is None:
+        notes.append("no EFI disk: UEFI variables are forgotten when the VM stops")
+        return await temporary_vars(firmware, paths.vars)
+    return await volume_vars(firmware, volume)

@@ -1,0 +1,407 @@
+"""One VM that runs: its state as QMP tells it, its orderly and hard end, its consoles, figures and display.
+
+    PRELAUNCH (-S) --begin--> RUNNING <--STOP/RESUME--> PAUSED --the process ends--> STOPPED
+
+Two tasks belong to it: `supervise` waits for the process to end and cleans up after it; `monitor` keeps the QMP
+connection, which QEMU may lose without ending. Both end with `detach`, which leaves the VM as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Mapping, Sequence
+
+from appliance.clock import Clock
+from appliance.errors import Conflict, GuestFault, HostError, NotFound, TimedOut
+from appliance.model.guest import ExitReason, GuestId, GuestState, GuestStats
+from appliance.qemu import stats
+from appliance.qemu.agent import GuestAgent
+from appliance.qemu.console import SerialConsole
+from appliance.qemu.drives import node_name
+from appliance.qemu.ending import LastWords, exit_reason
+from appliance.qemu.monitor import Monitor
+from appliance.qemu.process import ProcessWatch, read_stat
+from appliance.qemu.run_dir import RunDir, RunRecord
+from appliance.tasks import TaskScope
+
+LAUNCH_TIMEOUT_S = 60.0
+QUIT_TIMEOUT_S = 10.0
+TERMINATE_TIMEOUT_S = 5.0
+KILL_TIMEOUT_S = 10.0
+CLEANUP_TIMEOUT_S = 10.0
+AGENT_PING_TIMEOUT_S = 2.0
+DISPLAY_TIMEOUT_S = 5.0
+LAST_EVENTS_TIMEOUT_S = 1.0
+RECONNECT_FIRST_S, RECONNECT_LAST_S = 1.0, 30.0
+PANIC_NOTE_INTERVAL_S = 10.0
+BALLOON_POLL_S = 2
+
+log = logging.getLogger(__name__)
+StateCallback = Callable[[GuestState, str], None]
+LogLine = Callable[[str], None]
+
+
+class RunningVm:
+    """Fulfils `services.ports.RunningGuest`. Made by `QemuEngine`, which calls `begin` or `reattach` once."""
+
+    def __init__(
+        self,
+        record: RunRecord,
+        paths: RunDir,
+        watch: ProcessWatch,
+        *,
+        scope: TaskScope,
+        clock: Clock,
+        on_state: StateCallback,
+        task_log: LogLine,
+    ) -> None:
+        self._record, self._paths, self._watch = record, paths, watch
+        self._scope, self._clock = scope, clock
+        self._on_state, self._task_log = on_state, task_log
+        self._name = f"vm {record.guest_id}"
+        self._monitor = Monitor(paths.qmp, name=self._name, on_event=self._on_event)
+        self._agent = GuestAgent(paths.agent, name=self._name)
+        self._state = GuestState.RUNNING
+        self._last_words = LastWords()
+        self._pause_reason = ""
+        self._panic_noted_at = float("-inf")
+        self._consoles: dict[str, SerialConsole | None] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._ended: asyncio.Future[ExitReason] = asyncio.get_running_loop().create_future()
+
+    # --- identity and state ------------------------------------------------------------------------------------
+
+    @property
+    def guest_id(self) -> GuestId:
+        return GuestId(self._record.guest_id)
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        return self._watch.pid
+
+    @property
+    def started_at(self) -> float:
+        """Epoch seconds of the launch, from the record."""
+        return self._record.started_at
+
+    @property
+    def state(self) -> GuestState:
+        """RUNNING, PAUSED or STOPPED."""
+        return self._state
+
+    @property
+    def ended(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._ended.done()
+
+    async def wait(self) -> ExitReason:
+        """Return when QEMU has ended and its run directory is gone."""
+        return await asyncio.shield(self._ended)
+
+    # --- the engine's side -------------------------------------------------------------------------------------
+
+    async def begin(self, *, links_down: Sequence[str]) -> None:
+        """Let a QEMU launched with -S run. Raises `HostError` with QEMU's own words when it did not come up."""
+        try:
+            await self._monitor.connect(timeout_s=LAUNCH_TIMEOUT_S)
+            await self._poll_balloon()
+            for slot in links_down:
+                await self._monitor.execute("set_link", {"name": slot, "up": False})
+            await self._monitor.execute("cont")
+        except HostError as error:
+            words = await asyncio.to_thread(self._paths.complaints)
+            raise HostError(f"{self._name}: QEMU did not start: {' / '.join(words[-3:]) or error}") from error
+        self._watch_over()
+
+    async def reattach(self) -> bool:
+        """Take over a VM of an earlier appliance. False when its launch was never finished.
+
+        A monitor that does not answer is no reason to let go of a living process: it is tried again and again, and
+        meanwhile the VM counts as running and can be stopped.
+        """
+        try:
+            status = await self._connect()
+        except HostError as error:
+            log.error("%s: runs as process %d, but: %s", self._name, self.pid, error)
+            status = "running"
+        if status == "prelaunch":
+            return False
+        self._watch_over()
+        return True
+
+    async def abandon(self) -> None:
+        """Kill what `begin` or `reattach` refused, and leave nothing of it."""
+        self._watch.send(signal.SIGKILL)
+        if not await self._exited_within(KILL_TIMEOUT_S):
+            log.error("%s: process %d does not end after SIGKILL", self._name, self.pid)
+        self._watch.close()
+        await self._monitor.close()
+        await self._remove_directory()
+
+    async def detach(self) -> None:
+        """Let go of it: the VM, its process and its run directory stay."""
+        await self._end_tasks()
+        await self._close_consoles()
+        await self._monitor.close()
+        self._watch.close()
+
+    # --- orders ------------------------------------------------------------------------------------------------
+
+    async def pause(self) -> None:
+        """Stop the vCPUs."""
+        self._pause_reason = "paused"
+        await self._monitor.execute("stop")
+
+    async def resume(self) -> None:
+        """Let the vCPUs run again, also after a failed write or the guest's own suspend to RAM."""
+        wake = await self._query_status() == "suspended"
+        await self._monitor.execute("system_wakeup" if wake else "cont")
+
+    async def reset(self) -> None:
+        """As by the button."""
+        await self._monitor.execute("system_reset")
+
+    async def shutdown(self) -> None:
+        """Ask the guest agent if it answers, else press the ACPI power button."""
+        if self._watch.ended:
+            return
+        try:
+            await self._call_agent("guest-ping", {}, timeout_s=AGENT_PING_TIMEOUT_S)
+            await self._agent.execute("guest-shutdown", {"mode": "powerdown"}, answers=False)
+        except (GuestFault, HostError):
+            await self._monitor.execute("system_powerdown")
+
+    async def stop(self) -> None:
+        """End QEMU: by its monitor, else SIGTERM, else SIGKILL. Raises `TimedOut` when even that does not end it."""
+        self._last_words.stop_asked = True
+        if self._monitor.connected and not self._watch.ended:
+            try:
+                await self._monitor.execute("quit", timeout_s=QUIT_TIMEOUT_S)
+            except HostError as error:
+                log.debug("%s: quit: %s", self._name, error)  # gone already, or deaf: the signals come next
+            else:
+                await self._exited_within(QUIT_TIMEOUT_S)
+        for number, timeout_s in ((signal.SIGTERM, TERMINATE_TIMEOUT_S), (signal.SIGKILL, KILL_TIMEOUT_S)):
+            if not self._watch.ended:
+                self._watch.send(number)
+                await self._exited_within(timeout_s)
+        if not self._watch.ended:
+            raise TimedOut(f"{self._name}: process {self.pid} ending after SIGKILL", KILL_TIMEOUT_S)
+        try:
+            await asyncio.wait_for(asyncio.shield(self._ended), CLEANUP_TIMEOUT_S)
+        except TimeoutError as error:
+            raise TimedOut(f"{self._name}: removal of {self._paths.path}", CLEANUP_TIMEOUT_S) from error
+
+    async def resize_disk(self, slot: str, size_bytes: int) -> None:
+        """Grow the disk: QEMU grows the image itself, raw and qcow2, which it holds locked, and tells the guest."""
+        await self._monitor.execute("block_resize", {"node-name": node_name(slot), "size": size_bytes})
+
+    async def agent(self, command: str, **arguments: object) -> object:
+        """Run a guest agent command: "ping", "network-get-interfaces" ... Raises `GuestFault` when it is not running."""
+        return await self._call_agent(f"guest-{command}", arguments)
+
+    # --- consoles and display ----------------------------------------------------------------------------------
+
+    def console_names(self) -> Sequence[str]:
+        """ "serial0" ... as the VM was started with."""
+        return [f"serial{number}" for number in self._record.serials]
+
+    async def open_console(self, name: str) -> SerialConsole:
+        """Attach. Raises `NotFound`, `Conflict` while another attachment is open, `HostError`."""
+        if name not in self.console_names():
+            raise NotFound(f"{self._name}: console {name}")
+        if name in self._consoles:
+            raise Conflict(f"{self._name}: console {name} is attached already")
+        number = int(name.removeprefix("serial"))
+        self._consoles[name] = None
+        try:
+            console = await SerialConsole.attach(
+                f"{self._name}: {name}",
+                self._paths.serial(number),
+                self._paths.serial_log(number),
+                accepted=lambda: self._has_client(f"chardev-{name}"),
+                on_close=lambda: self._forget_console(name),
+            )
+        except BaseException:
+            self._forget_console(name)
+            raise
+        self._consoles[name] = console
+        return console
+
+    async def open_display(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A new RFB connection. Raises `NotFound` without a display, `HostError`."""
+        if not self._record.display:
+            raise NotFound(f"{self._name}: display")
+        try:
+            async with asyncio.timeout(DISPLAY_TIMEOUT_S):
+                return await asyncio.open_unix_connection(str(self._paths.vnc))
+        except TimeoutError as error:
+            raise TimedOut(f"{self._name}: display", DISPLAY_TIMEOUT_S) from error
+        except OSError as error:
+            raise HostError.from_os_error(error, f"{self._name}: connect {self._paths.vnc}") from error
+
+    async def stats(self) -> GuestStats:
+        """Figures now; those of the block layer and the balloon are left at zero while the monitor is deaf."""
+        process = await asyncio.to_thread(read_stat, self.pid) if not self._watch.ended else None
+        if process is None:
+            return GuestStats(memory_max_bytes=self._record.memory_mib << 20)
+        blocks, balloon = await self._ask("query-blockstats"), None
+        if self._record.balloon:
+            balloon = await self._ask("qom-get", {"path": stats.BALLOON_PATH, "property": "guest-stats"})
+        return stats.figures(process, blocks, balloon, memory_mib=self._record.memory_mib)
+
+    # --- inside ------------------------------------------------------------------------------------------------
+
+    def _set_state(self, new: GuestState, reason: str) -> None:
+        if new is self._state:
+            return
+        log.info("%s: %s → %s: %s", self._name, self._state, new, reason)
+        self._state = new
+        self._on_state(new, reason)
+
+    def _on_event(self, name: str, data: Mapping[str, object]) -> None:
+        """QEMU's events (qapi/run-state.json, qapi/block-core.json). The guest can cause most of them at will."""
+        match name:
+            case "STOP":
+                self._set_state(GuestState.PAUSED, self._pause_reason or "paused by QEMU")
+                self._pause_reason = ""
+            case "RESUME" | "WAKEUP":
+                self._set_state(GuestState.RUNNING, "resumed")
+            case "SUSPEND":
+                self._set_state(GuestState.PAUSED, "the guest suspended itself to RAM")
+            case "SHUTDOWN":
+                self._last_words.shutdown_reason = str(data.get("reason", ""))
+            case "RESET":
+                self._last_words.panicked = False
+            case "GUEST_PANICKED":
+                self._last_words.panicked = True
+                if self._clock.monotonic() - self._panic_noted_at > PANIC_NOTE_INTERVAL_S:
+                    self._panic_noted_at = self._clock.monotonic()
+                    log.warning("%s: the guest's kernel panicked", self._name)
+                    self._on_state(self._state, "the guest's kernel panicked")
+            case "BLOCK_IO_ERROR" if data.get("action") == "stop":
+                why = "no space left" if data.get("nospace") else str(data.get("reason", "input/output error"))
+                disk = str(data.get("node-name", "")).removeprefix(node_name(""))
+                self._pause_reason = f"paused: {disk}: {data.get('operation', 'access')} failed: {why}"
+            case _:
+                pass
+
+    async def _connect(self) -> str:
+        await self._monitor.connect()
+        await self._poll_balloon()
+        status = await self._query_status()
+        if status not in ("prelaunch", "shutdown"):
+            running = status == "running"
+            self._set_state(GuestState.RUNNING if running else GuestState.PAUSED, f"QEMU says {status}")
+        return status
+
+    async def _query_status(self) -> str:
+        answer = await self._monitor.execute("query-status")
+        return str(answer.get("status", "")) if isinstance(answer, dict) else ""
+
+    async def _poll_balloon(self) -> None:
+        if self._record.balloon:
+            interval = {"property": "guest-stats-polling-interval", "value": BALLOON_POLL_S}
+            await self._monitor.execute("qom-set", {"path": stats.BALLOON_PATH, **interval})
+
+    async def _ask(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
+        try:
+            return await self._monitor.execute(command, arguments)
+        except HostError as error:
+            log.debug("%s: %s", self._name, error)
+            return None
+
+    async def _call_agent(self, command: str, arguments: Mapping[str, object], *, timeout_s: float = 5.0) -> object:
+        if not self._record.agent:
+            raise GuestFault(f"{self._name}: no QEMU guest agent configured")
+        chardev = await self._chardev("chardev-agent")
+        if not chardev.get("frontend-open"):
+            raise GuestFault(f"{self._name}: QEMU guest agent is not running")
+        return await self._agent.execute(command, arguments, timeout_s=timeout_s)
+
+    async def _chardev(self, label: str) -> Mapping[str, object]:
+        answer = await self._monitor.execute("query-chardev")
+        rows = answer if isinstance(answer, list) else []
+        return next((row for row in rows if row.get("label") == label), {})
+
+    async def _has_client(self, label: str) -> bool:
+        """Twice yes: once may still be about a client that has just left."""
+        for _ in range(2):
+            if str((await self._chardev(label)).get("filename", "disconnected:")).startswith("disconnected:"):
+                return False
+        return True
+
+    def _forget_console(self, name: str) -> None:
+        self._consoles.pop(name, None)
+
+    async def _close_consoles(self) -> None:
+        for console in list(self._consoles.values()):
+            if console is not None:
+                await console.close()
+
+    def _watch_over(self) -> None:
+        name = self._name.replace(" ", "-")
+        self._tasks = [
+            self._scope.start(self._supervise(), name=f"{name}-supervise"),
+            self._scope.start(self._keep_monitor(), name=f"{name}-monitor"),
+        ]
+
+    async def _supervise(self) -> None:
+        status = await self._watch.wait()
+        await self._hear_last_events()
+        await self._end_tasks()
+        await self._monitor.close()
+        words = await asyncio.to_thread(self._paths.complaints)
+        reason = exit_reason(self._last_words, status, words)
+        if reason.kind == "crashed":
+            for line in words:
+                log.error("%s: qemu: %s", self._name, line)
+                self._task_log(f"QEMU: {line}")
+        await self._remove_directory()
+        self._ended.set_result(reason)
+        self._set_state(GuestState.STOPPED, reason.detail)
+
+    async def _hear_last_events(self) -> None:
+        """The process has ended; what it said last may still lie in the socket."""
+        self._last_words.heard = self._monitor.connected or bool(self._last_words.shutdown_reason)
+        try:
+            await asyncio.wait_for(self._monitor.wait_disconnected(), LAST_EVENTS_TIMEOUT_S)
+        except TimeoutError:
+            log.debug("%s: the monitor outlived its process", self._name)
+
+    async def _keep_monitor(self) -> None:
+        delay_s = RECONNECT_FIRST_S
+        while True:
+            await self._monitor.wait_disconnected()
+            if await self._exited_within(delay_s):
+                return
+            try:
+                await self._connect()
+                delay_s = RECONNECT_FIRST_S
+            except HostError as error:
+                log.warning("%s: %s", self._name, error)
+                delay_s = min(2 * delay_s, RECONNECT_LAST_S)
+
+    async def _exited_within(self, timeout_s: float) -> bool:
+        try:
+            await asyncio.wait_for(self._watch.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _end_tasks(self) -> None:
+        others = [task for task in self._tasks if task is not asyncio.current_task() and not task.done()]
+        for task in others:
+            task.cancel()
+        if others:
+            await asyncio.wait(others)
+
+    async def _remove_directory(self) -> None:
+        await self._close_consoles()
+        try:
+            await asyncio.to_thread(self._paths.remove)
+        except OSError as error:
+            log.error("%s: remove %s: %s", self._name, self._paths.path, error)
