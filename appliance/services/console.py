@@ -18,12 +18,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from appliance.errors import ApplianceError, GuestFault, HostError, InvalidParameter, TimedOut, TooLarge, UserError
 from appliance.model.guest import GuestId
-from appliance.services.ports import ConsoleSource, RunningGuest
+from appliance.services.ports import ConsoleSource
 from appliance.tasks import TaskScope
 
 log = logging.getLogger(__name__)
@@ -268,12 +269,23 @@ class ConsoleHub:
             raise TimedOut(f"{self.name}: terminal size", WRITE_TIMEOUT_S) from error
 
 
+class GuestWithConsoles(Protocol):
+    """The part of `RunningGuest` that consoles need."""
+
+    @property
+    def guest_id(self) -> GuestId: ...
+
+    def console_names(self) -> Sequence[str]: ...
+
+    async def open_console(self, name: str) -> ConsoleSource: ...
+
+
 class ConsoleService:
     """The hubs of all running guests: one for each (guest, console name) and run."""
 
     def __init__(self, scope: TaskScope) -> None:
         self._scope = scope
-        self._hubs: dict[tuple[GuestId, str], tuple[RunningGuest, ConsoleHub]] = {}
+        self._hubs: dict[tuple[GuestId, str], tuple[GuestWithConsoles, ConsoleHub]] = {}
         self._locks: dict[GuestId, asyncio.Lock] = {}
 
     async def start(self) -> None:
@@ -284,12 +296,12 @@ class ConsoleService:
         for guest_id in {guest_id for guest_id, _ in self._hubs}:
             await self.guest_stopped(guest_id)
 
-    async def attach(self, guest: RunningGuest, name: str) -> ConsoleClient:
+    async def attach(self, guest: GuestWithConsoles, name: str) -> ConsoleClient:
         """Attach to the console `name` of `guest`. Raises `NotFound` for an unknown name, `HostError`, `GuestFault`."""
         async with self._lock(guest.guest_id):
             return (await self._hub(guest, name)).attach()
 
-    async def guest_started(self, guest: RunningGuest) -> None:
+    async def guest_started(self, guest: GuestWithConsoles) -> None:
         """Begin to listen on all consoles of a guest that was started or adopted; what fails is tried again by `attach`."""
         async with self._lock(guest.guest_id):
             for name in guest.console_names():
@@ -308,7 +320,7 @@ class ConsoleService:
     def _lock(self, guest_id: GuestId) -> asyncio.Lock:
         return self._locks.setdefault(guest_id, asyncio.Lock())
 
-    async def _hub(self, guest: RunningGuest, name: str) -> ConsoleHub:
+    async def _hub(self, guest: GuestWithConsoles, name: str) -> ConsoleHub:
         """The hub of this run of the guest. Under the guest's lock."""
         key = (guest.guest_id, name)
         known_guest, hub = self._hubs.get(key, (None, None))
