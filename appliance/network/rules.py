@@ -137,5 +137,8 @@ def delete_table(family: str, table: str) -> str:
 
 
 def burst_bytes(rate_bytes_s: int) -> int:
-    """How much a limited port may send at once: 50 ms at its rate, at least two of the largest packets (GSO, 64 KiB)."""
+    """What a limited port may send at once: 50 ms at its rate, at least two of the largest packets (GSO, 64 KiB).
+
+    nft lets a second at the full rate pass on top of it at first (nft_limit.c counts rate + burst as its bucket).
+    """
     return max(rate_bytes_s // 20, 128 << 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -41,7 +42,9 @@ async def test_ports_rules_and_dhcp_survive_a_killed_appliance_and_are_never_dou
     assert "leased" in first, "DHCP goes on without the appliance"
 
     state = await backend.start()
-    pids = lab.dnsmasq_pids()
+    async with asyncio.timeout(10):
+        while not (pids := lab.dnsmasq_pids()):
+            await asyncio.sleep(0.01)
     assert len(pids) == 1
     assert pids != {orphan}
     assert first.split("leased ")[1] == guest.dhcp(tmp_path).split("leased ")[1]
