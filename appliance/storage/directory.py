@@ -1,0 +1,357 @@
+"""The directory storage: volumes as files below one directory. Fulfils `services.ports.VolumeBackend`.
+
+    naming.py         where a volume lies and what its name says (pure)
+    records.py        what a name cannot say: content, parent, notes; marks of file systems being grown
+    catalog.py        listing, and the sweep at start
+    publication.py    how a volume appears and vanishes at one moment
+    inspection.py     measuring, and judging images before QEMU sees them; qcow2_header.py reads their first bytes
+    receiving.py      streams with a checksum
+    tools.py          qemu-img, mkfs, cp: bounded
+
+Resizing is one system call or one command, but for a container's file system: there a mark says what `recover` finishes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Final, TypeVar
+
+from appliance.errors import HostError, InvalidParameter, NotFound, Unsupported
+from appliance.model.guest import GuestId
+from appliance.model.volume import ContentType, OpenedVolume, StorageUsage, VolumeFormat, VolumeId, VolumeInfo
+from appliance.storage import inspection, naming, receiving, tools
+from appliance.storage.catalog import DISK_CONTENT, Catalog
+from appliance.storage.publication import BeforeEffect, Maker, Publisher
+from appliance.storage.qcow2_header import SIZE_LIMIT_BYTES
+from appliance.storage.records import Records, VolumeRecord
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+ALL_CONTENT: Final = frozenset(ContentType)
+RECEIVE_LIMIT_BYTES: Final = 4 << 40
+
+
+def _no_effect(_: str) -> None:
+    """Nobody listens for effects."""
+
+
+class DirectoryBackend:
+    """One directory storage. `root` is made when it is missing; nothing else may write below it while we run."""
+
+    def __init__(
+        self,
+        storage_id: str,
+        root: Path,
+        *,
+        content_types: frozenset[ContentType] = ALL_CONTENT,
+        before_effect: BeforeEffect = _no_effect,
+    ) -> None:
+        self._id = storage_id
+        self._root = root
+        self._content_types = content_types
+        self._records = Records(root)
+        self._before_effect = before_effect
+        self._catalog = Catalog(storage_id, root, self._records)
+        self._publisher = Publisher(storage_id, root, self._records, before_effect)
+
+    @property
+    def storage_id(self) -> str:
+        return self._id
+
+    @property
+    def content_types(self) -> frozenset[ContentType]:
+        return self._content_types
+
+    @property
+    def root(self) -> Path:
+        """The directory."""
+        return self._root
+
+    # --- start ------------------------------------------------------------------------------------------------
+
+    async def recover(self) -> Sequence[str]:
+        """Make the layout, remove what interrupted operations left, finish interrupted growing; says what it did."""
+        done = await self._publisher.in_thread("prepare the storage", self._catalog.sweep)
+        for mark in await self._publisher.in_thread("read the marks", self._records.growing):
+            path = self._root / naming.locate(mark.volume).path
+            if await asyncio.to_thread(path.exists):
+                await asyncio.to_thread(_extend, path, mark.size)
+                try:
+                    await tools.grow_ext4(path)
+                except HostError as error:
+                    done.append(f"{self._id}:{mark.volume}: growing could not be finished: {error}")
+                    continue
+            await self._publisher.in_thread("remove a mark", self._records.unmark_growing, mark.volume)
+            done.append(f"{self._id}:{mark.volume}: finished growing")
+        return done
+
+    # --- disks ------------------------------------------------------------------------------------------------
+
+    async def create(
+        self, guest_id: GuestId, *, format: VolumeFormat, size_bytes: int, content: ContentType, label: str = "disk"
+    ) -> VolumeId:
+        """See `VolumeBackend.create`. Raises `InvalidParameter`, `Unsupported`, `NoSpace`, `HostError`."""
+        self._check_disk(format, size_bytes, content)
+        async with self._publisher.new_disk(guest_id, label, format) as name:
+            return await self._publisher.make(
+                name, VolumeRecord(content=content, size=size_bytes), self._maker(format, size_bytes, content)
+            )
+
+    async def create_named(self, name: str, *, size_bytes: int, content: ContentType = ContentType.IMAGES) -> VolumeId:
+        """As `create`, for a name chosen by the caller (`100/vm-100-disk-7.raw`). Raises `Conflict` when it exists."""
+        place = naming.locate(name)
+        if not place.is_disk:
+            raise InvalidParameter({"filename": f"'{name}' is not the name of a guest's disk"})
+        image_format = VolumeFormat(place.format)
+        self._check_disk(image_format, size_bytes, content)
+        async with self._publisher.reserve(name):
+            return await self._publisher.make(
+                name, VolumeRecord(content=content, size=size_bytes), self._maker(image_format, size_bytes, content)
+            )
+
+    def _maker(self, image_format: VolumeFormat, size_bytes: int, content: ContentType) -> Maker:
+        async def make(path: Path) -> None:
+            match image_format:
+                case VolumeFormat.SUBVOL:
+                    await asyncio.to_thread(path.mkdir, 0o755)
+                case VolumeFormat.RAW:
+                    await self._publisher.in_thread(f"create {path.name}", _make_sparse, path, size_bytes)
+                    if content is ContentType.ROOTDIR:
+                        self._before_effect("make the file system")
+                        await tools.make_ext4(path)
+                case VolumeFormat.QCOW2:
+                    await tools.create_qcow2(path, size_bytes)
+
+        return make
+
+    def _check_disk(self, image_format: VolumeFormat, size_bytes: int, content: ContentType) -> None:
+        if content not in DISK_CONTENT or content not in self._content_types:
+            raise Unsupported(f"storage {self._id}: does not hold '{content}' volumes of guests")
+        if image_format is VolumeFormat.SUBVOL and content is not ContentType.ROOTDIR:
+            raise InvalidParameter({"format": "subvol is for containers only"})
+        if image_format is VolumeFormat.QCOW2 and content is ContentType.ROOTDIR:
+            raise InvalidParameter({"format": "a container's volume is raw or subvol"})
+        if not 0 < size_bytes <= SIZE_LIMIT_BYTES and image_format is not VolumeFormat.SUBVOL:
+            raise InvalidParameter({"size": f"{size_bytes} bytes is not between 1 and {SIZE_LIMIT_BYTES}"})
+
+    async def clone(
+        self,
+        source: OpenedVolume,
+        guest_id: GuestId,
+        *,
+        format: VolumeFormat,
+        full: bool,
+        log: Callable[[str], None],
+        content: ContentType | None = None,
+        label: str = "disk",
+    ) -> VolumeId:
+        """See `VolumeBackend.clone`. `content` defaults to the source's own (an imported file becomes `images`).
+
+        Raises `Unsupported` for a pair of formats that cannot be, `NoSpace`, `HostError`.
+        """
+        if (source.format is VolumeFormat.SUBVOL) != (format is VolumeFormat.SUBVOL):
+            raise Unsupported(f"a {source.format} volume cannot become a {format} volume")
+        parent = "" if full else self._linkable(source, format)
+        record = VolumeRecord(content=content or await self._content_of(source), size=source.size_bytes, parent=parent)
+        async with self._publisher.new_disk(guest_id, label, format) as name:
+
+            async def copy(path: Path) -> None:
+                if parent:
+                    await tools.create_overlay(path, inspection.backing_path(name, parent), source.format)
+                elif format is VolumeFormat.SUBVOL:
+                    await tools.copy_tree(source.path, path)
+                else:
+                    await tools.convert(source.path, source.format, path, format)
+
+            log(f"{'copying' if full else 'linking'} {source.volume_id or source.path} to {self._id}:{name}")
+            return await self._publisher.make(name, record, copy)
+
+    def _linkable(self, source: OpenedVolume, image_format: VolumeFormat) -> str:
+        if source.volume_id is None or source.volume_id.storage != self._id:
+            raise Unsupported(f"storage {self._id}: a linked clone must be on the storage of its parent")
+        if image_format is not VolumeFormat.QCOW2:
+            raise Unsupported(f"storage {self._id}: a linked clone must be qcow2, not {image_format}")
+        if not naming.locate(source.volume_id.name).is_disk:
+            raise Unsupported(f"volume {source.volume_id}: only a guest's disk can have linked clones")
+        return source.volume_id.name
+
+    async def _content_of(self, source: OpenedVolume) -> ContentType:
+        if source.volume_id is not None and source.volume_id.storage == self._id:
+            content = (await self._describe(source.volume_id, count_tree=False)).content
+            if content in DISK_CONTENT:
+                return content
+        return ContentType.ROOTDIR if source.format is VolumeFormat.SUBVOL else ContentType.IMAGES
+
+    async def resize(self, volume_id: VolumeId, size_bytes: int) -> None:
+        """See `VolumeBackend.resize`. Raises `Conflict` for a qcow2 that QEMU has open: QEMU must grow it itself."""
+        name, place = self._locate(volume_id)
+        if not place.is_disk:
+            raise InvalidParameter({"volume": f"{volume_id} is not a guest's disk"})
+        info = await self._describe(volume_id, count_tree=False)
+        if size_bytes < info.size_bytes:
+            raise InvalidParameter({"size": f"{volume_id}: shrinking from {info.size_bytes} bytes is not possible"})
+        if size_bytes > SIZE_LIMIT_BYTES:
+            raise InvalidParameter({"size": f"{size_bytes} bytes is over the limit of {SIZE_LIMIT_BYTES}"})
+        path = self._root / place.path
+        match place.format:
+            case "subvol":
+                await self._publisher.in_thread(f"resize {volume_id}", self._record_size, name, size_bytes)
+            case "qcow2":
+                self._before_effect("grow the image")
+                await tools.resize_qcow2(path, size_bytes)
+            case _ if info.content is ContentType.ROOTDIR:
+                await self._grow_file_system(name, path, size_bytes)
+            case _:
+                self._before_effect("lengthen the file")
+                await self._publisher.in_thread(f"resize {volume_id}", _extend, path, size_bytes)
+
+    async def _grow_file_system(self, name: str, path: Path, size_bytes: int) -> None:
+        self._before_effect("mark")
+        await self._publisher.in_thread(f"mark {name}", self._records.mark_growing, name, size_bytes)
+        self._before_effect("lengthen the file")
+        await self._publisher.in_thread(f"resize {name}", _extend, path, size_bytes)
+        self._before_effect("grow the file system")
+        await tools.grow_ext4(path)
+        self._before_effect("unmark")
+        await self._publisher.in_thread(f"unmark {name}", self._records.unmark_growing, name)
+
+    def _record_size(self, name: str, size_bytes: int) -> None:
+        record = self._records.get(name)
+        self._before_effect("write the record")
+        self._records.put(
+            name,
+            VolumeRecord(
+                content=record.content or ContentType.ROOTDIR, size=size_bytes, parent=record.parent,
+                notes=record.notes, protected=record.protected,
+            ),
+        )  # fmt: skip
+
+    # --- all volumes ------------------------------------------------------------------------------------------
+
+    async def delete(self, volume_id: VolumeId) -> None:
+        """Remove it. Raises `NotFound`, `Conflict` while it is protected or linked clones stand on it."""
+        self._locate(volume_id)
+        await self._publisher.remove(volume_id)
+
+    async def open(self, volume_id: VolumeId) -> OpenedVolume:
+        """See `VolumeBackend.open`. Raises `NotFound`, `InvalidParameter` for an image QEMU must not be shown."""
+        name, place = self._locate(volume_id)
+        measured = await self._publisher.in_thread(
+            f"open {volume_id}", inspection.check_image, self._root, self._records, name
+        )
+        known = place.format in tuple(VolumeFormat)
+        return OpenedVolume(
+            volume_id=volume_id,
+            path=self._root / place.path,
+            format=VolumeFormat(place.format) if known else VolumeFormat.RAW,
+            size_bytes=measured.size_bytes or (await self._describe(volume_id, count_tree=False)).size_bytes,
+            read_only=not place.is_disk,
+        )
+
+    async def list(self, content: ContentType | None = None, guest_id: GuestId | None = None) -> Sequence[VolumeInfo]:
+        """All volumes (of one content, of one guest), in the order of their names."""
+        return await self._publisher.in_thread("list the storage", self._catalog.list, content, guest_id)
+
+    async def info(self, volume_id: VolumeId) -> VolumeInfo:
+        """One volume. For a `subvol` the used bytes are counted, which takes time. Raises `NotFound`."""
+        return await self._describe(volume_id, count_tree=True)
+
+    async def _describe(self, volume_id: VolumeId, *, count_tree: bool) -> VolumeInfo:
+        name, _ = self._locate(volume_id)
+        return await self._publisher.in_thread(
+            f"read {volume_id}", lambda: self._catalog.describe(name, count_tree=count_tree)
+        )
+
+    async def annotate(self, volume_id: VolumeId, *, notes: str | None = None, protected: bool | None = None) -> None:
+        """Change a volume's notes or protection; None leaves as is. Raises `NotFound`."""
+        await self._describe(volume_id, count_tree=False)
+
+        def write() -> None:
+            old = self._records.get(volume_id.name)
+            self._records.put(
+                volume_id.name,
+                VolumeRecord(
+                    content=old.content, size=old.size, parent=old.parent,
+                    notes=old.notes if notes is None else notes,
+                    protected=old.protected if protected is None else protected,
+                ),
+            )  # fmt: skip
+
+        async with self._publisher.reserve(volume_id.name):
+            await self._publisher.in_thread(f"annotate {volume_id}", write)
+
+    async def usage(self) -> StorageUsage:
+        """Of the file system the storage lies on."""
+        status = await self._publisher.in_thread("measure the storage", os.statvfs, self._root)
+        return StorageUsage(
+            total_bytes=status.f_blocks * status.f_frsize,
+            used_bytes=(status.f_blocks - status.f_bfree) * status.f_frsize,
+            available_bytes=status.f_bavail * status.f_frsize,
+        )
+
+    async def receive(
+        self,
+        content: ContentType,
+        name: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        checksum: tuple[str, str] | None,
+        size_limit_bytes: int = RECEIVE_LIMIT_BYTES,
+    ) -> VolumeId:
+        """See `VolumeBackend.receive`. A disk image is judged before it appears. Raises also `TooLarge`, `NoSpace`."""
+        if content not in self._content_types:
+            raise InvalidParameter({"content": f"storage {self._id} does not hold '{content}'"})
+        if content not in naming.UPLOADABLE:
+            raise InvalidParameter({"content": f"'{content}' cannot be uploaded"})
+        naming.check_file_name(content, name)
+        if checksum is not None:
+            receiving.new_digest(checksum[0])
+        full_name = f"{content}/{name}"
+
+        async def write(path: Path) -> None:
+            await receiving.write_stream(path, chunks, checksum=checksum, size_limit_bytes=size_limit_bytes)
+            if content is ContentType.IMPORT:
+                await self._judge_import(name, path)
+
+        async with self._publisher.reserve(full_name):
+            return await self._publisher.make(full_name, None, write)
+
+    async def _judge_import(self, name: str, path: Path) -> None:
+        if not name.endswith(".qcow2"):
+            return  # raw bytes: the file's name decides, and nothing ever guesses another format
+        measured = await self._publisher.in_thread(f"check {name}", inspection.measure, path, "qcow2")
+        problem = measured.problem
+        if measured.backing_file:
+            problem = f"it refers to the backing file {measured.backing_file[:100]!r} (refused)"
+        if not problem:
+            try:
+                await tools.inspect_qcow2(path)
+            except HostError as error:
+                raise InvalidParameter({"filename": f"{name}: not a sound qcow2 image: {error}"}) from error
+        if problem:
+            raise InvalidParameter({"filename": f"{name}: {problem}"})
+
+    def _locate(self, volume_id: VolumeId) -> tuple[str, naming.Place]:
+        if volume_id.storage != self._id:
+            raise NotFound(f"volume '{volume_id}' in storage '{self._id}'")
+        return volume_id.name, naming.locate(volume_id.name)
+
+
+def _make_sparse(path: Path, size_bytes: int) -> None:
+    with path.open("xb") as file:
+        file.truncate(size_bytes)
+
+
+def _extend(path: Path, size_bytes: int) -> None:
+    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_size < size_bytes:
+            os.ftruncate(fd, size_bytes)
+            os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,80 @@
+"""Helper programs of storage, run so that no image and no full disk can do harm: bounded in time, memory and CPU.
+
+Formats are always named: QEMU's tools must never guess one from bytes a guest wrote.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from appliance import command
+from appliance.errors import CommandFailed, Conflict, NoSpace
+from appliance.model.volume import VolumeFormat
+
+QUICK_TIMEOUT_S: Final = 60.0
+COPY_TIMEOUT_S: Final = 6 * 3600.0
+_LIMITED = ("prlimit", "--as=4294967296", "--core=0", "--")
+_EXT4 = ("-O", "^metadata_csum_seed,^orphan_file", "-E", "lazy_itable_init=1,root_owner=0:0", "-m", "1")
+_FSCK_REPAIRED = 1  # e2fsck(8): errors corrected
+
+
+async def create_qcow2(path: Path, size_bytes: int) -> None:
+    """An empty qcow2 image."""
+    await _run("qemu-img", "create", "-q", "-f", "qcow2", path, str(size_bytes))
+
+
+async def create_overlay(path: Path, backing: str, backing_format: VolumeFormat) -> None:
+    """A qcow2 image of the same size on top of `backing`, a path relative to the image's directory."""
+    await _run("qemu-img", "create", "-q", "-f", "qcow2", "-b", backing, "-F", backing_format, path)
+
+
+async def convert(source: Path, source_format: VolumeFormat, target: Path, target_format: VolumeFormat) -> None:
+    """A full copy, holes kept."""
+    await _run(
+        "qemu-img", "convert", "-q", "-f", source_format, "-O", target_format, source, target,
+        timeout_s=COPY_TIMEOUT_S,
+    )  # fmt: skip
+
+
+async def resize_qcow2(path: Path, size_bytes: int) -> None:
+    """Grow it. Raises `Conflict` while QEMU has it open: then only QEMU itself may."""
+    await _run("qemu-img", "resize", "-q", "-f", "qcow2", path, str(size_bytes))
+
+
+async def inspect_qcow2(path: Path) -> None:
+    """Let QEMU open the (already judged) image and read its tables. Raises `CommandFailed` when it cannot."""
+    await _run("qemu-img", "info", "-U", "-f", "qcow2", "--output=json", path)
+
+
+async def make_ext4(path: Path) -> None:
+    """A file system that fills the file."""
+    await _run("mkfs.ext4", "-q", "-F", *_EXT4, path, timeout_s=QUICK_TIMEOUT_S)
+
+
+async def grow_ext4(path: Path) -> None:
+    """Check the file system and let it fill the file; it must not be mounted. Safe to repeat after an interruption."""
+    argv = ["e2fsck", "-f", "-y", str(path)]
+    checked = await command.run(argv, timeout_s=COPY_TIMEOUT_S, check=False)
+    if checked.returncode > _FSCK_REPAIRED:
+        raise CommandFailed(argv, checked.returncode, checked.stderr.decode(errors="replace"))
+    await _run("resize2fs", path, timeout_s=COPY_TIMEOUT_S)
+
+
+async def copy_tree(source: Path, target: Path) -> None:
+    """A copy of a directory tree with owners, modes, times, links and attributes; `target` must not exist."""
+    await _run("cp", "--archive", "--reflink=auto", "--one-file-system", "--no-target-directory", source, target,
+               timeout_s=COPY_TIMEOUT_S)  # fmt: skip
+
+
+async def _run(*argv: str | Path, timeout_s: float = QUICK_TIMEOUT_S) -> None:
+    words = [str(word) for word in argv]
+    limited = [*_LIMITED, *words] if words[0] == "qemu-img" else words
+    try:
+        await command.run(limited, timeout_s=timeout_s)
+    except CommandFailed as error:
+        if "No space left on device" in error.stderr or "Disk quota exceeded" in error.stderr:
+            raise NoSpace(f"{words[-1]}: no space left on the storage") from error
+        if 'Failed to get "' in error.stderr:
+            raise Conflict(f"{Path(words[-1]).name}: in use by a running guest") from error
+        raise CommandFailed(words, error.returncode, error.stderr) from error

@@ -1,0 +1,121 @@
+"""Runs every operation of the directory storage in a child that dies right before its N-th effect, for every N.
+
+A program of its own, so that forking is safe: `python -m tests.storage.crash_driver DIRECTORY`. Prints one JSON object a
+case: the operation, the effect it died before, what `recover` then says and what is left. The test judges.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from appliance.model.guest import GuestId
+from appliance.model.volume import ContentType, VolumeFormat, VolumeId
+from appliance.storage.directory import DirectoryBackend
+from tests.fakes.storage import MIB, leftovers, stream
+
+DIED = 9
+Operation = Callable[[DirectoryBackend], Awaitable[object]]
+DISK = VolumeId("local", "100/vm-100-disk-0.qcow2")
+ROOT = VolumeId("local", "101/vm-101-disk-0.raw")
+TREE = VolumeId("local", "101/subvol-101-disk-1.subvol")
+NEW = GuestId(200)
+
+
+def ignore(_: str) -> None:
+    """A log nobody reads."""
+
+
+async def clone(backend: DirectoryBackend, source: VolumeId, volume_format: VolumeFormat, *, full: bool) -> VolumeId:
+    return await backend.clone(await backend.open(source), NEW, format=volume_format, full=full, log=ignore)
+
+
+def create(volume_format: VolumeFormat, content: ContentType) -> Operation:
+    return lambda backend: backend.create(NEW, format=volume_format, size_bytes=8 * MIB, content=content)
+
+
+OPERATIONS: dict[str, Operation] = {
+    "create qcow2": create(VolumeFormat.QCOW2, ContentType.IMAGES),
+    "create raw root": create(VolumeFormat.RAW, ContentType.ROOTDIR),
+    "create subvol": create(VolumeFormat.SUBVOL, ContentType.ROOTDIR),
+    "full clone": lambda backend: clone(backend, DISK, VolumeFormat.RAW, full=True),
+    "linked clone": lambda backend: clone(backend, DISK, VolumeFormat.QCOW2, full=False),
+    "tree clone": lambda backend: clone(backend, TREE, VolumeFormat.SUBVOL, full=True),
+    "delete disk": lambda backend: backend.delete(DISK),
+    "delete tree": lambda backend: backend.delete(TREE),
+    "resize disk": lambda backend: backend.resize(DISK, 12 * MIB),
+    "resize root": lambda backend: backend.resize(ROOT, 24 * MIB),
+    "resize tree": lambda backend: backend.resize(TREE, 24 * MIB),
+    "receive": lambda backend: backend.receive(ContentType.ISO, "x.iso", stream(b"abc"), checksum=None),
+}
+
+
+async def prepare(root: Path) -> None:
+    backend = DirectoryBackend("local", root)
+    await backend.recover()
+    await backend.create(GuestId(100), format=VolumeFormat.QCOW2, size_bytes=8 * MIB, content=ContentType.IMAGES)
+    await backend.create(GuestId(101), format=VolumeFormat.RAW, size_bytes=16 * MIB, content=ContentType.ROOTDIR)
+    await backend.create(GuestId(101), format=VolumeFormat.SUBVOL, size_bytes=16 * MIB, content=ContentType.ROOTDIR)
+    (root / "images/101/subvol-101-disk-1.subvol/file").write_text("content")
+
+
+def run_child(root: Path, operation: Operation, effect: int, told: int) -> None:
+    count = 0
+
+    def die_before(name: str) -> None:
+        nonlocal count
+        count += 1
+        if count == effect:
+            os.write(told, name.encode())
+            os._exit(DIED)
+
+    asyncio.run(_run(operation, DirectoryBackend("local", root, before_effect=die_before)))
+    os._exit(0)
+
+
+async def _run(operation: Operation, backend: DirectoryBackend) -> None:
+    await operation(backend)
+
+
+async def state(root: Path) -> dict[str, object]:
+    backend = DirectoryBackend("local", root)
+    done = await backend.recover()
+    again = await backend.recover()
+    volumes = {str(info.volume_id): info.size_bytes for info in await backend.list()}
+    for text in volumes:
+        await backend.open(VolumeId.parse(text))
+    return {"recovered": list(done), "again": list(again), "volumes": volumes, "files": leftovers(root)}
+
+
+def case(directory: Path, name: str, effect: int) -> dict[str, object] | None:
+    """Die before effect number `effect` of operation `name`; None when it has no such effect and completes."""
+    root = directory / f"{name.replace(' ', '-')}-{effect}"
+    asyncio.run(prepare(root))
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        run_child(root, OPERATIONS[name], effect, writer)
+    os.close(writer)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    died_before = os.read(reader, 200).decode()
+    os.close(reader)
+    assert status in (0, DIED), f"{name}: status {status}"
+    return {"operation": name, "before": died_before, "died": status == DIED, **asyncio.run(state(root))}
+
+
+def main() -> None:
+    directory = Path(sys.argv[1])
+    for name in OPERATIONS:
+        for effect in range(1, 20):
+            result = case(directory, name, effect)
+            print(json.dumps(result), flush=True)
+            if result is None or not result["died"]:
+                break
+
+
+if __name__ == "__main__":
+    main()
