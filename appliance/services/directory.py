@@ -183,3 +183,7 @@ class Directory:
         """This snapshot without the ACL entries of the subjects, so that a later namesake inherits nothing."""
         acl = tuple(entry for entry in self.acl if entry.kind is not kind or entry.subject not in subjects)
         return replace(self, acl=acl)
+
+    def without_path(self, path: str) -> Directory:
+        """This snapshot without the ACL entries on exactly this path: the object is gone."""
+        return replace(self, acl=tuple(entry for entry in self.acl if entry.path != path))

@@ -12,11 +12,10 @@ every rule an edit checks (no such user, last administrator, one pool per guest)
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -51,7 +50,12 @@ FOLLOW_TIMEOUT_S = 10.0
 WATCH_RETRY_S = 1.0
 
 Edit = Callable[[Directory], Directory]
-RecordT = TypeVar("RecordT", bound=Record)
+Rule = Callable[[Directory, Directory], None]
+"""Looks at the snapshots before and after every edit and raises what forbids it."""
+
+
+def _anything_goes(old: Directory, new: Directory) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +76,10 @@ _TABLES = (
 class DirectoryStore:
     """The present snapshot and the door to changing it. Use `start` before and `close` after."""
 
-    def __init__(self, store: Store, events: EventBus) -> None:
+    def __init__(self, store: Store, events: EventBus, *, rule: Rule = _anything_goes) -> None:
         self._store = store
         self._events = events
+        self._rule = rule
         self._scope = TaskScope("access")
         self._directory = Directory()
         self._permissions = Permissions(self._directory)
@@ -112,6 +117,7 @@ class DirectoryStore:
             for _ in range(EDIT_ATTEMPTS):
                 seen = self._revision
                 new = edit(self._directory)
+                self._rule(self._directory, new)
                 operations = _difference(self._directory, new)
                 if not operations:
                     return new
@@ -226,14 +232,3 @@ def _key(prefix: str, name: str) -> str:
     if len(quoted) > KEY_NAME_LIMIT:
         raise InvalidParameter({"name": f"{name[:64]!r} is too long"})
     return prefix + quoted
-
-
-@contextlib.asynccontextmanager
-async def opened(store: Store, events: EventBus) -> AsyncIterator[DirectoryStore]:
-    """A started `DirectoryStore`, closed at the end of the block."""
-    directory = DirectoryStore(store, events)
-    await directory.start()
-    try:
-        yield directory
-    finally:
-        await directory.close()

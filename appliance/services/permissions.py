@@ -13,7 +13,7 @@ Every privilege carries whether it propagates, which matters only for handing it
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from appliance.errors import InvalidParameter
@@ -181,6 +181,10 @@ class Permissions:
             for role, propagate in _effective(node.groups.get(group), final=final).items():
                 merged[role] = merged.get(role, False) or propagate
         return merged
+
+    def pools_of(self, path: str) -> Sequence[str]:
+        """The pools the guest or storage of this path is in."""
+        return self._pools.get(path, ())
 
     def paths(self) -> list[str]:
         """Every path about which the directory says something, and the top ones."""

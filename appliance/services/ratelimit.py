@@ -6,6 +6,8 @@ import ipaddress
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from appliance.errors import TooManyRequests
+
 
 @dataclass(slots=True)
 class _Bucket:
@@ -35,6 +37,11 @@ class FailureLimiter:
         level = self._level(bucket, now)
         return 0.0 if level >= 1.0 else (1.0 - level) * self._refill_s
 
+    def check(self, key: str, now: float, what: str) -> None:
+        """Raises `TooManyRequests` when `key` must wait."""
+        if (wait_s := self.wait_s(key, now)) > 0:
+            raise TooManyRequests(f"{what}: too many failures, try again in {wait_s:.0f} s", retry_after_s=wait_s)
+
     def failed(self, key: str, now: float) -> None:
         """`key` failed at `now`."""
         bucket = self._buckets.pop(key, None)
@@ -42,6 +49,11 @@ class FailureLimiter:
         self._buckets[key] = _Bucket(max(0.0, level - 1.0), now)
         while len(self._buckets) > self._capacity:
             self._buckets.popitem(last=False)
+
+    def refund(self, key: str) -> None:
+        """The attempt counted as failed beforehand was none."""
+        if (bucket := self._buckets.get(key)) is not None:
+            bucket.level = min(float(self._burst), bucket.level + 1.0)
 
     def succeeded(self, key: str) -> None:
         """`key` has proved itself: forget its failures."""
