@@ -1,0 +1,168 @@
+"""What the appliance writes inside a container before each start: its name, its network, its resolver.
+
+Pure renderers, and `write`, which chooses between them by what the distribution has: ifupdown's `/etc/network/interfaces`
+(Debian's ifupdown, Alpine's busybox) or systemd-networkd. Containers of os_type "unmanaged" are left alone. Only marked
+blocks and files of our own name are replaced, so that what people write around them stays.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Sequence
+
+from appliance.ct.tree import RootTree
+from appliance.model.guest import CtSpec, NicSpec
+
+BEGIN, END = "# --- BEGIN PVE ---", "# --- END PVE ---"
+_INTERFACES = "/etc/network/interfaces"
+_NETWORK_UNIT = "/etc/systemd/network/{name}.network"
+_NETWORKD = ("/lib/systemd/system/systemd-networkd.service", "/usr/lib/systemd/system/systemd-networkd.service")
+_IFUP = ("/sbin/ifup", "/usr/sbin/ifup")
+_DHCP_CLIENTS = ("/sbin/dhclient", "/sbin/udhcpc", "/sbin/dhcpcd", "/bin/busybox", "/usr/bin/busybox")
+_UNMANAGED = "unmanaged"
+
+
+def write(tree: RootTree, spec: CtSpec, host_resolver: str) -> None:
+    """Configure the root file system `tree` for `spec`. `host_resolver` is the host's resolv.conf. Blocking."""
+    if spec.os_type == _UNMANAGED or not tree.names("/etc"):
+        return
+    tree.write("/etc/hostname", f"{spec.hostname}\n".encode())
+    hosts = _text(tree, "/etc/hosts") or "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
+    tree.write("/etc/hosts", replace_block(hosts, hosts_lines(spec)).encode())
+    resolver = resolv_conf(spec, host_resolver)
+    if resolver:
+        tree.write("/etc/resolv.conf", resolver.encode())
+    nics = [nic for nic in spec.nics if nic.name]
+    if not nics:
+        return
+    if _wants_ifupdown(tree, nics):
+        managed = interfaces(_text(tree, _INTERFACES), nics)
+        tree.write(_INTERFACES, managed.encode())
+    elif any(tree.exists(path) for path in _NETWORKD):
+        for nic in nics:
+            tree.write(_NETWORK_UNIT.format(name=nic.name), network_unit(nic).encode())
+        _enable_networkd(tree)
+
+
+def hosts_lines(spec: CtSpec) -> list[str]:
+    """The container's own name, on its first fixed address or 127.0.1.1 (Debian's convention)."""
+    fixed = [nic.ip.split("/")[0] for nic in spec.nics if "/" in nic.ip]
+    names = [f"{spec.hostname}.{spec.search_domain.split()[0]}"] if spec.search_domain.strip() else []
+    return [f"{fixed[0] if fixed else '127.0.1.1'} {' '.join([*names, spec.hostname])}"]
+
+
+def resolv_conf(spec: CtSpec, host_resolver: str) -> str:
+    """The container's name servers, else the host's that are not its own loopback; empty: leave the file alone."""
+    servers = re.split(r"[\s,;]+", spec.nameserver.strip()) if spec.nameserver.strip() else _host_servers(host_resolver)
+    if not servers:
+        return ""
+    search = [f"search {spec.search_domain}"] if spec.search_domain else []
+    return "\n".join([BEGIN, *search, *(f"nameserver {server}" for server in servers), END, ""])
+
+
+def replace_block(text: str, lines: Sequence[str]) -> str:
+    """`text` with its marked block replaced by `lines`, or with the block added at its end."""
+    block = "\n".join([BEGIN, *lines, END]) + "\n"
+    pattern = re.compile(rf"^{re.escape(BEGIN)}\n.*?^{re.escape(END)}\n?", re.MULTILINE | re.DOTALL)
+    if pattern.search(text):
+        return pattern.sub(lambda _: block, text, count=1)
+    return f"{text}{'' if not text or text.endswith(chr(10)) else chr(10)}{block}"
+
+
+def interfaces(present: str, nics: Sequence[NicSpec]) -> str:
+    """interfaces(5): stanzas of our NICs replaced, those of other interfaces kept."""
+    ours = {"lo", *(nic.name for nic in nics)}
+    kept: list[str] = []
+    skipping = False
+    for line in present.splitlines():
+        words = line.split()
+        if (words and words[0] in ("auto", "allow-hotplug", "iface", "mapping")) or line.startswith("source"):
+            skipping = len(words) > 1 and words[1] in ours
+        if not skipping:
+            kept.append(line)
+    stanzas = ["auto lo", "iface lo inet loopback", ""]
+    for nic in nics:
+        stanzas += [f"auto {nic.name}", *_stanza(nic), ""]
+    rest = "\n".join(kept).strip()
+    return "\n".join(stanzas) + (f"\n{rest}\n" if rest else "")
+
+
+def network_unit(nic: NicSpec) -> str:
+    """systemd.network(5) for one NIC."""
+    dhcp = {(True, True): "yes", (True, False): "ipv4", (False, True): "ipv6", (False, False): "no"}[
+        (nic.ip == "dhcp", nic.ip6 == "dhcp")
+    ]
+    lines = ["[Match]", f"Name={nic.name}", "", "[Network]", f"DHCP={dhcp}"]
+    lines.append(f"IPv6AcceptRA={'yes' if nic.ip6 in ('auto', 'dhcp') else 'no'}")
+    lines += [f"Address={address}" for address in (nic.ip, nic.ip6) if _is_cidr(address)]
+    for address, gateway in ((nic.ip, nic.gateway), (nic.ip6, nic.gateway6)):
+        if gateway:
+            on_link = ["GatewayOnLink=yes"] if not _reaches(address, gateway) else []
+            lines += ["", "[Route]", f"Gateway={gateway}", *on_link]
+    if dhcp in ("yes", "ipv4"):
+        lines += ["", "[DHCPv4]", "ClientIdentifier=mac", "UseDNS=yes"]
+    return "\n".join([*lines, ""])
+
+
+def _stanza(nic: NicSpec) -> list[str]:
+    methods = {"dhcp": "dhcp", "auto": "auto", "manual": "manual", "": "manual"}
+    lines: list[str] = []
+    for family, address, gateway in (("inet", nic.ip, nic.gateway), ("inet6", nic.ip6, nic.gateway6)):
+        if family == "inet6" and not address:
+            continue
+        if _is_cidr(address):
+            lines += [f"iface {nic.name} {family} static", f"\taddress {address}"]
+            if gateway and _reaches(address, gateway):
+                lines.append(f"\tgateway {gateway}")
+            elif gateway:
+                flag = " -6" if family == "inet6" else ""
+                lines.append(f"\tpost-up ip{flag} route add {gateway} dev {nic.name}")
+                lines.append(f"\tpost-up ip{flag} route add default via {gateway} dev {nic.name}")
+        else:
+            lines.append(f"iface {nic.name} {family} {methods.get(address, 'manual')}")
+    return lines
+
+
+def _wants_ifupdown(tree: RootTree, nics: Sequence[NicSpec]) -> bool:
+    if not any(tree.exists(path) for path in _IFUP):
+        return False
+    if any("dhcp" in (nic.ip, nic.ip6) for nic in nics) and not any(tree.exists(path) for path in _DHCP_CLIENTS):
+        return not any(tree.exists(path) for path in _NETWORKD)
+    return True
+
+
+def _enable_networkd(tree: RootTree) -> None:
+    unit = next(path for path in _NETWORKD if tree.exists(path))
+    wanted = "/etc/systemd/system/{target}.wants/{unit}"
+    tree.link(wanted.format(target="multi-user.target", unit="systemd-networkd.service"), unit)
+    tree.link("/etc/systemd/system/dbus-org.freedesktop.network1.service", unit)
+
+
+def _host_servers(host_resolver: str) -> list[str]:
+    found = []
+    for line in host_resolver.splitlines():
+        words = line.split()
+        if len(words) > 1 and words[0] == "nameserver":
+            try:
+                address = ipaddress.ip_address(words[1].partition("%")[0])
+            except ValueError:
+                continue
+            if not address.is_loopback:
+                found.append(str(address))
+    return found
+
+
+def _is_cidr(text: str) -> bool:
+    return "/" in text
+
+
+def _reaches(address: str, gateway: str) -> bool:
+    """Whether `gateway` is inside the network of the CIDR `address`; also true where there is no address to tell by."""
+    if not _is_cidr(address):
+        return True
+    return ipaddress.ip_address(gateway) in ipaddress.ip_interface(address).network
+
+
+def _text(tree: RootTree, path: str) -> str:
+    return (tree.read(path) or b"").decode(errors="replace")

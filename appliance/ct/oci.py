@@ -1,0 +1,152 @@
+"""The OCI runtime configuration (config.json, runtime-spec 1.0.2) of a container. Pure: a specification in, a dict out.
+
+A *system container*: PID 1 is the distribution's init, with the mounts, devices and capabilities systemd asks of a
+container manager (systemd's CONTAINER_INTERFACE), all namespaces its own. The network namespace is made by the runtime
+inside the user namespace, so that the container's root owns it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.ct import confinement
+from appliance.model.guest import CtMount, CtSpec
+
+OCI_VERSION = "1.0.2"
+CPU_PERIOD_US = 100_000
+MIB = 1 << 20
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+LXCFS_FILES = ("cpuinfo", "diskstats", "loadavg", "meminfo", "stat", "swaps", "uptime")
+_FUSE_DEVICE = {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 0o666, "uid": 0, "gid": 0}
+_V1_SHARES_PER_UNIT = 1024 / 100  # PVE's cpuunits are cgroup2 weights (default 100); cgroup v1's default share is 1024
+
+Mount = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFacts:
+    """What of the host shapes a configuration."""
+
+    cgroup2: bool
+    swap_limit: bool
+    """Whether the kernel can limit swap (v1: memory.memsw files)."""
+    lxcfs_files: Mapping[str, Path]
+    """Name in /proc to the file that shows the container's own figures; empty where lxcfs is not mounted."""
+    permitted_capabilities: Sequence[str]
+    pids_limit: int
+
+
+def container_config(spec: CtSpec, *, host: HostFacts, bundle: Path, cgroup: str) -> dict[str, object]:
+    """The whole of config.json. Volumes are expected mounted at `bundle`/SLOT; `cgroup` is absolute in each hierarchy."""
+    privileged = spec.id_base == 0
+    nesting = "nesting" in spec.features
+    return {
+        "ociVersion": OCI_VERSION,
+        "hostname": spec.hostname,
+        "process": _process(spec, host),
+        "root": {"path": str(bundle / spec.root.slot), "readonly": spec.root.read_only},
+        "mounts": [
+            *_kernel_mounts(nesting=nesting),
+            *_lxcfs_mounts(host),
+            *(_volume_mount(each, bundle) for each in sorted(spec.mounts, key=lambda m: m.path.count("/"))),
+        ],
+        "linux": {
+            "namespaces": [{"type": kind} for kind in _namespaces(privileged=privileged)],
+            **({} if privileged else _id_mappings(spec)),
+            "cgroupsPath": cgroup,
+            "resources": resources(spec, host),
+            "devices": [_FUSE_DEVICE] if "fuse" in spec.features else [],
+            "seccomp": confinement.seccomp(arch=spec.arch, nesting=nesting, keyctl="keyctl" in spec.features),
+            "maskedPaths": confinement.masked_paths(nesting=nesting),
+            "readonlyPaths": confinement.read_only_paths(privileged=privileged),
+        },
+    }
+
+
+def resources(spec: CtSpec, host: HostFacts) -> dict[str, object]:
+    """The cgroup limits. 0 means no limit, as in PVE's configuration; swap counts on top of memory there."""
+    limits: dict[str, object] = {"devices": _device_rules(spec), "pids": {"limit": host.pids_limit}}
+    if spec.memory_mib:
+        memory = {"limit": spec.memory_mib * MIB}
+        if host.swap_limit:
+            memory["swap"] = (spec.memory_mib + spec.swap_mib) * MIB
+        limits["memory"] = memory
+    cpu: dict[str, int] = {}
+    ceilings = [limit for limit in (spec.cores, spec.cpu_limit) if limit]
+    if ceilings:
+        cpu |= {"period": CPU_PERIOD_US, "quota": round(min(ceilings) * CPU_PERIOD_US)}
+    if host.cgroup2:
+        limits["unified"] = {"cpu.weight": str(min(max(spec.cpu_units, 1), 10_000))}
+    else:
+        cpu["shares"] = min(max(round(spec.cpu_units * _V1_SHARES_PER_UNIT), 2), 262_144)
+    if cpu:
+        limits["cpu"] = cpu
+    return limits
+
+
+def _process(spec: CtSpec, host: HostFacts) -> dict[str, object]:
+    names = confinement.capabilities(privileged=spec.id_base == 0, permitted=host.permitted_capabilities)
+    environment = {"PATH": PATH, "TERM": "xterm-256color", "HOME": "/root", "container": "lxc", **spec.environment}
+    return {
+        "terminal": True,
+        "user": {"uid": 0, "gid": 0},
+        "args": list(spec.command) or ["/sbin/init"],
+        "env": [f"{name}={value}" for name, value in environment.items()],
+        "cwd": "/",
+        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), names),
+        "noNewPrivileges": False,
+    }
+
+
+def _namespaces(*, privileged: bool) -> Sequence[str]:
+    common = ("pid", "ipc", "uts", "mount", "network", "cgroup")
+    return common if privileged else (*common, "user")
+
+
+def _id_mappings(spec: CtSpec) -> dict[str, object]:
+    mapping = [{"containerID": 0, "hostID": spec.id_base, "size": spec.id_count}]
+    return {"uidMappings": mapping, "gidMappings": mapping}
+
+
+def _device_rules(spec: CtSpec) -> list[dict[str, object]]:
+    """Deny all; the runtime itself adds null, zero, full, random, urandom, tty, console, ptmx and pts."""
+    rules: list[dict[str, object]] = [{"allow": False, "access": "rwm"}]
+    if "fuse" in spec.features:
+        rules.append({"allow": True, "type": "c", "major": 10, "minor": 229, "access": "rwm"})
+    return rules
+
+
+def _kernel_mounts(*, nesting: bool) -> list[Mount]:
+    mounts = [
+        _mount("/proc", "proc", "nosuid", "noexec", "nodev"),
+        _mount("/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=64k", "nr_inodes=2048"),
+        _mount("/dev/pts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+        _mount("/dev/shm", "tmpfs", "nosuid", "nodev", "mode=1777"),  # noqa: S108  inside, not ours
+        _mount("/dev/mqueue", "mqueue", "nosuid", "noexec", "nodev"),
+        _mount("/sys", "sysfs", "ro", "nosuid", "noexec", "nodev"),
+        _mount("/sys/fs/cgroup", "cgroup", "rw", "nosuid", "noexec", "nodev", "relatime"),
+        _mount("/run", "tmpfs", "nosuid", "nodev", "mode=755"),
+        _mount("/run/lock", "tmpfs", "nosuid", "nodev", "noexec", "mode=1777", "size=5m"),
+    ]
+    if nesting:  # uncovered copies, so that the kernel lets a container inside mount its own (mount_too_revealing)
+        mounts.append(_mount("/dev/.lxc/proc", "proc", "nosuid", "noexec", "nodev"))
+        mounts.append(_mount("/dev/.lxc/sys", "sysfs", "nosuid", "noexec", "nodev"))
+    return mounts
+
+
+def _lxcfs_mounts(host: HostFacts) -> list[Mount]:
+    return [
+        {"destination": f"/proc/{name}", "type": "bind", "source": str(path), "options": ["bind", "nosuid", "nodev"]}
+        for name, path in host.lxcfs_files.items()
+    ]
+
+
+def _volume_mount(mount: CtMount, bundle: Path) -> Mount:
+    options = ["rbind", "nodev", *(["ro"] if mount.read_only else [])]
+    return {"destination": mount.path, "type": "bind", "source": str(bundle / mount.slot), "options": options}
+
+
+def _mount(destination: str, kind: str, *options: str) -> Mount:
+    return {"destination": destination, "type": kind, "source": kind, "options": list(options)}

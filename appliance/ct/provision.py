@@ -1,0 +1,93 @@
+"""Filling a new root file system from a template: unpacked by a helper process, then credentials and identity.
+
+The helper (`unpack.py`) is confined to the volume by chroot; it is killed when the task is cancelled. What is written
+afterwards goes through `RootTree`, because the tree's links are the template's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from appliance import command
+from appliance.ct import rootfs, unpack
+from appliance.ct.tree import RootTree
+from appliance.errors import HostError, InvalidParameter, NoSpace, NotFound
+from appliance.model.guest import CtCredentials
+from appliance.model.volume import OpenedVolume
+
+UNPACK_LIMIT_S = 1800.0
+ID_LIMIT = 65_536
+UNSIZED_LIMIT_BYTES = 1 << 40
+_HELPER = (sys.executable, "-I", "-S", str(Path(unpack.__file__)))
+LogLine = Callable[[str], None]
+
+
+async def populate(root: OpenedVolume, template: Path, *, credentials: CtCredentials, log: LogLine) -> None:
+    """Unpack `template` into the empty volume and make it a machine of its own. See ports.CtProvisioner."""
+    _check(credentials)
+    if not await asyncio.to_thread(template.is_file):
+        raise NotFound(f"template {template.name}")
+    about = f"volume {root.volume_id or root.path}"
+    fd, _ = await asyncio.to_thread(rootfs.open_detached, root, about=about)
+    try:
+        log(f"extracting {template.name}")
+        log(await _unpack(fd, template, root.size_bytes or UNSIZED_LIMIT_BYTES, about))
+        await asyncio.to_thread(_personalise, RootTree(fd, about), credentials)
+    finally:
+        await asyncio.shield(asyncio.to_thread(os.close, fd))
+
+
+async def _unpack(fd: int, template: Path, byte_limit: int, about: str) -> str:
+    argv = [*_HELPER, str(fd), str(template), str(byte_limit), str(ID_LIMIT)]
+    done = await command.run(argv, timeout_s=UNPACK_LIMIT_S, check=False, pass_fds=(fd,))
+    if done.returncode == 0:
+        return done.text
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    reason = lines[-1] if lines else f"the unpacking helper ended with status {done.returncode}"
+    match done.returncode:
+        case unpack.REFUSED:
+            raise InvalidParameter({"ostemplate": f"{template.name}: {reason}"})
+        case unpack.FULL:
+            raise NoSpace(f"{about}: {reason}")
+        case _:
+            raise HostError(f"{about}: extracting {template.name}: {reason}")
+
+
+def _personalise(tree: RootTree, credentials: CtCredentials) -> None:
+    tree.write("/etc/fstab", b"# file systems of a container are its configuration's\n")
+    tree.write("/etc/machine-id", b"")  # systemd makes one at the first boot (machine-id(5))
+    if credentials.password_hash:
+        shadow = (tree.read("/etc/shadow") or b"root:*:19000:0:99999:7:::\n").decode(errors="surrogateescape")
+        changed = with_password(shadow, credentials.password_hash)
+        tree.write("/etc/shadow", changed.encode(errors="surrogateescape"), mode=0o640)
+    if credentials.ssh_keys:
+        keys = "".join(f"{key.strip()}\n" for key in credentials.ssh_keys)
+        tree.write("/root/.ssh/authorized_keys", keys.encode(), mode=0o600, directory_mode=0o700)
+
+
+def with_password(shadow: str, password_hash: str, *, user: str = "root") -> str:
+    """shadow(5) with the user's password set; a line is added when there is none."""
+    lines = shadow.splitlines()
+    for number, line in enumerate(lines):
+        fields = line.split(":")
+        if fields[0] == user and len(fields) > 1:
+            lines[number] = ":".join([user, password_hash, *fields[2:]])
+            break
+    else:
+        lines.append(f"{user}:{password_hash}:19000:0:99999:7:::")
+    return "\n".join([*lines, ""])
+
+
+def _check(credentials: CtCredentials) -> None:
+    if _has(credentials.password_hash, ":\n\0"):
+        raise InvalidParameter({"password": "not a crypt(3) string"})
+    if any(_has(key, "\n\0") for key in credentials.ssh_keys):
+        raise InvalidParameter({"ssh-public-keys": "a key must be one line"})
+
+
+def _has(text: str, characters: Sequence[str]) -> bool:
+    return any(character in text for character in characters)

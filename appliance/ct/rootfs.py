@@ -1,0 +1,171 @@
+"""A container's volumes as mounts: opened, written into, mapped to its ids, attached. Blocking: call it in a thread.
+
+On a volume, ids are always the container's own (0…). A volume is first a detached mount, without device nodes and
+through which the interior is configured; then it gets the id mapping of the container and its place at `BUNDLE/SLOT`.
+Where the file system knows no id mappings, owners are changed on disk for as long as the container runs (`shift`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from appliance.ct import shift
+from appliance.ct.records import VolumeRecord
+from appliance.ct.tree import RootTree
+from appliance.errors import HostError, Unsupported
+from appliance.kernel import loop, mount, ns
+from appliance.model.volume import OpenedVolume, VolumeFormat
+
+_EXT4_IOC_RESIZE_FS = 0x40086610
+_NO_IDMAP = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM)
+_NAMESPACES_KEPT = 16
+Configure = Callable[[RootTree], None]
+
+
+class IdMaps:
+    """User namespaces by id range, kept because making one costs a process. Thread-safe enough: a race makes one more."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, int], int] = {}
+
+    def userns_fd(self, id_base: int, id_count: int) -> int:
+        """A descriptor of a namespace with this range; owned here."""
+        key = (id_base, id_count)
+        if key not in self._kept:
+            if len(self._kept) >= _NAMESPACES_KEPT:
+                os.close(self._kept.pop(next(iter(self._kept))))
+            self._kept[key] = ns.user_namespace(id_base, id_count)
+        return self._kept[key]
+
+    def close(self) -> None:
+        while self._kept:
+            os.close(self._kept.popitem()[1])
+
+
+def open_detached(volume: OpenedVolume, *, about: str) -> tuple[int, str | None]:
+    """The volume as a detached mount: (descriptor, loop device). Closing the descriptor ends it unless it was attached.
+
+    Raises `HostError`, `Unsupported` for formats that are no file system.
+    """
+    attributes = mount.MOUNT_ATTR_NODEV | (mount.MOUNT_ATTR_RDONLY if volume.read_only else 0)
+    try:
+        match volume.format:
+            case VolumeFormat.SUBVOL:
+                return _clone_directory(volume.path, attributes), None
+            case VolumeFormat.RAW:
+                return _mount_image(volume, attributes)
+            case _:
+                raise Unsupported(f"{about}: a container cannot use a {volume.format.value} volume")
+    except OSError as error:
+        raise HostError.from_os_error(error, about) from error
+
+
+def _clone_directory(path: Path, attributes: int) -> int:
+    fd = mount.open_tree(path)
+    try:
+        mount.mount_setattr(fd, about=path, set_=attributes)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _mount_image(volume: OpenedVolume, attributes: int) -> tuple[int, str]:
+    block_fd, device = loop.attach_file(volume.path, read_only=volume.read_only)
+    try:
+        options: dict[str, str | None] = {"errors": "remount-ro"}
+        if volume.read_only:
+            options |= {"ro": None, "noload": None}
+        return mount.new_mount("ext4", str(device), options, attributes=attributes), str(device)
+    finally:
+        os.close(block_fd)  # the mount holds the device now; without one it clears itself
+
+
+def attach(
+    volume: OpenedVolume,
+    target: Path,
+    *,
+    about: str,
+    id_base: int,
+    id_count: int,
+    maps: IdMaps,
+    configure: Configure | None = None,
+) -> VolumeRecord:
+    """Mount `volume` at `target` (made here) with its ids mapped. Raises `ApplianceError`; nothing is mounted then."""
+    fd, device = open_detached(volume, about=about)
+    try:
+        if configure is not None and not volume.read_only:
+            configure(RootTree(fd, about))
+        shifted = _map_ids(fd, volume, about=about, id_base=id_base, id_count=id_count, maps=maps)
+        target.mkdir(exist_ok=True)
+        mount.move_mount(fd, target)
+    except OSError as error:
+        raise HostError.from_os_error(error, about) from error
+    finally:
+        os.close(fd)
+    if shifted:
+        shift.shift(target, id_base=id_base, id_count=id_count)
+    return VolumeRecord(path=str(volume.path), device=device, shifted=shifted)
+
+
+def _map_ids(fd: int, volume: OpenedVolume, *, about: str, id_base: int, id_count: int, maps: IdMaps) -> bool:
+    """Give the detached mount its mapping; True when owners must be changed on disk instead."""
+    if id_base == 0:
+        return False
+    try:
+        mount.mount_setattr(fd, about=volume.path, userns_fd=maps.userns_fd(id_base, id_count))
+    except OSError as error:
+        if error.errno not in _NO_IDMAP:
+            raise
+        if volume.read_only or not shift.can_shift(id_base=id_base, id_count=id_count):
+            raise Unsupported(f"{about}: its file system knows no id mappings ({error.strerror})") from error
+        return True
+    return False
+
+
+def detach_all(bundle: Path) -> None:
+    """Unmount everything at or under `bundle`, innermost first. Raises `HostError` when something stays."""
+    for target in mount.mounts_under(bundle):
+        try:
+            mount.umount(target)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise HostError.from_os_error(error, f"unmount {target}") from error
+            with contextlib.suppress(OSError):  # somebody on the host looks into it: gone when they leave
+                mount.umount(target, lazy=True)
+    if left := mount.mounts_under(bundle):
+        raise HostError(f"{bundle}: still mounted: {', '.join(map(str, left))}")
+
+
+def undo_shifts(volumes: Mapping[str, VolumeRecord], bundle: Path, *, id_base: int, id_count: int) -> None:
+    """Change owners back on volumes whose ids could not be mapped; before `detach_all`."""
+    for slot, volume in volumes.items():
+        if volume.shifted and (bundle / slot).is_mount():
+            shift.unshift(bundle / slot, id_base=id_base, id_count=id_count)
+
+
+def grow(mounted: Path, device: Path, *, about: str) -> None:
+    """Make a mounted ext4 fill its image, which has grown. Raises `Unsupported` where the kernel refuses it online."""
+    try:
+        loop.set_capacity(device)
+        fd = os.open(mounted, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            block_size = os.fstatvfs(fd).f_bsize
+            with device.open("rb") as block:
+                blocks = block.seek(0, os.SEEK_END) // block_size
+            fcntl.ioctl(fd, _EXT4_IOC_RESIZE_FS, struct.pack("=Q", blocks))
+        finally:
+            os.close(fd)
+    except PermissionError as error:
+        raise Unsupported(
+            f"{about}: the volume has grown, its file system cannot while mounted: this host lacks CAP_SYS_RESOURCE; "
+            "it grows when the container is stopped and resized again"
+        ) from error
+    except OSError as error:
+        raise HostError.from_os_error(error, f"{about}: grow the file system") from error

@@ -1,0 +1,303 @@
+"""One running container: fulfils ports.RunningGuest. On the loop; file and process work goes to threads.
+
+Its life is watched by pidfds. When init ends, the shim drains the terminal, writes the exit code and ends; then the
+engine removes what it made, and `wait` returns. A shim that dies first takes its container with it: nobody else holds
+the terminal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from appliance import command
+from appliance.command import Completed
+from appliance.ct import rootfs, shim
+from appliance.ct.cgroups import Cgroup
+from appliance.ct.console import ConmonConsole
+from appliance.ct.records import CtRecord
+from appliance.ct.runtime import OciRuntime
+from appliance.errors import ApplianceError, Conflict, HostError, NotFound, TimedOut, Unsupported
+from appliance.kernel import pidfd
+from appliance.model.guest import ExitReason, GuestId, GuestState, GuestStats
+from appliance.tasks import TaskScope
+
+log = logging.getLogger(__name__)
+
+CONSOLE = "console"
+SHIM_END_LIMIT_S = 10.0
+STOP_LIMIT_S = 30.0
+_SIGNALLED = 128
+_HALT_SIGNALS = {"systemd": signal.SIGRTMIN + 3, "busybox": signal.SIGUSR2, "init": signal.SIGPWR}
+"""The signal that asks an init to power off, by the name of its program: systemd(1), busybox init, sysvinit/OpenRC."""
+
+StateCallback = Callable[[GuestState, str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CtParts:
+    """What a running container is made of."""
+
+    record: CtRecord
+    bundle: Path
+    container: str
+    cgroup: Cgroup
+    runtime: OciRuntime
+    init_fd: int
+    shim_fd: int
+
+
+class RunningCt:
+    """See the module's docstring. `remove` removes everything the engine made for it, and may be called again."""
+
+    def __init__(
+        self,
+        parts: CtParts,
+        *,
+        state: GuestState,
+        on_state: StateCallback,
+        remove: Callable[[], Awaitable[None]],
+        scope: TaskScope,
+    ) -> None:
+        self._parts = parts
+        self._state = state
+        self._on_state = on_state
+        self._remove = remove
+        self._scope = scope
+        self._ended: asyncio.Future[ExitReason] = asyncio.get_running_loop().create_future()
+        self._asked: str | None = None
+        self._fds = [parts.init_fd, parts.shim_fd]
+        self._label = f"ct {parts.record.guest_id}"
+        self._watcher = scope.start(self._watch(), name=f"watch {self._label}")
+
+    @property
+    def guest_id(self) -> GuestId:
+        return GuestId(self._parts.record.guest_id)
+
+    @property
+    def pid(self) -> int:
+        return self._parts.record.init.pid
+
+    @property
+    def started_at(self) -> float:
+        return self._parts.record.started_at
+
+    @property
+    def state(self) -> GuestState:
+        return self._state
+
+    async def wait(self) -> ExitReason:
+        return await asyncio.shield(self._ended)
+
+    async def pause(self) -> None:
+        await asyncio.to_thread(self._parts.cgroup.freeze, frozen=True)
+        self._set_state(GuestState.PAUSED, "paused")
+
+    async def resume(self) -> None:
+        await asyncio.to_thread(self._parts.cgroup.freeze, frozen=False)
+        self._set_state(GuestState.RUNNING, "resumed")
+
+    async def shutdown(self) -> None:
+        number = await asyncio.to_thread(halt_signal, self.pid)
+        self._asked = self._asked or "shutdown"
+        self._signal_init(number)
+
+    async def stop(self) -> None:
+        self._asked = "stopped"
+        self._signal_init(signal.SIGKILL)
+        if self._state is GuestState.PAUSED:  # a frozen process dies when it thaws
+            with contextlib.suppress(ApplianceError):
+                await asyncio.to_thread(self._parts.cgroup.freeze, frozen=False)
+        try:
+            async with asyncio.timeout(STOP_LIMIT_S):
+                await self.wait()
+        except TimeoutError as error:
+            raise TimedOut(f"{self._label}: stop", STOP_LIMIT_S) from error
+
+    async def reset(self) -> None:
+        raise Unsupported(f"{self._label}: a container has no reset button")
+
+    def console_names(self) -> Sequence[str]:
+        return (CONSOLE,)
+
+    async def open_console(self, name: str) -> ConmonConsole:
+        if name != CONSOLE:
+            raise NotFound(f"{self._label}: console {name}")
+        return await ConmonConsole.attach(self._parts.bundle)
+
+    async def open_display(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        raise NotFound(f"{self._label}: display")
+
+    async def stats(self) -> GuestStats:
+        return await asyncio.to_thread(self._read_stats)
+
+    async def resize_disk(self, slot: str, size_bytes: int) -> None:
+        """Grow the mounted file system of a raw volume; a directory volume has no size of its own."""
+        volume = self._parts.record.volumes.get(slot)
+        if volume is None:
+            raise NotFound(f"{self._label}: disk {slot}")
+        if volume.device is not None:
+            mounted = self._parts.bundle / slot
+            await asyncio.to_thread(rootfs.grow, mounted, Path(volume.device), about=f"{self._label}: {slot}")
+
+    async def execute(self, argv: Sequence[str], *, timeout_s: float, stdin: bytes | None = None) -> Completed:
+        """Run a program inside as its root and return what it said, whatever its status.
+
+        Raises `Conflict` when the container is not running, `TimedOut` (the program is killed then), `HostError`.
+        """
+        if self._state is not GuestState.RUNNING:
+            raise Conflict(f"{self._label}: not running")
+        pid_file = self._parts.bundle / f"exec-{id(argv):x}.pid"
+        prefix = [*self._parts.runtime.argv, "exec", "--cwd", "/", "--pid-file", str(pid_file), self._parts.container]
+        try:
+            return await command.run([*prefix, *argv], timeout_s=timeout_s, stdin=stdin, check=False)
+        except BaseException:
+            await asyncio.shield(asyncio.to_thread(_kill_by_file, pid_file))
+            raise
+        finally:
+            await asyncio.shield(asyncio.to_thread(pid_file.unlink, missing_ok=True))
+
+    async def detach(self) -> None:
+        self._watcher.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._watcher
+        self._close_fds()
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Wait for the end, remove what is left, tell."""
+        init_ended = asyncio.ensure_future(readable(self._parts.init_fd))
+        shim_ended = asyncio.ensure_future(readable(self._parts.shim_fd))
+        try:
+            await asyncio.wait((init_ended, shim_ended), return_when=asyncio.FIRST_COMPLETED)
+            lost_shim = not init_ended.done()
+            if lost_shim:
+                self._signal_init(signal.SIGKILL)
+                await init_ended
+            await self._end_of_shim(shim_ended)
+        finally:
+            init_ended.cancel()
+            shim_ended.cancel()
+        reason = await asyncio.to_thread(self._exit_reason, lost_shim=lost_shim)
+        try:
+            await self._remove()
+        except ApplianceError as error:
+            log.error("%s: removing what is left of it: %s", self._label, error)
+        self._close_fds()
+        self._set_state(GuestState.STOPPED, reason.detail)
+        self._ended.set_result(reason)
+
+    async def _end_of_shim(self, shim_ended: asyncio.Future[None]) -> None:
+        done, _ = await asyncio.wait((shim_ended,), timeout=SHIM_END_LIMIT_S)
+        if not done:
+            log.warning("%s: its shim does not end, killing it", self._label)
+            pidfd.pidfd_send_signal(self._parts.shim_fd, signal.SIGKILL)
+            await shim_ended
+
+    def _exit_reason(self, *, lost_shim: bool) -> ExitReason:
+        code = shim.exit_code(self._parts.bundle, self._parts.container)
+        out_of_memory = self._parts.cgroup.out_of_memory_kills() > 0
+        return exit_reason(code, asked=self._asked, lost_shim=lost_shim, out_of_memory=out_of_memory)
+
+    def _signal_init(self, number: int) -> None:
+        if self._parts.init_fd in self._fds:
+            pidfd.pidfd_send_signal(self._parts.init_fd, number)
+
+    def _set_state(self, new: GuestState, reason: str) -> None:
+        if self._state is GuestState.STOPPED or self._state is new:
+            return
+        log.info("%s: %s -> %s (%s)", self._label, self._state.value, new.value, reason)
+        self._state = new
+        self._on_state(new, reason)
+
+    def _read_stats(self) -> GuestStats:
+        received, sent = network_bytes(self.pid)
+        root = self._parts.record.volumes["rootfs"]
+        used = _used_bytes(self._parts.bundle / "rootfs") if root.device is not None else 0
+        figures = self._parts.cgroup.stats()
+        return replace(figures, net_in_bytes=received, net_out_bytes=sent, disk_used_bytes=used)
+
+    def _close_fds(self) -> None:
+        while self._fds:
+            os.close(self._fds.pop())
+
+
+async def readable(fd: int) -> None:
+    """Return once `fd` is readable: a pidfd is when its process has ended."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(fd, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(fd)
+
+
+def halt_signal(pid: int) -> int:
+    """The signal by which this init is asked to power off; SIGTERM for a program that is no init. Blocking."""
+    try:
+        program = Path(f"/proc/{pid}/exe").readlink().name
+    except OSError:
+        return signal.SIGTERM
+    return int(_HALT_SIGNALS.get(program, signal.SIGTERM))
+
+
+def exit_reason(code: int | None, *, asked: str | None, lost_shim: bool, out_of_memory: bool) -> ExitReason:
+    """What an exit code means. In a pid namespace reboot(2) ends init: SIGINT for power off, SIGHUP for restart."""
+    if asked == "stopped":
+        return ExitReason(kind="stopped", detail="stopped")
+    if lost_shim:
+        return ExitReason(kind="crashed", detail="its shim died")
+    match code:
+        case None:
+            return ExitReason(kind="crashed", detail="its shim died with it")
+        case 0:
+            return ExitReason(kind="shutdown", detail="init ended")
+        case _ if code == _SIGNALLED + signal.SIGINT:
+            return ExitReason(kind="shutdown", detail="powered off")
+        case _ if code == _SIGNALLED + signal.SIGHUP and asked is None:
+            return ExitReason(kind="reset", detail="restart asked for inside")
+        case _ if asked == "shutdown":
+            return ExitReason(kind="shutdown", detail=f"init ended with status {code} after the shutdown request")
+        case _ if code == _SIGNALLED + signal.SIGKILL and out_of_memory:
+            return ExitReason(kind="crashed", detail="killed: out of memory")
+        case _ if code > _SIGNALLED:
+            return ExitReason(kind="crashed", detail=f"init was killed by signal {code - _SIGNALLED}")
+        case _:
+            return ExitReason(kind="crashed", detail=f"init ended with status {code}")
+
+
+def network_bytes(pid: int) -> tuple[int, int]:
+    """Bytes (in, out) over all interfaces but lo in the network namespace of `pid` (proc(5), net/dev). Blocking."""
+    received = sent = 0
+    try:
+        lines = Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]
+    except OSError:
+        return 0, 0
+    for line in lines:
+        name, _, numbers = line.partition(":")
+        fields = numbers.split()
+        if name.strip() != "lo" and len(fields) >= 9:
+            received += int(fields[0])
+            sent += int(fields[8])
+    return received, sent
+
+
+def _used_bytes(path: Path) -> int:
+    try:
+        usage = os.statvfs(path)
+    except OSError:
+        return 0
+    return (usage.f_blocks - usage.f_bfree) * usage.f_frsize
+
+
+def _kill_by_file(pid_file: Path) -> None:
+    with contextlib.suppress(OSError, ValueError, HostError):
+        os.kill(int(pid_file.read_text()), signal.SIGKILL)

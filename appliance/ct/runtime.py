@@ -1,0 +1,136 @@
+"""The OCI runtime as a program: which one works on this host, and its commands.
+
+runc works on every cgroup layout; crun starts faster and is preferred on pure v2, but refuses the hybrid layout. The
+first candidate that can *create* a container with all namespaces and limits is chosen (`self_test`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance import command
+from appliance.ct import oci
+from appliance.ct.cgroups import Cgroup, CgroupLayout
+from appliance.errors import ApplianceError, CommandFailed, HostError, TimedOut
+from appliance.model.guest import CtMount, CtSpec, GuestId
+
+COMMAND_LIMIT_S = 60.0
+TEST_LIMIT_S = 20.0
+_TEST_ID = "self-test"
+
+
+@dataclass(frozen=True, slots=True)
+class OciRuntime:
+    """A runtime and the directory of its state. Commands raise `CommandFailed`, `TimedOut`."""
+
+    program: Path
+    state_dir: Path
+    version: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.program.name
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        return (str(self.program), "--root", str(self.state_dir))
+
+    async def start(self, container: str) -> None:
+        """Let the created container's init run."""
+        await command.run([*self.argv, "start", container], timeout_s=COMMAND_LIMIT_S)
+
+    async def delete(self, container: str) -> None:
+        """Forget the container, killing what is left of it; not an error when it is unknown."""
+        with contextlib.suppress(CommandFailed):  # removal goes on with what can be seen: cgroups, mounts, processes
+            await command.run([*self.argv, "delete", "--force", container], timeout_s=COMMAND_LIMIT_S)
+
+
+def candidates(layout: CgroupLayout) -> list[str]:
+    """The runtimes to try, in order."""
+    return ["crun", "runc"] if layout.pure_v2 else ["runc", "crun"]
+
+
+async def choose(
+    layout: CgroupLayout, facts: oci.HostFacts, directory: Path, *, cgroup_parent: str
+) -> tuple[OciRuntime | None, dict[str, str]]:
+    """The first runtime that passes the self-test, and why each one before it did not."""
+    refused: dict[str, str] = {}
+    for name in candidates(layout):
+        program = shutil.which(name)
+        if program is None:
+            refused[name] = "not installed"
+            continue
+        try:
+            runtime = OciRuntime(Path(program), directory / "runtime")
+            await self_test(runtime, layout, facts, directory, cgroup_parent=cgroup_parent)
+            said = await command.run([program, "--version"], timeout_s=COMMAND_LIMIT_S)
+            return OciRuntime(Path(program), directory / "runtime", said.text.splitlines()[0]), refused
+        except (ApplianceError, OSError) as error:
+            refused[name] = str(error)
+    return None, refused
+
+
+async def self_test(
+    runtime: OciRuntime, layout: CgroupLayout, facts: oci.HostFacts, directory: Path, *, cgroup_parent: str
+) -> None:
+    """Create (not start) a container with everything a real one has, and delete it. Raises what went wrong."""
+    bundle = directory / f".{_TEST_ID}"
+    cgroup = Cgroup(layout, cgroup_parent, _TEST_ID)
+    await asyncio.to_thread(_write_test_bundle, bundle, facts, cgroup)
+    try:
+        await _create_silently(runtime, bundle)
+    finally:
+        await runtime.delete(_TEST_ID)
+        await asyncio.to_thread(_remove_test_bundle, bundle, cgroup)
+
+
+async def _create_silently(runtime: OciRuntime, bundle: Path) -> None:
+    """`create` without pipes: the new init inherits them and would hold them open."""
+    said = bundle / "said"
+    with await asyncio.to_thread(said.open, "wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            *(*runtime.argv, "create", "--bundle", str(bundle), _TEST_ID),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=output,
+        )
+    try:
+        async with asyncio.timeout(TEST_LIMIT_S):
+            status = await process.wait()
+    except TimeoutError as error:
+        raise TimedOut(f"{runtime.name}: create a test container", TEST_LIMIT_S) from error
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await asyncio.shield(process.wait())
+    if status != 0:
+        raise CommandFailed([runtime.name], status, await asyncio.to_thread(said.read_text, errors="replace"))
+
+
+def _write_test_bundle(bundle: Path, facts: oci.HostFacts, cgroup: Cgroup) -> None:
+    shutil.rmtree(bundle, ignore_errors=True)  # holds no mounts: the container's are in its own mount namespace
+    root = bundle / "rootfs"
+    (root / "sbin").mkdir(parents=True)
+    (root / "sbin" / "init").touch(mode=0o755)  # looked up by create, run only by start
+    spec = CtSpec(guest_id=GuestId(0), hostname=_TEST_ID, root=CtMount(slot="rootfs", volume="", path="/"))
+    for path in (root, root / "sbin", root / "sbin" / "init"):
+        shutil.chown(path, spec.id_base, spec.id_base)
+    config = oci.container_config(spec, host=facts, bundle=bundle, cgroup=cgroup.path)
+    process = config["process"]
+    assert isinstance(process, dict)
+    process["terminal"] = False
+    (bundle / "config.json").write_text(json.dumps(config))
+    cgroup.delegate(spec.id_base)
+
+
+def _remove_test_bundle(bundle: Path, cgroup: Cgroup) -> None:
+    with contextlib.suppress(HostError):
+        cgroup.kill()
+    cgroup.remove()
+    cgroup.remove_parent()
+    shutil.rmtree(bundle, ignore_errors=True)

@@ -1,0 +1,144 @@
+"""The per-container shim, conmon: it calls the runtime's `create`, then holds the terminal, the log and the exit code.
+
+It is a daemon of its own (not our child), so a container outlives the appliance. It ends when the container's init has
+ended and the terminal is drained, after writing the exit code. Interface: conmon(8), and its sync pipe: one JSON line
+{"data": PID} or {"data": -1, "message": TEXT}.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+from appliance.ct import logfile
+from appliance.ct.runtime import OciRuntime
+from appliance.errors import HostError, TimedOut
+from appliance.kernel.pidfd import ProcessIdentity, identify
+
+PROGRAM = "conmon"
+CREATE_LIMIT_S = 60.0
+_LINE_LIMIT_BYTES = 256 << 10
+_MESSAGE_LIMIT = 600
+
+
+async def create(runtime: OciRuntime, container: str, bundle: Path) -> tuple[ProcessIdentity, ProcessIdentity]:
+    """Start a shim that creates the container in `bundle`; returns (init, shim).
+
+    The container's init exists then and waits for the runtime's `start`. Raises `HostError` with the runtime's message,
+    `TimedOut`; the caller removes what may be left.
+    """
+    read_end, write_end = os.pipe()
+    try:
+        reader = await _reader(read_end)
+    except BaseException:
+        os.close(write_end)
+        raise
+    stream, transport = reader
+    try:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *_argv(runtime, container, bundle),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.DEVNULL,
+                env={**os.environ, "LC_ALL": "C", "_OCI_SYNCPIPE": str(write_end)},
+                pass_fds=(write_end,),
+                start_new_session=True,
+            )
+        except FileNotFoundError as error:
+            raise HostError(f"{PROGRAM}: not installed") from error
+        finally:
+            os.close(write_end)
+        try:
+            async with asyncio.timeout(CREATE_LIMIT_S):
+                line = await stream.readline()
+                await process.wait()
+        except TimeoutError as error:
+            raise TimedOut(f"container {container}: create", CREATE_LIMIT_S) from error
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await asyncio.shield(process.wait())
+    finally:
+        transport.close()
+    pid = _created_pid(container, line)
+    return await asyncio.to_thread(_identities, container, pid, bundle)
+
+
+async def _reader(fd: int) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:
+    stream = asyncio.StreamReader(limit=_LINE_LIMIT_BYTES)
+    pipe = os.fdopen(fd, "rb", buffering=0)
+    try:
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stream), pipe
+        )
+    except BaseException:
+        pipe.close()
+        raise
+    return stream, transport
+
+
+def _argv(runtime: OciRuntime, container: str, bundle: Path) -> list[str]:
+    return [
+        *(PROGRAM, "--api-version", "1", "--cid", container, "--cuuid", container, "--name", container),
+        *("--runtime", str(runtime.program), "--runtime-arg", f"--root={runtime.state_dir}"),
+        *("--bundle", str(bundle), "--full-attach", "--terminal", "--no-new-keyring", "--no-sync-log"),
+        *("--container-pidfile", str(bundle / "init.pid"), "--conmon-pidfile", str(bundle / "shim.pid")),
+        *("--log-path", f"k8s-file:{bundle / 'console.log'}", "--log-size-max", str(logfile.LOG_LIMIT_BYTES)),
+        *("--exit-dir", str(bundle), "--persist-dir", str(bundle), "--log-level", "error"),
+    ]
+
+
+def _created_pid(container: str, line: bytes) -> int:
+    if not line:
+        raise HostError(f"container {container}: the shim ended without an answer")
+    try:
+        answer = json.loads(line)
+        pid, message = int(answer["data"]), str(answer.get("message", ""))
+    except (ValueError, KeyError, TypeError) as error:
+        raise HostError(f"container {container}: the shim answered {line[:100]!r}") from error
+    if pid <= 0:
+        raise HostError(f"container {container}: create: {message.strip()[-_MESSAGE_LIMIT:] or 'no message'}")
+    return pid
+
+
+def _identities(container: str, pid: int, bundle: Path) -> tuple[ProcessIdentity, ProcessIdentity]:
+    init, shim = identify(pid), identify(_read_pid(bundle / "shim.pid"))
+    if init is None or shim is None:
+        raise HostError(f"container {container}: ended while it was being created")
+    return init, shim
+
+
+def exit_code(bundle: Path, container: str) -> int | None:
+    """What the shim wrote when the container ended: 0-127 its status, 128+N killed by signal N; None if nothing."""
+    try:
+        return int((bundle / container).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def kill_leftover(bundle: Path) -> None:
+    """Kill the shim of `bundle` where its pid file still names it (checked by its command line). Blocking."""
+    pid = _read_pid(bundle / "shim.pid")
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if pid > 0 and os.fsencode(bundle) in words:
+            os.kill(pid, signal.SIGKILL)
+
+
+def installed() -> bool:
+    """Whether the shim's program is on PATH."""
+    return shutil.which(PROGRAM) is not None
+
+
+def _read_pid(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return -1
