@@ -105,6 +105,7 @@ class GuestCreation:
         new_id: GuestId,
         *,
         name: str | None,
+        description: str | None = None,
         full: bool,
         storage: str | None,
         user: str,
@@ -114,6 +115,8 @@ class GuestCreation:
         if not full and not self._inventory.summary(source).template:
             raise Conflict(f"{source.label}: linked clones are made of templates only")
         config = self._clone_config(source, new_id, name)
+        if description is not None:
+            config |= guest_config.parse(kind, {"description": description})
         guest = await self._reserve(kind, new_id, config)
 
         async def work(task: TaskHandle) -> None:

@@ -318,13 +318,21 @@ class GuestService:
         *,
         new_id: int,
         name: str | None = None,
+        description: str | None = None,
         full: bool = True,
         storage: str | None = None,
         pool: str | None = None,
         user: str,
     ) -> str:
         upid = await self._creation.clone(
-            kind, GuestId(guest_id), GuestId(new_id), name=name, full=full, storage=storage, user=user
+            kind,
+            GuestId(guest_id),
+            GuestId(new_id),
+            name=name,
+            description=description,
+            full=full,
+            storage=storage,
+            user=user,
         )
         if pool:
             await self._access.set_pool(new_id, pool)
