@@ -112,7 +112,7 @@ class Passwords:
     def _verify(self, stored: str, password: str) -> bool:
         try:
             return self._cost.verify(stored, password)
-        except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
+        except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError, UnicodeEncodeError):
             return False
 
     async def pam_accepts(self, name: str, password: str) -> bool:
