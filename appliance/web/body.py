@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 import aiohttp
 import msgspec
 from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from appliance.errors import InvalidParameter, TimedOut, TooLarge, UserError
 from appliance.web.registry import Method, Upload
@@ -19,7 +20,7 @@ UPLOAD_IDLE_TIMEOUT_S = 60.0
 UPLOAD_FIELDS_LIMIT_BYTES = 64 << 10
 CHUNK_BYTES = 1 << 20
 
-_CUT_OFF = (aiohttp.ClientError, ConnectionError, EOFError, ValueError, AssertionError)
+_CUT_OFF = (aiohttp.ClientError, HttpProcessingError, ConnectionError, EOFError, ValueError, AssertionError)
 """What aiohttp raises, by the moment, when a multipart stream ends before its last boundary."""
 
 
@@ -74,7 +75,7 @@ def _parse_json(body: bytes) -> list[tuple[str, object]]:
         return []
     try:
         decoded: object = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # msgspec's DecodeError, or text that is not UTF-8
         raise InvalidParameter({"body": f"not valid JSON: {error}"}) from error
     if not isinstance(decoded, dict):
         raise InvalidParameter({"body": "a JSON object is expected"})
@@ -136,13 +137,9 @@ async def _read_fields(
                 name = part.name or ""
                 if part.filename is not None or name == file_part:
                     return fields, (name, part)
-                value = bytearray()
-                while chunk := await part.read_chunk():
-                    value += chunk
-                    size += len(chunk)
-                    if size > limit:
-                        raise TooLarge(f"the form's fields are larger than {limit} bytes")
-                fields.append((name, _as_text(bytes(value))))
+                value = await _read_part(part, limit - size)
+                size += len(value)
+                fields.append((name, _as_text(value)))
                 if len(fields) > PARAMETER_LIMIT:
                     raise TooLarge(f"more than {PARAMETER_LIMIT} parameters")
     except TimeoutError as error:
@@ -152,15 +149,31 @@ async def _read_fields(
     return fields, None
 
 
+async def _read_part(part: BodyPartReader, limit: int) -> bytes:
+    value = bytearray()
+    while not part.at_eof():
+        value += await _read_chunk(part)
+        if len(value) > limit:
+            raise TooLarge("the form's fields are too large")
+    return bytes(value)
+
+
+async def _read_chunk(part: BodyPartReader) -> bytes:
+    """Raises `EOFError` when the stream ends before the part's boundary, which aiohttp takes for the part's end."""
+    chunk = await part.read_chunk(CHUNK_BYTES)
+    if not chunk and not part.at_eof():
+        raise EOFError("no boundary at the end")
+    return chunk
+
+
 async def _chunks(part: BodyPartReader, filename: str) -> AsyncIterator[bytes]:
-    while True:
+    while not part.at_eof():
         try:
             async with asyncio.timeout(UPLOAD_IDLE_TIMEOUT_S):
-                chunk = await part.read_chunk(CHUNK_BYTES)
+                chunk = await _read_chunk(part)
         except TimeoutError as error:
             raise TimedOut(f"upload {filename}", UPLOAD_IDLE_TIMEOUT_S) from error
         except _CUT_OFF as error:
             raise UserError(f"upload {filename}: cut off before its end") from error
-        if not chunk:
-            return
-        yield chunk
+        if chunk:
+            yield chunk

@@ -186,6 +186,8 @@ def _as_list(value: object) -> Sequence[object]:
 
 def _as_text(value: object) -> str:
     match value:
+        case str() if "\0" in value:
+            raise ValueError("type check ('string') failed - NUL is not allowed")
         case str():
             return value
         case bool():

@@ -95,7 +95,7 @@ class Feed:
         return self._services.access.has(self._identity, path, privilege)
 
     def _is_own(self, upid: str) -> bool:
-        return upid.split(":")[7:8] in ([self._identity.user], [self._identity.auth_id])
+        return upid.rstrip(":").rpartition(":")[2].partition("!")[0] == self._identity.user
 
 
 def coalesce(events: Sequence[bus.Event]) -> Sequence[bus.Event]:

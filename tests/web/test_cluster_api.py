@@ -1,0 +1,154 @@
+"""/cluster and /nodes/{node}/tasks: the shapes clients read, and who sees what."""
+
+from __future__ import annotations
+
+import pytest
+
+from appliance.model.guest import GuestKind, GuestState, GuestStats
+from tests.fakes.services import NODE
+from tests.web.conftest import Site
+
+
+async def get(site: Site, path: str, user: str = "admin@pve", **params: str) -> object:
+    async with site.client.get(f"/api2/json{path}", headers=site.as_user(user), params=params) as reply:
+        assert reply.status == 200, reply.reason
+        return (await reply.json())["data"]
+
+
+async def rows(site: Site, path: str, user: str = "admin@pve", **params: str) -> list[dict[str, object]]:
+    found = await get(site, path, user, **params)
+    assert isinstance(found, list)
+    return found
+
+
+async def test_version_is_what_clients_parse(site: Site) -> None:
+    version = await get(site, "/version")
+    assert isinstance(version, dict)
+    assert all(part.isdigit() for part in version["version"].split("."))
+    assert {"release", "repoid"} <= set(version)
+
+
+async def test_resources_show_what_the_user_may_see(site: Site) -> None:
+    stats = GuestStats(memory_bytes=1000, net_in_bytes=5)
+    site.world.guests.add(100, state=GuestState.RUNNING, stats=stats, tags=("a", "b"), uptime_s=7)
+    site.world.guests.add(101, GuestKind.LXC)
+    site.world.access.grant("eve@pve", "/vms/101", "VM.Audit")
+    everything = {row["id"]: row for row in await rows(site, "/cluster/resources")}
+    assert set(everything) == {"qemu/100", "lxc/101", f"node/{NODE}"}
+    vm = everything["qemu/100"]
+    assert (vm["status"], vm["mem"], vm["netin"], vm["tags"], vm["template"]) == ("running", 1000, 5, "a;b", 0)
+    assert "pool" not in vm
+    assert everything[f"node/{NODE}"]["maxcpu"] == 2
+    of_eve = await rows(site, "/cluster/resources", "eve@pve")
+    assert {row["id"] for row in of_eve} == {"lxc/101", f"node/{NODE}"}
+    assert "mem" not in next(row for row in of_eve if row["type"] == "node")
+
+
+async def test_resources_are_filtered_by_type(site: Site) -> None:
+    site.world.guests.add(100)
+    assert [row["type"] for row in await rows(site, "/cluster/resources", type="vm")] == ["qemu"]
+    assert [row["type"] for row in await rows(site, "/cluster/resources", type="node")] == ["node"]
+    assert await rows(site, "/cluster/resources", type="sdn") == []
+
+
+async def test_resources_show_a_change_at_once(site: Site) -> None:
+    assert await rows(site, "/cluster/resources", type="vm") == []
+    site.world.guests.add(100)
+    assert (await rows(site, "/cluster/resources", type="vm"))[0]["status"] == "stopped"
+    site.world.guests.set_state(100, GuestState.PAUSED)
+    assert (await rows(site, "/cluster/resources", type="vm"))[0]["status"] == "paused"
+
+
+async def test_status_names_this_node(site: Site) -> None:
+    (node,) = await rows(site, "/cluster/status")
+    assert (node["type"], node["name"], node["local"], node["online"], node["ip"]) == ("node", NODE, 1, 1, "127.0.0.1")
+
+
+async def test_nextid_is_free_or_names_the_wish(site: Site) -> None:
+    site.world.guests.add(100)
+    assert await get(site, "/cluster/nextid") == "101"
+    assert await get(site, "/cluster/nextid", vmid="500") == "500"
+    async with site.client.get("/api2/json/cluster/nextid?vmid=100", headers=site.as_user()) as reply:
+        assert (reply.status, (await reply.json())["errors"]) == (400, {"vmid": "VM 100 already exists"})
+
+
+async def test_options_are_kept_and_set_back(site: Site) -> None:
+    async def put(**options: str) -> int:
+        async with site.client.put("/api2/json/cluster/options", headers=site.as_user(), data=options) as reply:
+            return reply.status
+
+    assert await put(**{"keyboard": "de", "next-id": "lower=200"}) == 200
+    assert await put(description="two\nlines", delete="keyboard") == 200
+    options = await get(site, "/cluster/options")
+    assert isinstance(options, dict)
+    assert (options["keyboard"], options["next-id"], options["description"]) == ("en-us", "lower=200", "two\nlines")
+    assert await put(nonsense="1") == 400
+    assert await put(delete="nonsense") == 400
+    assert await put(keyboard="../x") == 400
+    assert "next-id" not in dict(await get(site, "/cluster/options", "eve@pve"))  # type: ignore[call-overload]  # JSON
+
+
+async def test_the_log_is_the_audit_trail(site: Site) -> None:
+    async with site.client.put("/api2/json/cluster/options", headers=site.as_user(), data={"keyboard": "fr"}):
+        pass
+    (entry,) = await rows(site, "/cluster/log")
+    assert (entry["user"], entry["pri"], entry["node"]) == ("admin@pve", 6, NODE)
+    assert await rows(site, "/cluster/log", "eve@pve") == []
+
+
+@pytest.mark.parametrize(
+    "path", ["/cluster/ha/resources", "/cluster/ha/status/current", "/cluster/backup", f"/nodes/{NODE}/replication"]
+)
+async def test_what_is_absent_is_an_empty_list(site: Site, path: str) -> None:
+    assert await rows(site, path) == []
+
+
+async def test_guests_without_a_backup_job_are_all_of_them(site: Site) -> None:
+    site.world.guests.add(100)
+    assert await rows(site, "/cluster/backup-info/not-backed-up") == [{"vmid": 100, "name": "vm100", "type": "qemu"}]
+    assert await get(site, "/cluster/config/qdevice") == {}
+
+
+async def test_a_task_is_followed_to_its_end(site: Site) -> None:
+    upid = site.world.tasks.begin("qmstart", user="admin@pve!ci")
+    path = f"/nodes/{NODE}/tasks/{upid}"
+    status = await get(site, f"{path}/status")
+    assert isinstance(status, dict)
+    assert (status["status"], status["user"], status["tokenid"]) == ("running", "admin@pve", "ci")
+    assert "exitstatus" not in status
+    assert await rows(site, f"{path}/log") == [{"n": 1, "t": "no content"}]
+    site.world.tasks.logs[upid] += [f"line {number}" for number in range(1, 8)]
+    site.world.tasks.finish(upid, "WARNINGS: 1")
+    status = await get(site, f"{path}/status")
+    assert isinstance(status, dict)
+    assert (status["status"], status["exitstatus"]) == ("stopped", "WARNINGS: 1")
+    async with site.client.get(f"/api2/json{path}/log?start=2&limit=3", headers=site.as_user()) as reply:
+        body = await reply.json()
+    assert body == {"data": [{"n": n, "t": f"line {n}"} for n in (3, 4, 5)], "total": 8}
+    assert {row["subdir"] for row in await rows(site, path)} == {"log", "status"}
+
+
+async def test_task_lists_are_filtered_and_private(site: Site) -> None:
+    tasks = site.world.tasks
+    done = tasks.begin("qmstart", object_id="100")
+    tasks.finish(done, "command failed")
+    running = tasks.begin("vzstart", object_id="101", user="eve@pve")
+    path = f"/nodes/{NODE}/tasks"
+    assert [row["upid"] for row in await rows(site, path)] == [done]
+    assert [row["upid"] for row in await rows(site, path, source="all")] == [running, done]
+    assert [row["upid"] for row in await rows(site, path, source="all", vmid="101")] == [running]
+    assert [row["upid"] for row in await rows(site, path, statusfilter="error")] == [done]
+    assert [row["upid"] for row in await rows(site, path, "eve@pve", source="all")] == [running]
+    assert [row["upid"] for row in await rows(site, "/cluster/tasks", "eve@pve")] == [running]
+    async with site.client.get(f"/api2/json{path}/{done}/status", headers=site.as_user("eve@pve")) as reply:
+        assert reply.status == 403
+    async with site.client.delete(f"/api2/json{path}/{done}", headers=site.as_user("eve@pve")) as reply:
+        assert reply.status == 403
+    async with site.client.delete(f"/api2/json{path}/{running}", headers=site.as_user("eve@pve")) as reply:
+        assert reply.status == 200
+
+
+@pytest.mark.parametrize("upid", ["UPID:nonsense", "UPID:n:1:2:3:x:y:z:", "..", "UPID:a:00000001:00000001:00000001:x"])
+async def test_a_malformed_upid_is_refused(site: Site, upid: str) -> None:
+    async with site.client.get(f"/api2/json/nodes/{NODE}/tasks/{upid}/log", headers=site.as_user()) as reply:
+        assert reply.status in (400, 404, 501)
