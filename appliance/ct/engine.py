@@ -1,9 +1,9 @@
 """The container engine: fulfils ports.GuestEngine[CtSpec, CtResources] and ports.CtProvisioner. On the loop.
 
 A start, in order (threads in brackets):
-    1 [volumes mounted with mapped ids, interior configured, config.json, systemd's cgroup handed over]
+    1 [volumes mounted with mapped ids, interior configured, config.json]
     2 shim started; the runtime creates the container: its namespaces exist, its init waits
-    3 NICs moved into its network namespace, and at the same time [record.json written]
+    3 NICs moved into its network namespace, and at the same time [record.json, systemd's cgroup handed over]
     4 runtime start: init runs
 Any failure or cancellation in between removes all of it again, in reverse (`_remove`), which is idempotent and needs no
 memory of the start: the same code clears what a killed appliance left.
@@ -152,9 +152,7 @@ class CtEngine:
             id_count=spec.id_count,
             volumes=volumes,
         )
-        registered = self._scope.start(
-            asyncio.to_thread(_register, bundle, record), name=f"register ct {spec.guest_id}"
-        )
+        registered = self._scope.start(asyncio.to_thread(self._register, record), name=f"register ct {spec.guest_id}")
         try:
             await resources.connect(init.pid)
             fds = await asyncio.shield(registered)
@@ -267,8 +265,8 @@ class CtEngine:
         """Everything before the shim, in a thread."""
         assert self._facts is not None
         bundle.mkdir(mode=0o711 if spec.id_base else 0o700)
-        cgroup = self._cgroup(spec.guest_id)
-        config = oci.container_config(spec, host=self._facts, bundle=bundle, cgroup=cgroup.path)
+        cgroup = self._cgroup(spec.guest_id).path
+        config = oci.container_config(spec, host=self._facts, bundle=bundle, cgroup=cgroup)
         records.save(bundle, "config.json", json.dumps(config).encode())
         resolver = _RESOLVER.read_text() if _RESOLVER.exists() else ""
         volumes: dict[str, VolumeRecord] = {}
@@ -285,8 +283,14 @@ class CtEngine:
                 maps=self._maps,
                 configure=(lambda tree: interior.write(tree, spec, resolver)) if mount is spec.root else None,
             )
-        cgroup.delegate(spec.id_base)
         return volumes
+
+    def _register(self, record: CtRecord) -> tuple[int, int] | None:
+        """With the container created: write its record and take hold of its processes, in a thread."""
+        guest_id = GuestId(record.guest_id)
+        records.save(self._bundle(guest_id), records.NAME, record.encode())
+        self._cgroup(guest_id).delegate(record.id_base)
+        return _open_processes(record)
 
     async def _remove(self, guest_id: GuestId) -> None:
         """Remove all there is of a container, whoever made it. Raises `HostError`, `TimedOut` naming what stays."""
@@ -324,12 +328,6 @@ class CtEngine:
 
     def _cgroup(self, guest_id: GuestId) -> Cgroup:
         return Cgroup(self._layout, self._cgroup_parent, f"ct-{guest_id}")
-
-
-def _register(bundle: Path, record: CtRecord) -> tuple[int, int] | None:
-    """Write the record and take hold of the processes, in a thread."""
-    records.save(bundle, records.NAME, record.encode())
-    return _open_processes(record)
 
 
 def _open_processes(record: CtRecord) -> tuple[int, int] | None:

@@ -23,6 +23,7 @@ from appliance.ct.cgroups import Cgroup
 from appliance.ct.console import ConmonConsole
 from appliance.ct.records import CtRecord
 from appliance.ct.runtime import OciRuntime
+from appliance.ct.waiting import readable
 from appliance.errors import ApplianceError, Conflict, HostError, NotFound, TimedOut, Unsupported
 from appliance.kernel import pidfd
 from appliance.model.guest import ExitReason, GuestId, GuestState, GuestStats
@@ -227,17 +228,6 @@ class RunningCt:
     def _close_fds(self) -> None:
         while self._fds:
             os.close(self._fds.pop())
-
-
-async def readable(fd: int) -> None:
-    """Return once `fd` is readable: a pidfd is when its process has ended."""
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(fd, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(fd)
 
 
 def halt_signal(pid: int) -> int:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance import command
-from appliance.ct import oci
+from appliance.ct import oci, process
 from appliance.ct.cgroups import Cgroup, CgroupLayout
-from appliance.errors import ApplianceError, CommandFailed, HostError, TimedOut
+from appliance.errors import ApplianceError, CommandFailed, HostError
 from appliance.model.guest import CtMount, CtSpec, GuestId
 
 COMMAND_LIMIT_S = 60.0
@@ -42,7 +42,7 @@ class OciRuntime:
 
     async def start(self, container: str) -> None:
         """Let the created container's init run."""
-        await command.run([*self.argv, "start", container], timeout_s=COMMAND_LIMIT_S)
+        await process.run([*self.argv, "start", container], timeout_s=COMMAND_LIMIT_S)
 
     async def delete(self, container: str) -> None:
         """Forget the container, killing what is left of it; not an error when it is unknown."""
@@ -83,33 +83,11 @@ async def self_test(
     cgroup = Cgroup(layout, cgroup_parent, _TEST_ID)
     await asyncio.to_thread(_write_test_bundle, bundle, facts, cgroup)
     try:
-        await _create_silently(runtime, bundle)
+        argv = [*runtime.argv, "create", "--bundle", str(bundle), _TEST_ID]  # its init keeps the output open: no pipes
+        await process.run(argv, timeout_s=TEST_LIMIT_S)
     finally:
         await runtime.delete(_TEST_ID)
         await asyncio.to_thread(_remove_test_bundle, bundle, cgroup)
-
-
-async def _create_silently(runtime: OciRuntime, bundle: Path) -> None:
-    """`create` without pipes: the new init inherits them and would hold them open."""
-    said = bundle / "said"
-    with await asyncio.to_thread(said.open, "wb") as output:
-        process = await asyncio.create_subprocess_exec(
-            *(*runtime.argv, "create", "--bundle", str(bundle), _TEST_ID),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=output,
-        )
-    try:
-        async with asyncio.timeout(TEST_LIMIT_S):
-            status = await process.wait()
-    except TimeoutError as error:
-        raise TimedOut(f"{runtime.name}: create a test container", TEST_LIMIT_S) from error
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await asyncio.shield(process.wait())
-    if status != 0:
-        raise CommandFailed([runtime.name], status, await asyncio.to_thread(said.read_text, errors="replace"))
 
 
 def _write_test_bundle(bundle: Path, facts: oci.HostFacts, cgroup: Cgroup) -> None:
@@ -121,11 +99,10 @@ def _write_test_bundle(bundle: Path, facts: oci.HostFacts, cgroup: Cgroup) -> No
     for path in (root, root / "sbin", root / "sbin" / "init"):
         shutil.chown(path, spec.id_base, spec.id_base)
     config = oci.container_config(spec, host=facts, bundle=bundle, cgroup=cgroup.path)
-    process = config["process"]
-    assert isinstance(process, dict)
-    process["terminal"] = False
+    init = config["process"]
+    assert isinstance(init, dict)
+    init["terminal"] = False
     (bundle / "config.json").write_text(json.dumps(config))
-    cgroup.delegate(spec.id_base)
 
 
 def _remove_test_bundle(bundle: Path, cgroup: Cgroup) -> None:

@@ -15,12 +15,13 @@ import shutil
 import signal
 from pathlib import Path
 
-from appliance.ct import logfile
+from appliance.ct import logfile, process
 from appliance.ct.runtime import OciRuntime
 from appliance.errors import HostError, TimedOut
 from appliance.kernel.pidfd import ProcessIdentity, identify
 
 PROGRAM = "conmon"
+_SYNC_FD = 3
 CREATE_LIMIT_S = 60.0
 _LINE_LIMIT_BYTES = 256 << 10
 _MESSAGE_LIMIT = 600
@@ -34,37 +35,25 @@ async def create(runtime: OciRuntime, container: str, bundle: Path) -> tuple[Pro
     """
     read_end, write_end = os.pipe()
     try:
-        reader = await _reader(read_end)
+        stream, transport = await _reader(read_end)
     except BaseException:
         os.close(write_end)
         raise
-    stream, transport = reader
+    environment = {"_OCI_SYNCPIPE": str(_SYNC_FD)}
     try:
         try:
-            process = await asyncio.create_subprocess_exec(
-                *_argv(runtime, container, bundle),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.DEVNULL,
-                env={**os.environ, "LC_ALL": "C", "_OCI_SYNCPIPE": str(write_end)},
-                pass_fds=(write_end,),
-                start_new_session=True,
+            await process.run(
+                _argv(runtime, container, bundle),
+                timeout_s=CREATE_LIMIT_S,
+                environment=environment,
+                pass_fd=(_SYNC_FD, write_end),
             )
-        except FileNotFoundError as error:
-            raise HostError(f"{PROGRAM}: not installed") from error
         finally:
             os.close(write_end)
-        try:
-            async with asyncio.timeout(CREATE_LIMIT_S):
-                line = await stream.readline()
-                await process.wait()
-        except TimeoutError as error:
-            raise TimedOut(f"container {container}: create", CREATE_LIMIT_S) from error
-        finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                await asyncio.shield(process.wait())
+        async with asyncio.timeout(CREATE_LIMIT_S):
+            line = await stream.readline()
+    except TimeoutError as error:
+        raise TimedOut(f"container {container}: create", CREATE_LIMIT_S) from error
     finally:
         transport.close()
     pid = _created_pid(container, line)
