@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
-from appliance.errors import HostError, InvalidParameter, NotFound, Unsupported
+from appliance.errors import Conflict, HostError, InvalidParameter, NotFound, Unsupported
 from appliance.model.guest import GuestId
 from appliance.model.volume import ContentType, OpenedVolume, StorageUsage, VolumeFormat, VolumeId, VolumeInfo
 from appliance.storage import inspection, naming, receiving, tools
@@ -40,8 +40,15 @@ def _no_effect(_: str) -> None:
     """Nobody listens for effects."""
 
 
+def _no_change() -> None:
+    """Nobody listens for changes."""
+
+
 class DirectoryBackend:
-    """One directory storage. `root` is made when it is missing; nothing else may write below it while we run."""
+    """One directory storage. `root` is made when it is missing; nothing else may write below it while we run.
+
+    `on_change` is called on the loop after a volume appeared, vanished or was changed.
+    """
 
     def __init__(
         self,
@@ -50,14 +57,16 @@ class DirectoryBackend:
         *,
         content_types: frozenset[ContentType] = ALL_CONTENT,
         before_effect: BeforeEffect = _no_effect,
+        on_change: Callable[[], None] = _no_change,
     ) -> None:
         self._id = storage_id
         self._root = root
         self._content_types = content_types
         self._records = Records(root)
         self._before_effect = before_effect
+        self._on_change = on_change
         self._catalog = Catalog(storage_id, root, self._records)
-        self._publisher = Publisher(storage_id, root, self._records, before_effect)
+        self._publisher = Publisher(storage_id, root, self._records, before_effect, on_change)
 
     @property
     def storage_id(self) -> str:
@@ -66,6 +75,10 @@ class DirectoryBackend:
     @property
     def content_types(self) -> frozenset[ContentType]:
         return self._content_types
+
+    def limit_content(self, content_types: frozenset[ContentType]) -> None:
+        """Change what may be stored from now on; what is there stays."""
+        self._content_types = content_types
 
     @property
     def root(self) -> Path:
@@ -209,6 +222,7 @@ class DirectoryBackend:
             case _:
                 self._before_effect("lengthen the file")
                 await self._publisher.in_thread(f"resize {volume_id}", _extend, path, size_bytes)
+        self._on_change()
 
     async def _grow_file_system(self, name: str, path: Path, size_bytes: int) -> None:
         self._before_effect("mark")
@@ -284,6 +298,7 @@ class DirectoryBackend:
 
         async with self._publisher.reserve(volume_id.name):
             await self._publisher.in_thread(f"annotate {volume_id}", write)
+        self._on_change()
 
     async def usage(self) -> StorageUsage:
         """Of the file system the storage lies on."""
@@ -304,11 +319,7 @@ class DirectoryBackend:
         size_limit_bytes: int = RECEIVE_LIMIT_BYTES,
     ) -> VolumeId:
         """See `VolumeBackend.receive`. A disk image is judged before it appears. Raises also `TooLarge`, `NoSpace`."""
-        if content not in self._content_types:
-            raise InvalidParameter({"content": f"storage {self._id} does not hold '{content}'"})
-        if content not in naming.UPLOADABLE:
-            raise InvalidParameter({"content": f"'{content}' cannot be uploaded"})
-        naming.check_file_name(content, name)
+        self._check_receivable(content, name)
         if checksum is not None:
             receiving.new_digest(checksum[0])
         full_name = f"{content}/{name}"
@@ -320,6 +331,20 @@ class DirectoryBackend:
 
         async with self._publisher.reserve(full_name):
             return await self._publisher.make(full_name, None, write)
+
+    async def check_receivable(self, content: ContentType, name: str) -> None:
+        """Raises what `receive` would raise for this name: `InvalidParameter`, `Conflict` when it exists."""
+        self._check_receivable(content, name)
+        path = self._root / naming.FILE_DIRECTORIES[content] / name
+        if await asyncio.to_thread(os.path.lexists, path):
+            raise Conflict(f"volume {self._id}:{content}/{name} already exists")
+
+    def _check_receivable(self, content: ContentType, name: str) -> None:
+        if content not in self._content_types:
+            raise InvalidParameter({"content": f"storage {self._id} does not hold '{content}'"})
+        if content not in naming.UPLOADABLE:
+            raise InvalidParameter({"content": f"'{content}' cannot be uploaded"})
+        naming.check_file_name(content, name)
 
     async def _judge_import(self, name: str, path: Path) -> None:
         if not name.endswith(".qcow2"):

@@ -34,11 +34,19 @@ Maker = Callable[[Path], Awaitable[None]]
 class Publisher:
     """Makes and removes volumes of one storage. On the loop; files are touched in worker threads."""
 
-    def __init__(self, storage_id: str, root: Path, records: Records, before_effect: BeforeEffect) -> None:
+    def __init__(
+        self,
+        storage_id: str,
+        root: Path,
+        records: Records,
+        before_effect: BeforeEffect,
+        on_change: Callable[[], None],
+    ) -> None:
         self._id = storage_id
         self._root = root
         self._records = records
         self._before_effect = before_effect
+        self._on_change = on_change
         self._reserved: set[str] = set()
         self._links = asyncio.Lock()  # a parent is not removed between the look for children and a child's record
 
@@ -81,6 +89,7 @@ class Publisher:
         except BaseException:
             await asyncio.shield(asyncio.to_thread(self._undo, name, temporary, final))
             raise
+        self._on_change()
         return VolumeId(self._id, name)
 
     async def remove(self, volume_id: VolumeId) -> None:
@@ -95,6 +104,7 @@ class Publisher:
             await self.in_thread(doing, remove_any, gone)
             self._before_effect("remove the record")
             await self.in_thread(doing, self._forget, volume_id.name, final)
+        self._on_change()
 
     async def in_thread(self, doing: str, function: Callable[..., T], *arguments: object) -> T:
         """Run `function` in a thread; an `OSError` becomes a `HostError` that names the storage."""
