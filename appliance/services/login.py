@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from appliance.clock import Clock
 from appliance.errors import ApplianceError, InvalidParameter, NotAuthenticated
-from appliance.services import totp
+from appliance.services import tickets, totp
 from appliance.services.acl import AclService
 from appliance.services.audit import AuditLog
 from appliance.services.directory import Directory
@@ -116,6 +116,8 @@ class LoginService:
         if challenge is not None:
             self._sessions.verify_challenge(username, challenge)
             return await self._answer(username, password)
+        if tickets.parse(password) is not None:  # a ticket not valid for this user: nothing for PAM's modules to see
+            raise NotAuthenticated("bad ticket")
         if not await self._realms.authenticate(username, password):
             raise NotAuthenticated("wrong password")
         user = self._sessions.active_user(username)
