@@ -35,9 +35,11 @@ READ_LIMIT_BYTES = 64 << 10
 STALL_LIMIT_S = 2.0
 DRAIN_BYTES_PER_S = 32 << 20
 DRAIN_BURST_BYTES = 1 << 20
-INPUT_LIMIT_BYTES = 64 << 10
-"""What may wait to be typed into one console, over all clients."""
+INPUT_LIMIT_BYTES = 512 << 10
+"""What may wait to be typed into one console, over all clients: a large paste from each of two."""
+INPUT_PIECE_BYTES = 4 << 10
 WRITE_TIMEOUT_S = 5.0
+"""How long one piece of input may take, waiting for other clients' pieces included."""
 OPEN_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 5.0
 COLUMNS_LIMIT, ROWS_LIMIT = 1000, 1000
@@ -103,7 +105,7 @@ class ConsoleClient:
         return taken[0] if len(taken) == 1 else b"".join(taken)
 
     async def write(self, data: bytes) -> None:
-        """Type `data`, whole, not mixed with what others type.
+        """Type `data`; up to `INPUT_PIECE_BYTES` are never mixed with what others type.
 
         Raises `TooLarge` when more than `INPUT_LIMIT_BYTES` would wait, `TimedOut` when the guest does not take it,
         `HostError` when the console has ended, `ConsoleLagged`.
@@ -250,8 +252,9 @@ class ConsoleHub:
             raise TooLarge(f"{self.name}: more than {INPUT_LIMIT_BYTES} bytes of input are waiting")
         self._waiting_input_bytes += len(data)
         try:
-            async with asyncio.timeout(WRITE_TIMEOUT_S), self._input:
-                await self._source.write(data)
+            for start in range(0, len(data), INPUT_PIECE_BYTES):
+                async with asyncio.timeout(WRITE_TIMEOUT_S), self._input:
+                    await self._source.write(data[start : start + INPUT_PIECE_BYTES])
         except TimeoutError as error:
             raise TimedOut(f"{self.name}: input to the guest", WRITE_TIMEOUT_S) from error
         finally:

@@ -241,6 +241,19 @@ async def test_what_two_clients_type_is_not_mixed(hub: ConsoleHub, source: FakeC
     assert b"".join(source.typed) == b"echo one; true\necho two; true\n"
 
 
+async def test_a_large_paste_arrives_whole_and_lets_others_type_between(
+    hub: ConsoleHub, source: FakeConsoleSource
+) -> None:
+    paste = pattern(1, 20_000)
+    with hub.attach() as one, hub.attach() as two:
+        pasting = asyncio.ensure_future(one.write(paste))
+        await until(lambda: len(source.typed) > 0)
+        await two.write(b"\x03")
+        assert not pasting.done()
+        await pasting
+    assert b"".join(typed for typed in source.typed if typed != b"\x03") == paste
+
+
 async def test_input_the_guest_does_not_take_times_out_and_is_bounded(
     hub: ConsoleHub, source: FakeConsoleSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:

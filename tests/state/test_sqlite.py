@@ -139,6 +139,22 @@ async def test_a_cancelled_write_happens_whole_or_not_at_all(path: Path, clock: 
     await store.close()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_defect_in_the_thread_leaves_nobody_waiting(path: Path, clock: FakeClock) -> None:
+    store = await _reopened(path, clock)
+    reads = [asyncio.ensure_future(store.get("a")) for _ in range(3)]
+    defect = asyncio.ensure_future(store._call(lambda tables: 1 // (tables is None), "defect", writes=True))
+    reads += [asyncio.ensure_future(store.get("a")) for _ in range(3)]
+    with pytest.raises(ServiceStopping):
+        await defect
+    answers = await asyncio.gather(*reads, return_exceptions=True)
+    assert all(answer is None or isinstance(answer, ServiceStopping) for answer in answers)
+    with pytest.raises(ServiceStopping):
+        await store.get("a")
+    await store.close()
+    await (await _reopened(path, clock)).close()
+
+
 # the file
 
 
