@@ -60,6 +60,11 @@ class GuestStatsSampled(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NodeStatsSampled(Event):
+    """New figures of the node are in `services.node`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskStarted(Event):
     """A PVE task began."""
 
