@@ -1,0 +1,119 @@
+"""The guest agent as the API offers it: which commands there are, what each needs, and how answers are shaped.
+
+The agent is a program inside the guest: what it says is untrusted data, bounded by the engine (time and size) and only
+passed on. An engine whose VMs have an agent channel fulfils `AgentChannel`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Protocol, runtime_checkable
+
+from appliance.errors import GuestFault, Unsupported
+from appliance.services.ports import RunningGuest
+
+READ_LIMIT_BYTES = 16 << 20
+READ_CHUNK_BYTES = 1 << 20
+
+
+@runtime_checkable
+class AgentChannel(Protocol):
+    """The part of a running VM that reaches its agent."""
+
+    async def agent(self, command: str, **arguments: object) -> object:
+        """Run `command` ("ping") and return its value. Raises `GuestFault` when the agent is not there or refuses."""
+
+
+class Need(StrEnum):
+    """What kind of thing a command does; the privileges follow from it."""
+
+    AUDIT = "VM.GuestAgent.Audit"
+    FILE_SYSTEMS = "VM.GuestAgent.FileSystemMgmt"
+
+
+QUERIES = (
+    "get-fsinfo", "get-host-name", "get-memory-block-info", "get-memory-blocks", "get-osinfo", "get-time",
+    "get-timezone", "get-users", "get-vcpus", "info", "network-get-interfaces",
+)  # fmt: skip
+"""Commands that only tell something: GET."""
+
+ACTIONS: Mapping[str, Need] = {
+    "ping": Need.AUDIT,
+    "fsfreeze-status": Need.AUDIT,
+    "fsfreeze-freeze": Need.FILE_SYSTEMS,
+    "fsfreeze-thaw": Need.FILE_SYSTEMS,
+    "fstrim": Need.FILE_SYSTEMS,
+}
+"""Commands without arguments that do something: POST."""
+
+
+async def ask(running: RunningGuest, command: str, arguments: Mapping[str, object] | None = None) -> object:
+    """Run one command. Raises `GuestFault` (no agent, refused), `Unsupported` where the engine has no channel."""
+    if not isinstance(running, AgentChannel):
+        raise Unsupported(f"vm {running.guest_id}: the engine that runs it has no guest agent channel")
+    return await running.agent(command, **(arguments or {}))
+
+
+async def execute(running: RunningGuest, command: Sequence[str], *, input_data: str | None) -> object:
+    """Start a program in the guest; returns {"pid": N}. `exec_status` tells how it ended."""
+    arguments: dict[str, object] = {"path": command[0], "arg": list(command[1:]), "capture-output": True}
+    if input_data is not None:
+        arguments["input-data"] = base64.b64encode(input_data.encode()).decode()
+    return await ask(running, "exec", arguments)
+
+
+async def exec_status(running: RunningGuest, pid: int) -> dict[str, object]:
+    """The state of a started program, its output decoded."""
+    status = _object(running, await ask(running, "exec-status", {"pid": pid}))
+    for name in ("out-data", "err-data"):
+        if name in status:
+            status[name] = _decoded(running, status[name]).decode(errors="replace")
+    return status
+
+
+async def set_password(running: RunningGuest, username: str, password: str, *, crypted: bool) -> object:
+    """Set a user's password inside the guest."""
+    encoded = base64.b64encode(password.encode()).decode()
+    return await ask(running, "set-user-password", {"username": username, "password": encoded, "crypted": crypted})
+
+
+async def read_file(running: RunningGuest, path: str, *, limit_bytes: int = READ_LIMIT_BYTES) -> tuple[bytes, bool]:
+    """The first `limit_bytes` of a file in the guest, and whether there is more."""
+    handle = await ask(running, "file-open", {"path": path, "mode": "rb"})
+    content = bytearray()
+    try:
+        while len(content) < limit_bytes:
+            count = min(READ_CHUNK_BYTES, limit_bytes - len(content))
+            chunk = _object(running, await ask(running, "file-read", {"handle": handle, "count": count}))
+            data = _decoded(running, chunk.get("buf-b64", ""))
+            content += data
+            if chunk.get("eof") or not data:
+                return bytes(content[:limit_bytes]), False
+        return bytes(content[:limit_bytes]), True
+    finally:
+        await ask(running, "file-close", {"handle": handle})
+
+
+async def write_file(running: RunningGuest, path: str, content: bytes) -> None:
+    """Replace a file in the guest."""
+    handle = await ask(running, "file-open", {"path": path, "mode": "wb"})
+    try:
+        await ask(running, "file-write", {"handle": handle, "buf-b64": base64.b64encode(content).decode()})
+    finally:
+        await ask(running, "file-close", {"handle": handle})
+
+
+def _object(running: RunningGuest, answer: object) -> dict[str, object]:
+    if not isinstance(answer, dict):
+        raise GuestFault(f"vm {running.guest_id}: the guest agent's answer is not understood")
+    return dict(answer)
+
+
+def _decoded(running: RunningGuest, text: object) -> bytes:
+    try:
+        return base64.b64decode(str(text), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise GuestFault(f"vm {running.guest_id}: the guest agent's answer is not base64") from error

@@ -1,0 +1,157 @@
+"""Who may change what in a guest's configuration: a pure table, with PVE's privileges. Nothing is reserved to one user.
+
+most keys          VM.Config.{CPU,Memory,Network,Options,HWType,Disk,CDROM,Cloudinit} on /vms/ID
+a new volume       Datastore.AllocateSpace on /storage/STORAGE
+an ISO or import   Datastore.AllocateSpace or Datastore.Audit on its storage
+another's disk     VM.Config.Disk on /vms/OWNER, or Datastore.Allocate on its storage
+a bridge           SDN.Use on /sdn/zones/localnetwork/BRIDGE (and /TAG)
+args, lock, privileged containers and their features: Sys.Modify on / as well (PVE: root@pam only)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from appliance.model.guest import GuestKind
+from appliance.model.volume import VolumeId
+from appliance.services.guest_config.disks import DiskConfig, is_disk_slot, parse_disk
+from appliance.services.guest_config.parsing import canonical_key, key_table, parse_one
+from appliance.services.guest_config.values import is_true
+from appliance.services.guest_config.volumes import Allocate, CloudInitDrive, Existing, Import
+
+SYSTEM = ("/", "Sys.Modify")
+_EITHER_NETWORK_OR_CLOUDINIT = frozenset({"ipconfig", "nameserver", "searchdomain"})
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """Met when the caller holds one of the (ACL path, privilege) pairs."""
+
+    alternatives: tuple[tuple[str, str], ...]
+
+
+def required(
+    kind: GuestKind,
+    guest_id: int,
+    *,
+    old: Mapping[str, str],
+    put: Mapping[str, str],
+    delete: Sequence[str] = (),
+    pool: str | None = None,
+) -> list[Requirement]:
+    """Everything a caller must be allowed for changing `old` by `put` (from `parse`) and `delete`; each one once.
+
+    While a guest is created into `pool`, a privilege on the pool does as well as one on the guest. Raises
+    `InvalidParameter` for disk and NIC texts that cannot be read.
+    """
+    rules = _Rules(kind, guest_id, pool)
+    found: dict[Requirement, None] = {}
+    for name, text in put.items():
+        for requirement in rules.of_key(name, old.get(name, ""), text):
+            found[requirement] = None
+    for name in delete:
+        key = canonical_key(kind, name)
+        for requirement in rules.of_key(key, old.get(key, ""), ""):
+            found[requirement] = None
+    return list(found)
+
+
+def volume_requirement(guest_id: int, volume_id: VolumeId) -> Requirement | None:
+    """What reading or attaching an existing volume needs; None for the guest's own."""
+    owner = Existing(volume_id).owner
+    storage = f"/storage/{volume_id.storage}"
+    if owner is None:
+        return Requirement(((storage, "Datastore.AllocateSpace"), (storage, "Datastore.Audit")))
+    if owner == guest_id:
+        return None
+    return Requirement(((f"/vms/{owner}", "VM.Config.Disk"), (storage, "Datastore.Allocate")))
+
+
+def space_requirement(storage: str) -> Requirement:
+    """What making a volume on `storage` needs."""
+    return Requirement(((f"/storage/{storage}", "Datastore.AllocateSpace"),))
+
+
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    kind: GuestKind
+    guest_id: int
+    pool: str | None
+
+    def of_key(self, name: str, old: str, new: str) -> Iterator[Requirement]:
+        key = key_table(self.kind).find(name)
+        if key is None:
+            return
+        if is_disk_slot(self.kind, name):
+            yield from self._disk(name, old, new)
+        elif key.name == "net":
+            yield self._on_guest("VM.Config.Network")
+            yield from self._bridge(name, old, new)
+        elif key.privilege == "Cloudinit" and key.name in _EITHER_NETWORK_OR_CLOUDINIT:
+            yield self._on_guest("VM.Config.Cloudinit", "VM.Config.Network")
+        elif key.privilege:
+            yield self._on_guest(f"VM.Config.{key.privilege}")
+        else:
+            yield from self._special(name, old, new)
+
+    def _on_guest(self, *privileges: str) -> Requirement:
+        paths = [f"/vms/{self.guest_id}"] + ([f"/pool/{self.pool}"] if self.pool else [])
+        return Requirement(tuple((path, privilege) for path in paths for privilege in privileges))
+
+    def _disk(self, name: str, old: str, new: str) -> Iterator[Requirement]:
+        before = parse_disk(self.kind, name, old) if old else None
+        after = parse_disk(self.kind, name, new) if new else None
+        for disk in (before, after):
+            if disk is not None:
+                yield self._on_guest(_disk_privilege(disk))
+        if after is None or (before is not None and before.volume == after.volume):
+            return
+        match after.volume:
+            case Allocate(storage) | CloudInitDrive(storage):
+                yield space_requirement(storage)
+            case Import(storage, source):
+                yield space_requirement(storage)
+                if needed := volume_requirement(self.guest_id, source):
+                    yield needed
+            case Existing(volume_id):
+                if needed := volume_requirement(self.guest_id, volume_id):
+                    yield needed
+
+    def _bridge(self, name: str, old: str, new: str) -> Iterator[Requirement]:
+        before = parse_one(self.kind, name, old) if old else {}
+        after = parse_one(self.kind, name, new) if new else {}
+        bridge, tag = after.get("bridge"), after.get("tag")
+        if bridge and (bridge, tag) != (before.get("bridge"), before.get("tag")):
+            path = f"/sdn/zones/localnetwork/{bridge}" + (f"/{tag}" if tag else "")
+            yield Requirement(((path, "SDN.Use"),))
+
+    def _special(self, name: str, old: str, new: str) -> Iterator[Requirement]:
+        match name:
+            case "args":
+                yield self._on_guest("VM.Config.HWType")
+                yield Requirement((SYSTEM,))
+            case "freeze":
+                yield self._on_guest("VM.PowerMgmt")
+            case "unprivileged":
+                yield self._on_guest("VM.Config.Options")
+                if new == "0" and old != "0":
+                    yield Requirement((SYSTEM,))
+            case "features":
+                yield self._on_guest("VM.Allocate")
+                if _strong_features(self.kind, new) - _strong_features(self.kind, old):
+                    yield Requirement((SYSTEM,))
+            case _:
+                yield self._on_guest("VM.Config.Options")
+                yield Requirement((SYSTEM,))
+
+
+def _disk_privilege(disk: DiskConfig) -> str:
+    if disk.is_cloudinit and not disk.is_unused:
+        return "VM.Config.Cloudinit"
+    return "VM.Config.CDROM" if disk.is_cdrom else "VM.Config.Disk"
+
+
+def _strong_features(kind: GuestKind, text: str) -> set[str]:
+    values = parse_one(kind, "features", text) if text else {}
+    return {name for name, value in values.items() if name != "nesting" and is_true(value)}

@@ -1,0 +1,285 @@
+"""Configuration of guests of both kinds: read, write, resize, unlink, template, features, snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from appliance.errors import ApplianceError, InvalidParameter, NotFound, TimedOut
+from appliance.model.guest import GuestId, GuestKind
+from appliance.services import guest_config
+from appliance.web.api.guest_params import (
+    ALLOCATE,
+    AUDIT,
+    Digest,
+    SkipLock,
+    SkipLockParams,
+    SnapshotName,
+    SnapshotParams,
+    Upid,
+    check_config_change,
+    check_skiplock,
+    no_snapshots,
+    parse_config,
+    refuse,
+    stored_config,
+)
+from appliance.web.api.guest_rows import PendingRow, SnapshotRow, config_reply, config_schema
+from appliance.web.registry import Allow, Call, GuestParams, PveBool, PveList, Resource, Rest
+
+if TYPE_CHECKING:
+    from appliance.services.tasks import TaskHandle
+
+_CONFIG_PRIVILEGES = {
+    GuestKind.QEMU: ("Disk", "CDROM", "CPU", "Memory", "Network", "HWType", "Options", "Cloudinit"),
+    GuestKind.LXC: ("Disk", "CPU", "Memory", "Network", "Options"),
+}
+
+
+class ReadParams(GuestParams, kw_only=True):
+    """Which configuration. There is one: what is written is current."""
+
+    current: Annotated[PveBool, Meta(description="without pending changes; there never are any")] = False
+    snapshot: SnapshotName | None = None
+
+
+class ChangeParams(GuestParams, kw_only=True):
+    """What to change. Every other parameter is a configuration key."""
+
+    delete: Annotated[PveList, Meta(description="keys to remove; a disk becomes unused")] = ()
+    revert: Annotated[PveList, Meta(description="pending changes to drop; there never are any")] = ()
+    digest: Digest | None = None
+    skiplock: SkipLock = False
+    force: Annotated[PveBool, Meta(description="destroy the volumes of deleted disks, too")] = False
+    config: Rest = msgspec.field(default_factory=dict)
+
+
+class ChangeLaterParams(ChangeParams, kw_only=True):
+    """As a task."""
+
+    background_delay: (
+        Annotated[int, Meta(ge=1, le=30, description="wait so many seconds for its end; null when it came")] | None
+    ) = None
+
+
+class ResizeParams(SkipLockParams, kw_only=True):
+    """Which disk, how large."""
+
+    disk: Annotated[str, Meta(pattern=r"^[a-z]+[0-9]{0,3}$", description="scsi0, rootfs, mp1 …")]
+    size: Annotated[str, Meta(pattern=r"^\+?\d+(\.\d+)?[KMGT]?$", max_length=32, description="32G, or +5G to grow by")]
+    digest: Digest | None = None
+
+
+class UnlinkParams(GuestParams, kw_only=True):
+    """Which disks."""
+
+    idlist: Annotated[PveList, Meta(description="disk keys")]
+    force: Annotated[PveBool, Meta(description="destroy the volumes, too")] = False
+
+
+class TemplateParams(GuestParams, kw_only=True):
+    """The whole guest becomes one."""
+
+    disk: Annotated[str, Meta(max_length=16)] | None = None
+
+
+class FeatureParams(GuestParams, kw_only=True):
+    """What is asked for."""
+
+    feature: Literal["snapshot", "clone", "copy"]
+    snapname: SnapshotName | None = None
+
+
+class Feature(msgspec.Struct, kw_only=True):
+    """Whether it can be done, and where."""
+
+    has_feature: bool = msgspec.field(name="hasFeature")
+    nodes: list[str]
+
+
+class NewSnapshotParams(SnapshotParams, kw_only=True):
+    """What to save."""
+
+    description: Annotated[str, Meta(max_length=8192)] | None = None
+    vmstate: PveBool = False
+
+
+class RollbackParams(SnapshotParams, kw_only=True):
+    """What to return to."""
+
+    start: PveBool = False
+
+
+class RemoveSnapshotParams(SnapshotParams, kw_only=True):
+    """What to remove."""
+
+    force: PveBool = False
+
+
+def declare(api: Resource, kind: GuestKind) -> None:
+    """Add the methods both kinds have."""
+    base, noun = f"/nodes/{{node}}/{kind}/{{vmid}}", "VM" if kind is GuestKind.QEMU else "container"
+    may_change = Allow("/vms/{vmid}", *(f"VM.Config.{word}" for word in _CONFIG_PRIVILEGES[kind]), any_of=True)
+
+    @api.get(f"{base}/config", summary=f"The configuration of a {noun}", allow=AUDIT, returns=dict[str, str | int])
+    async def read_config(call: Call, params: ReadParams) -> dict[str, object]:
+        """Flat keys and property strings, and their `digest`. Passwords are asterisks."""
+        if params.snapshot not in (None, "current"):
+            raise NotFound(f"{kind.prefix} {params.vmid}: snapshot '{params.snapshot}'")
+        return config_reply(kind, *stored_config(call, kind, params.vmid))
+
+    @api.get(f"{base}/pending", summary=f"The configuration of a {noun} with pending changes", allow=AUDIT,
+             returns=list[PendingRow])  # fmt: skip
+    async def read_pending(call: Call, params: GuestParams) -> list[PendingRow]:
+        """None is ever pending: there is one configuration, and a running guest takes it at its next start."""
+        config, _ = stored_config(call, kind, params.vmid)
+        return [PendingRow(key=key, value=value) for key, value in sorted(guest_config.masked(config).items())]
+
+    @api.put(f"{base}/config", summary=f"Change the configuration of a {noun}", allow=may_change,
+             rest_schema=lambda: config_schema(kind))  # fmt: skip
+    async def write_config(call: Call, params: ChangeParams) -> None:
+        """All or nothing; returns when done, volumes made included. Each key needs its own privilege."""
+        put = await check_change(call, kind, params)
+        await apply_change(call, kind, params, put)
+
+    @api.put(f"{base}/resize", summary=f"Grow a disk of a {noun}", allow=Allow("/vms/{vmid}", "VM.Config.Disk"),
+             returns=Upid)  # fmt: skip
+    async def resize(call: Call, params: ResizeParams) -> str:
+        """Live where it runs. Shrinking is refused."""
+        check_skiplock(call, params.skiplock)
+        config, _ = stored_config(call, kind, params.vmid)
+        guest_config.check_digest(config, params.digest)
+        _check_space(call, kind, params.disk, config)
+        return await call.services.guests.resize(kind, params.vmid, slot=params.disk, size=params.size, user=call.user)
+
+    @api.post(f"{base}/template", summary=f"Make a {noun} a template", allow=ALLOCATE, returns=Upid)
+    async def make_template(call: Call, params: TemplateParams) -> str:
+        """It is never started again; clones are made of it. It must be stopped."""
+        refuse("a template of one disk", {"disk": params.disk})
+        return await call.services.guests.make_template(kind, params.vmid, user=call.user)
+
+    @api.get(f"{base}/feature", summary=f"What can be done with a {noun}", allow=AUDIT, returns=Feature)
+    async def read_feature(call: Call, params: FeatureParams) -> Feature:
+        """`clone` is a linked clone, which needs a template; `copy` is a full one."""
+        guest = call.services.guests.get(GuestId(params.vmid), kind)
+        has = {"snapshot": False, "clone": guest.template, "copy": True}[params.feature] and not params.snapname
+        return Feature(has_feature=has, nodes=[call.node] if has else [])
+
+    _declare_snapshots(api, kind, base, noun)
+
+
+def declare_for_vms(api: Resource) -> None:
+    """Add the methods only VMs have."""
+    kind, base = GuestKind.QEMU, "/nodes/{node}/qemu/{vmid}"
+    may_change = Allow("/vms/{vmid}", *(f"VM.Config.{word}" for word in _CONFIG_PRIVILEGES[kind]), any_of=True)
+
+    @api.post(f"{base}/config", summary="Change the configuration of a VM, as a task", allow=may_change, returns=Upid,
+              rest_schema=lambda: config_schema(kind))  # fmt: skip
+    async def write_config_later(call: Call, params: ChangeLaterParams) -> str | None:
+        """What PUT does, without waiting for volumes that are made or removed."""
+        put = await check_change(call, kind, params)
+
+        async def work(task: TaskHandle) -> None:
+            await apply_change(call, kind, params, put)
+
+        upid = await call.services.tasks.run("qmconfig", object_id=str(params.vmid), user=call.user, work=work)
+        return await _end_within(call, upid, params.background_delay)
+
+    @api.put(f"{base}/unlink", summary="Detach disks from a VM", allow=Allow("/vms/{vmid}", "VM.Config.Disk"))
+    async def unlink(call: Call, params: UnlinkParams) -> None:
+        """They become unused, or are destroyed with `force`."""
+        if bad := [name for name in params.idlist if not guest_config.is_disk_slot(kind, name)]:
+            raise InvalidParameter({"idlist": f"'{bad[0][:40]}' is no disk"})
+        change = ChangeParams(vmid=params.vmid, delete=params.idlist, force=params.force)
+        put = await check_change(call, kind, change)
+        await apply_change(call, kind, change, put)
+
+
+async def check_change(call: Call, kind: GuestKind, params: ChangeParams) -> dict[str, str]:
+    """Everything that can be refused before anything happens; returns the parsed keys."""
+    check_skiplock(call, params.skiplock)
+    old, _ = stored_config(call, kind, params.vmid)
+    put = await parse_config(kind, params.config)
+    check_config_change(call, kind, params.vmid, old=old, put=put, delete=params.delete)
+    guest_config.check_digest(old, params.digest)
+    guest_config.plan_update(kind, old, put, params.delete)
+    return put
+
+
+async def apply_change(call: Call, kind: GuestKind, params: ChangeParams, put: dict[str, str]) -> None:
+    """Write it; with `force`, destroy the volumes of the disks that were deleted."""
+    guests = call.services.guests
+    before, _ = stored_config(call, kind, params.vmid)
+    await guests.update_config(kind, params.vmid, put=put, delete=params.delete, digest=params.digest, user=call.user)
+    if not params.force:
+        return
+    doomed = {volume for slot, volume in guest_config.referenced_volumes(kind, before) if slot in params.delete}
+    after, digest = stored_config(call, kind, params.vmid)
+    unused = [
+        slot
+        for slot, volume in guest_config.referenced_volumes(kind, after)
+        if slot.startswith("unused") and volume in doomed
+    ]
+    if unused:
+        await guests.update_config(kind, params.vmid, put={}, delete=unused, digest=digest, user=call.user)
+
+
+def _check_space(call: Call, kind: GuestKind, slot: str, config: dict[str, str]) -> None:
+    if slot in config and guest_config.is_disk_slot(kind, slot):
+        volume = guest_config.parse_disk(kind, slot, config[slot]).volume
+        if isinstance(volume, guest_config.Existing):
+            call.check_any(*guest_config.space_requirement(volume.volume_id.storage).alternatives)
+
+
+async def _end_within(call: Call, upid: str, delay_s: int | None) -> str | None:
+    """The UPID, or None when the task ends well within `delay_s`. Raises when it fails meanwhile."""
+    if delay_s is None:
+        return upid
+    try:
+        info = await call.services.tasks.wait(upid, timeout_s=float(delay_s))
+    except TimedOut:
+        return upid
+    if info.status is not None and info.status != "OK" and not info.status.startswith("WARNINGS"):
+        raise ApplianceError(info.status)
+    return None
+
+
+def _declare_snapshots(api: Resource, kind: GuestKind, base: str, noun: str) -> None:
+    snapshot = Allow("/vms/{vmid}", "VM.Snapshot")
+
+    @api.get(f"{base}/snapshot", summary=f"The snapshots of a {noun}", allow=AUDIT, returns=list[SnapshotRow])
+    async def list_snapshots(call: Call, params: GuestParams) -> Sequence[dict[str, object]]:
+        """The last row, `current`, is the present state."""
+        return await call.services.guests.snapshots(kind, params.vmid)
+
+    @api.post(f"{base}/snapshot", summary=f"Make a snapshot of a {noun}", allow=snapshot, returns=Upid)
+    async def make_snapshot(call: Call, params: NewSnapshotParams) -> str:
+        """Not supported yet."""
+        raise _refusal(call, params.vmid)
+
+    @api.get(f"{base}/snapshot/{{snapname}}/config", summary="The configuration in a snapshot", allow=AUDIT,
+             returns=dict[str, str | int])  # fmt: skip
+    async def read_snapshot(call: Call, params: SnapshotParams) -> dict[str, object]:
+        """That of `current` is the present one."""
+        if params.snapname != "current":
+            stored_config(call, kind, params.vmid)
+            raise NotFound(f"{kind.prefix} {params.vmid}: snapshot '{params.snapname}'")
+        return config_reply(kind, *stored_config(call, kind, params.vmid))
+
+    @api.post(f"{base}/snapshot/{{snapname}}/rollback", summary=f"Return a {noun} to a snapshot", returns=Upid,
+              allow=Allow("/vms/{vmid}", "VM.Snapshot", "VM.Snapshot.Rollback", any_of=True))  # fmt: skip
+    async def roll_back(call: Call, params: RollbackParams) -> str:
+        """Not supported yet."""
+        raise _refusal(call, params.vmid)
+
+    @api.delete(f"{base}/snapshot/{{snapname}}", summary="Remove a snapshot", allow=snapshot, returns=Upid)
+    async def remove_snapshot(call: Call, params: RemoveSnapshotParams) -> str:
+        """Not supported yet."""
+        raise _refusal(call, params.vmid)
+
+    def _refusal(call: Call, vmid: int) -> ApplianceError:
+        stored_config(call, kind, vmid)
+        return no_snapshots(kind, vmid)

@@ -1,0 +1,213 @@
+"""Guests of one node without engines: configurations are real (`guest_config`), everything else happens at once.
+
+What the API asked for is kept in `calls`, as a user would say it: ("shutdown", 100, {"timeout_s": 5}).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+from appliance.errors import Conflict, InvalidParameter, NotFound
+from appliance.model.guest import GuestId, GuestKind, GuestState, GuestStats
+from appliance.model.volume import VolumeId
+from appliance.services import guest_config
+from appliance.services.guest_view import GuestView
+from tests.fakes.services import NODE, FakeTasks
+
+
+class AgentVm:
+    """A running VM whose agent gives prepared answers and remembers what it was asked."""
+
+    def __init__(self, guest_id: int) -> None:
+        self.guest_id = GuestId(guest_id)
+        self.pid = 4242
+        self.state = GuestState.RUNNING
+        self.answers: dict[str, list[object]] = {}
+        self.asked: list[tuple[str, dict[str, object]]] = []
+
+    async def agent(self, command: str, **arguments: object) -> object:
+        self.asked.append((command, arguments))
+        answers = self.answers.get(command, [{}])
+        return answers.pop(0) if len(answers) > 1 else answers[0]
+
+
+@dataclass(slots=True)
+class FakeGuest:
+    """One guest: its kind, its stored configuration, what it does, and what runs."""
+
+    guest_id: int
+    kind: GuestKind
+    config: dict[str, str]
+    state: GuestState = GuestState.STOPPED
+    running: object | None = None
+    stats: GuestStats | None = None
+
+
+@dataclass(slots=True)
+class FakeGuestService:
+    """Fulfils what the resources of guests use of `GuestService`."""
+
+    tasks: FakeTasks
+    guests: dict[int, FakeGuest] = field(default_factory=dict)
+    calls: list[tuple[str, int, dict[str, object]]] = field(default_factory=list)
+    removed: list[VolumeId] = field(default_factory=list)
+    macs: itertools.count[int] = field(default_factory=itertools.count)
+
+    def add(self, guest_id: int, kind: GuestKind = GuestKind.QEMU, **config: object) -> FakeGuest:
+        """Define a guest with this configuration."""
+        guest = FakeGuest(guest_id, kind, guest_config.parse(kind, config))
+        self.guests[guest_id] = guest
+        return guest
+
+    def list(self, kind: GuestKind | None = None) -> Sequence[GuestView]:
+        return [self.get(guest_id) for guest_id, guest in self.guests.items() if kind in (None, guest.kind)]
+
+    def get(self, guest_id: int, kind: GuestKind | None = None) -> GuestView:
+        guest = self._find(guest_id, kind)
+        config = guest.config
+        running = guest.state is not GuestState.STOPPED
+        return GuestView(
+            guest_id=GuestId(guest_id),
+            kind=guest.kind,
+            node=NODE,
+            name=config.get("name") or config.get("hostname") or f"{guest.kind.prefix.upper()}{guest_id}",
+            state=guest.state,
+            template=config.get("template") == "1",
+            tags=tuple(config.get("tags", "").split(";")) if config.get("tags") else (),
+            cpus=float(config.get("cores", "1")),
+            maxmem=int(config.get("memory", "512")) << 20,
+            maxdisk=guest_config.disk_bytes(guest.kind, config),
+            maxswap=int(config.get("swap", "512")) << 20,
+            pid=4242 if running else None,
+            started_at=1_700_000_000.0 if running else None,
+            uptime_s=60 if running else 0,
+            lock=config.get("lock"),
+            pool=None,
+            onboot=config.get("onboot") == "1",
+            stats=guest.stats,
+            cpu_ratio=0.25 if running else 0.0,
+            addresses=(),
+            description=config.get("description", ""),
+            problem="",
+        )
+
+    def config(self, guest_id: int, kind: GuestKind | None = None) -> tuple[dict[str, str], str]:
+        config = self._find(guest_id, kind).config
+        return dict(config), guest_config.digest(config)
+
+    def running(self, guest_id: int, kind: GuestKind | None = None) -> object:
+        guest = self._find(guest_id, kind)
+        if guest.running is None:
+            raise Conflict(f"{guest.kind.prefix.upper()} {guest_id} not running")
+        return guest.running
+
+    async def snapshots(self, kind: GuestKind, guest_id: int) -> Sequence[dict[str, object]]:
+        self._find(guest_id, kind)
+        return [{"name": "current", "description": "You are here!", "running": 0}]
+
+    async def create(
+        self, kind: GuestKind, guest_id: int, params: Mapping[str, object], *, user: str, **options: object
+    ) -> str:
+        if guest_id in self.guests:
+            raise Conflict(f"unable to create guest {guest_id}: VMID {guest_id} already exists")
+        config = await asyncio.to_thread(guest_config.parse, kind, params)
+        config = guest_config.create_config(kind, guest_id, self._filled(kind, config), new_uuid=uuid.uuid4, now=0)
+        _specify(kind, guest_id, config)
+        self.guests[guest_id] = FakeGuest(guest_id, kind, config)
+        return await self._task("create", kind, guest_id, user, options)
+
+    async def update_config(
+        self,
+        kind: GuestKind,
+        guest_id: int,
+        *,
+        put: Mapping[str, object],
+        delete: Sequence[str],
+        digest: str | None,
+        user: str,
+    ) -> None:
+        guest = self._find(guest_id, kind)
+        parsed = await asyncio.to_thread(guest_config.parse, kind, put)
+        guest_config.check_digest(guest.config, digest)
+        plan = guest_config.plan_update(kind, guest.config, parsed, delete)
+        _specify(kind, guest_id, plan.config)
+        guest.config = self._filled(kind, plan.config)
+        self.removed += plan.removed
+        self.calls.append(("update", guest_id, {"put": dict(put), "delete": tuple(delete), "user": user}))
+
+    async def make_template(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
+        self._find(guest_id, kind).config["template"] = "1"
+        return await self._task("template", kind, guest_id, user, {})
+
+    async def resize(self, kind: GuestKind, guest_id: int, *, slot: str, size: str, user: str) -> str:
+        if slot not in self._find(guest_id, kind).config:
+            raise InvalidParameter({"disk": f"{kind.prefix} {guest_id} has no disk '{slot}'"})
+        return await self._task("resize", kind, guest_id, user, {"slot": slot, "size": size})
+
+    async def clone(self, kind: GuestKind, guest_id: int, *, new_id: int, user: str, **options: object) -> str:
+        self._find(guest_id, kind)
+        return await self._task("clone", kind, guest_id, user, {"new_id": new_id, **options})
+
+    async def destroy(self, kind: GuestKind, guest_id: int, *, user: str, purge: bool = False) -> str:
+        if self._find(guest_id, kind).state is not GuestState.STOPPED:
+            raise Conflict(f"{kind.prefix.upper()} {guest_id} is running - destroy failed")
+        del self.guests[guest_id]
+        return await self._task("destroy", kind, guest_id, user, {"purge": purge})
+
+    async def start(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
+        return await self._power("start", kind, guest_id, user, GuestState.RUNNING)
+
+    async def stop(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
+        return await self._power("stop", kind, guest_id, user, GuestState.STOPPED)
+
+    async def shutdown(
+        self, kind: GuestKind, guest_id: int, *, user: str, timeout_s: float | None = None, force_stop: bool = False
+    ) -> str:
+        options = {"timeout_s": timeout_s, "force_stop": force_stop}
+        return await self._power("shutdown", kind, guest_id, user, GuestState.STOPPED, **options)
+
+    async def reboot(self, kind: GuestKind, guest_id: int, *, user: str, timeout_s: float | None = None) -> str:
+        return await self._power("reboot", kind, guest_id, user, GuestState.RUNNING, timeout_s=timeout_s)
+
+    async def reset(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
+        return await self._power("reset", kind, guest_id, user, GuestState.RUNNING)
+
+    async def suspend(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
+        return await self._power("suspend", kind, guest_id, user, GuestState.PAUSED)
+
+    async def resume(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
+        return await self._power("resume", kind, guest_id, user, GuestState.RUNNING)
+
+    async def _power(
+        self, verb: str, kind: GuestKind, guest_id: int, user: str, state: GuestState, **options: object
+    ) -> str:
+        self._find(guest_id, kind).state = state
+        return await self._task(verb, kind, guest_id, user, options)
+
+    async def _task(self, verb: str, kind: GuestKind, guest_id: int, user: str, options: Mapping[str, object]) -> str:
+        async def work(task: SimpleNamespace) -> None:
+            self.calls.append((verb, guest_id, dict(options)))
+
+        prefix = "qm" if kind is GuestKind.QEMU else "vz"
+        return await self.tasks.run(f"{prefix}{verb}", object_id=str(guest_id), user=user, work=work)
+
+    def _find(self, guest_id: int, kind: GuestKind | None) -> FakeGuest:
+        guest = self.guests.get(guest_id)
+        if guest is None or kind not in (None, guest.kind):
+            raise NotFound(f"{(kind or GuestKind.QEMU).prefix} {guest_id}")
+        return guest
+
+    def _filled(self, kind: GuestKind, config: Mapping[str, str]) -> dict[str, str]:
+        return guest_config.fill_macs(kind, config, lambda: f"BC:24:11:00:00:{next(self.macs):02X}")
+
+
+def _specify(kind: GuestKind, guest_id: int, config: Mapping[str, str]) -> None:
+    if kind is GuestKind.QEMU:
+        guest_config.to_vm_spec(guest_id, config)
+    else:
+        guest_config.to_ct_spec(guest_id, config, id_base=100_000, id_count=65_536)
