@@ -289,7 +289,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     place.mkdir()
     asyncio.run(command.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], timeout_s=10))
     yield place
-    asyncio.run(command.run(["umount", str(place)], timeout_s=10))
+    asyncio.run(command.run(["umount", "--lazy", str(place)], timeout_s=10))
 
 
 def _fill(place: Path) -> None:
