@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from aiohttp import web
 
 from appliance.web import dispatch, keys, middleware, openapi
-from appliance.web.api import absent, cluster, tasks, terminals, version
+from appliance.web.api import absent, cluster, network, nodes, tasks, terminals, version
 from appliance.web.api import resources as resources_api
 from appliance.web.registry import Resource
 from appliance.web.services import Services
@@ -22,6 +22,8 @@ RESOURCES: Sequence[Resource] = (
     version.api,
     cluster.api,
     resources_api.api,
+    nodes.api,
+    network.api,
     tasks.api,
     terminals.api,
     absent.api,
