@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from aiohttp import web
 
 from appliance.web import dispatch, keys, middleware, openapi
-from appliance.web.api import absent, cluster, network, nodes, tasks, terminals, version
+from appliance.web.api import absent, cluster, lxc, network, nodes, qemu, tasks, terminals, version
 from appliance.web.api import resources as resources_api
 from appliance.web.registry import Resource
 from appliance.web.services import Services
@@ -24,6 +24,8 @@ RESOURCES: Sequence[Resource] = (
     resources_api.api,
     nodes.api,
     network.api,
+    qemu.api,
+    lxc.api,
     tasks.api,
     terminals.api,
     absent.api,
