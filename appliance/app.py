@@ -8,9 +8,11 @@ the appliance's end: they are let go of, and found again at the next start.
 from __future__ import annotations
 
 import asyncio
+import datetime
 import logging
+import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from appliance.clock import SystemClock
@@ -20,7 +22,7 @@ from appliance.errors import ApplianceError, HostError
 from appliance.events import EventBus
 from appliance.kernel.lockfile import LockFile
 from appliance.kernel.sd_notify import notify
-from appliance.network.backend import BridgeNetwork
+from appliance.network.backend import NetworkBackend
 from appliance.qemu.engine import QemuEngine
 from appliance.services.access import AccessService
 from appliance.services.audit import AuditLog
@@ -29,15 +31,17 @@ from appliance.services.guest_runner import Engines
 from appliance.services.guests import GuestService
 from appliance.services.network import NetworkService
 from appliance.services.node import NodeService
-from appliance.services.pki import Pki
+from appliance.services.pki import ServerIdentity, ensure_server_identity
 from appliance.services.storage import StorageService
 from appliance.services.tasks import TaskService
 from appliance.services.templates import TemplateService
 from appliance.state.sqlite import SqliteStore
 from appliance.tasks import TaskScope
 from appliance.version import VERSION
-from appliance.web.server import WebServer
+from appliance.web.application import build_application
+from appliance.web.server import Server
 from appliance.web.services import Services
+from appliance.web.static import StaticFiles
 
 log = logging.getLogger(__name__)
 
@@ -54,27 +58,92 @@ class App:
     async def start(self) -> None:
         """All stages, in order; returns when the appliance listens."""
         began = time.monotonic()
-        config = self._config
-        clock, events = SystemClock(), EventBus()
+        config, clock, events = self._config, SystemClock(), EventBus()
         scope = TaskScope("appliance")
         self._on_close("background tasks", 15, scope.close)
         await self._prepare_directories()
+        identity = scope.start(asyncio.to_thread(_server_identity, config), name="server certificate")
+        qemu = QemuEngine(config.run_dir, scope, clock)
+        containers = CtEngine(config.run_dir, config.data_dir, scope, clock)
+        probes = scope.start(_probe((qemu, containers)), name="probe the engines")
 
-        store = await SqliteStore.open(config.data_dir / "state.db", clock=clock)
+        store = await SqliteStore.open(config.data_dir / "state.db", clock)
         self._on_close("store", 10, store.close)
-        audit = await AuditLog.open(config.data_dir / "audit.db", clock=clock)
+        audit = AuditLog(config.data_dir / "audit.log", clock, store)
+        await audit.start()
         self._on_close("audit log", 5, audit.close)
-        access = AccessService(store, events, clock, data_dir=config.data_dir, audit=audit)
+        access = AccessService(
+            store, events, clock, data_dir=config.data_dir, audit=audit, admin_password_file=config.admin_password_file
+        )
         await access.start()
+        self._on_close("access", 5, access.close)
+        tasks = TaskService(store, events, clock, directory=config.data_dir / "tasks", node=config.node_name)
+        await tasks.start()
+        self._on_close("tasks", 30, tasks.close)
+        storage = StorageService(store, events, tasks, node=config.node_name, data_dir=config.data_dir)
+        await storage.start()
+        self._on_close("storage", 10, storage.close)
+        templates = TemplateService(storage, tasks)
+        links = NetworkBackend(config.run_dir, scope, clock, instance=str(config.data_dir), bridge=config.bridge)
+        network = NetworkService(links, store, scope, bridge=config.bridge)
+        await network.start()
+        self._on_close("network", 20, network.close)
+        node = NodeService(events, clock, scope)
+        await node.start()
+        consoles = ConsoleService(scope)
+        self._on_close("consoles", 5, consoles.close)
+        await probes
+        guests = GuestService(
+            store=store,
+            events=events,
+            clock=clock,
+            tasks=tasks,
+            access=access,
+            storage=storage,
+            network=links,
+            consoles=consoles,
+            engines=Engines(vm=(qemu,), ct=containers),
+            provisioner=containers,
+            node=config.node_name,
+            scope=scope,
+            new_mac=network.new_mac,
+        )
+        await guests.load()
+        self._on_close("guests", 20, guests.close)
+        if not network.problem:
+            await links.reconcile(guests.running_slots())
 
         services = Services(
-            config=config, clock=clock, events=events, store=store, access=access, audit=audit,
-        )  # fmt: skip
-        server = WebServer(services)
-        await server.start()
-        self._on_close("web server", 10, server.close)
+            config=config,
+            clock=clock,
+            events=events,
+            store=store,
+            tasks=tasks,
+            access=access,
+            audit=audit,
+            guests=guests,
+            storage=storage,
+            network=network,
+            node=node,
+            consoles=consoles,
+            templates=templates,
+        )
+        tls = (await identity).context()
+        static = await asyncio.to_thread(StaticFiles, config.static_dir)
+        server = Server(build_application(services, static=static))
+        self._on_close("web server", 15, server.close)
+        await server.start(
+            host=config.listen_host, port=config.listen_port, tls=tls, socket_path=config.run_dir / "api.sock"
+        )
         notify("READY=1")
-        log.info("appliance %s listens on %s after %.2f s", VERSION, server.address, time.monotonic() - began)
+        log.info(
+            "appliance %s listens on https://%s:%d after %.2f s",
+            VERSION,
+            config.listen_host,
+            server.port,
+            time.monotonic() - began,
+        )
+        await guests.start_onboot()
 
     async def close(self) -> None:
         """Everything that was started, in reverse, each within its limit."""
@@ -111,3 +180,16 @@ def _make_directory(path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise HostError.from_os_error(error, f"create {path}") from error
+
+
+async def _probe(engines: Sequence[QemuEngine | CtEngine]) -> None:
+    """Ask each engine what it can do here, at the same time, and log what is missing: the appliance starts anyway."""
+    for found in await asyncio.gather(*(engine.probe() for engine in engines)):
+        log.info("engine %s: %s", found.engine, f"version {found.version}" if found.usable else "cannot start guests")
+        for feature, reason in found.missing.items():
+            log.info("engine %s: no %s: %s", found.engine, feature, reason)
+
+
+def _server_identity(config: Config) -> ServerIdentity:
+    names = [config.node_name, socket.gethostname(), config.listen_host]
+    return ensure_server_identity(config.data_dir / "pki", names, datetime.datetime.now(datetime.UTC))

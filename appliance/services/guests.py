@@ -308,7 +308,7 @@ class GuestService:
             ssh_keys=ssh_keys,
         )
         if pool:
-            await self._access.set_pool(guest_id, pool)
+            await self._access.set_pool(GuestId(guest_id), pool)
         return upid
 
     async def clone(
@@ -335,14 +335,14 @@ class GuestService:
             user=user,
         )
         if pool:
-            await self._access.set_pool(new_id, pool)
+            await self._access.set_pool(GuestId(new_id), pool)
         return upid
 
     async def destroy(self, kind: GuestKind, guest_id: int, *, user: str, purge: bool = False) -> str:
         """`purge` also takes the guest out of its pool and removes ACLs on it."""
         upid = await self._creation.destroy(kind, GuestId(guest_id), user=user)
         if purge:
-            await self._access.set_pool(guest_id, None)
+            await self._access.set_pool(GuestId(guest_id), None)
         return upid
 
     async def start(self, kind: GuestKind, guest_id: int, *, user: str) -> str:

@@ -16,6 +16,8 @@ from collections.abc import Iterable
 import aiohttp
 import psutil
 
+from tests.bench import containers
+from tests.bench.client import client, define_vms
 from tests.bench.figures import Benchmark, Figure, percentile
 from tests.harness import ROOT, Appliance
 
@@ -134,49 +136,4 @@ def cli() -> Iterable[Figure]:
     yield Figure("cli_version_s", statistics.median(times), "s", 0.15)
 
 
-# --- helpers ----------------------------------------------------------------------------------------------------------
-
-
-def define_vms(appliance: Appliance, count: int) -> None:
-    """Define VMs 100 … through the API, eight at a time."""
-    asyncio.run(_define_vms(appliance, count))
-
-
-async def _define_vms(appliance: Appliance, count: int) -> None:
-    async with client(appliance) as session:
-        node = (await (await session.get("/api2/json/nodes")).json())["data"][0]["node"]
-        slots = asyncio.Semaphore(8)
-
-        async def one(number: int) -> None:
-            async with slots:
-                form = {"vmid": str(100 + number), "name": f"guest-{number}", "memory": "64", "tags": "bench"}
-                async with session.post(f"/api2/json/nodes/{node}/qemu", data=form) as response:
-                    response.raise_for_status()
-                    upid = (await response.json())["data"]
-                while True:
-                    async with session.get(f"/api2/json/nodes/{node}/tasks/{upid}/status") as response:
-                        if (await response.json())["data"]["status"] == "stopped":
-                            return
-                    await asyncio.sleep(0.05)
-
-        await asyncio.gather(*(one(number) for number in range(count)))
-
-
-def client(appliance: Appliance) -> aiohttp.ClientSession:
-    """A session with a login by ticket."""
-    import requests
-
-    login = requests.post(
-        f"https://127.0.0.1:{appliance.port}/api2/json/access/ticket",
-        data={"username": "admin@pve", "password": appliance.password}, verify=False, timeout=30,
-    ).json()["data"]  # fmt: skip
-    return aiohttp.ClientSession(
-        base_url=f"https://127.0.0.1:{appliance.port}",
-        connector=aiohttp.TCPConnector(ssl=False, limit=200),
-        cookies={"PVEAuthCookie": login["ticket"]},
-        headers={"CSRFPreventionToken": login["CSRFPreventionToken"]},
-        cookie_jar=aiohttp.CookieJar(unsafe=True),
-    )
-
-
-BENCHMARKS: list[Benchmark] = [cli, listen, idle, resources, push]
+BENCHMARKS: list[Benchmark] = [cli, listen, idle, resources, containers.start, containers.console, push]
