@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+DEVICE = "/dev/net/tun"
 TUNSETIFF = 0x4004_54CA
 TUNSETPERSIST = 0x4004_54CB
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, IFF_MULTI_QUEUE, IFF_TUN_EXCL = 0x0002, 0x1000, 0x4000, 0x0100, 0x8000
@@ -37,7 +38,7 @@ def new_tap(name: str, *, multi_queue: bool) -> Iterator[TapDevice]:
     OSError: EBUSY or EINVAL when the name is taken, ENOENT or ENODEV when the kernel has no tun driver.
     """
     flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL | (IFF_MULTI_QUEUE if multi_queue else 0)
-    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         request = struct.pack("16sH22x", name.encode(), flags)
         assert len(request) == IFREQ_BYTES

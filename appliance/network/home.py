@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from appliance.errors import ApplianceError, Conflict, HostError, ServiceStopping, TimedOut, Unsupported
-from appliance.kernel import netns
+from appliance.kernel import netns, tuntap
 from appliance.kernel.nftables import NftContext, NftError
 from appliance.kernel.rtnetlink import RouteSocket
 
@@ -130,6 +130,7 @@ class NetworkThread:
     async def _submit(self, about: str, function: Callable[[], T]) -> T:
         assert self._executor is not None
         future = asyncio.get_running_loop().run_in_executor(self._executor, function)
+        future.add_done_callback(_seen)
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 return await asyncio.shield(future)
@@ -149,9 +150,17 @@ class NetworkThread:
         await asyncio.to_thread(executor.shutdown)  # joins the thread
 
 
+def _seen(future: asyncio.Future[T]) -> None:
+    """A call whose caller was cancelled may fail unheard: its caller has cleaned up, or will ask again."""
+    if not future.cancelled():
+        future.exception()
+
+
 def translate(error: OSError, about: str) -> ApplianceError:
     """The error for people: which object, what it lacks."""
     reason = error.strerror or str(error)
+    if error.errno == errno.ENOENT and error.filename == tuntap.DEVICE:
+        return Unsupported(f"{about}: this kernel has no tap devices ({tuntap.DEVICE} is missing: module tun)")
     if isinstance(error, NftError) and error.errno == errno.ENOENT:
         return Unsupported(f"{about}: this kernel lacks a part of nftables ({reason})")
     if error.errno in _NOT_THERE:

@@ -8,7 +8,7 @@ interface, so that a process killed at any moment leaves nothing unmarked. The *
 the firewall needs is found again after a restart:
 
     appliance:TAG                                        a bridge
-    appliance:TAG GUEST SLOT MAC ADDRESS|- RATE|- BRIDGE    a port
+    appliance:TAG GUEST SLOT MAC ADDRESS|- RATE|- VLAN|- BRIDGE    a port
 """
 
 from __future__ import annotations
@@ -84,24 +84,27 @@ class Port:
     bridge: str
     address: str = ""
     rate_bytes_s: int = 0
+    vlan: int = 0
 
     def alias(self, tag: str) -> str:
         """The mark of this port."""
-        fields = (self.guest_id, self.slot, self.mac, self.address or "-", self.rate_bytes_s or "-", self.bridge)
+        numbers = (self.rate_bytes_s or "-", self.vlan or "-")
+        fields = (self.guest_id, self.slot, self.mac, self.address or "-", *numbers, self.bridge)
         return f"{ALIAS_PREFIX}{tag} " + " ".join(map(str, fields))
 
     @staticmethod
     def parse(name: str, alias: str) -> Port | None:
         """The port an alias describes; None when it does not."""
-        parts = alias.split(" ")
-        if len(parts) != 7 or not parts[1].isdigit() or not (parts[5] == "-" or parts[5].isdigit()):
-            return None
-        return Port(
-            name=name,
-            guest_id=GuestId(int(parts[1])),
-            slot=parts[2],
-            mac=parts[3],
-            bridge=parts[6],
-            address="" if parts[4] == "-" else parts[4],
-            rate_bytes_s=0 if parts[5] == "-" else int(parts[5]),
-        )
+        match alias.split(" "):
+            case [_, guest_id, slot, mac, address, rate, vlan, bridge] if guest_id.isdecimal():
+                return Port(
+                    name=name,
+                    guest_id=GuestId(int(guest_id)),
+                    slot=slot,
+                    mac=mac,
+                    bridge=bridge,
+                    address="" if address == "-" else address,
+                    rate_bytes_s=int(rate) if rate.isdecimal() else 0,
+                    vlan=int(vlan) if vlan.isdecimal() else 0,
+                )
+        return None

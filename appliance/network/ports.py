@@ -1,12 +1,13 @@
 """Guest ports: made, guarded, limited, removed. Everything here runs in the network thread.
 
-A port is made in an order that never leaves it open: interface (down, with our group) → firewall elements → alias,
-bridge and "up" in one message. After an error the interface and its rules are gone again.
+A port is made in an order that never leaves it open: interface (down, with our group) → firewall elements → alias
+and bridge → VLAN → up. After an error the interface and its rules are gone again.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from appliance.network import addresses, bridge, dnsmasq, names, rules
 from appliance.network.addresses import Reservations
 from appliance.network.home import Home
 from appliance.network.names import Port
+
+log = logging.getLogger(__name__)
 
 INHERIT_MTU = 1
 """PVE's word for "the bridge's MTU"."""
@@ -44,9 +47,18 @@ class Ports:
         return self.state.settings.name if self.state.managed else ""
 
     def adopt(self) -> None:
-        """Read the ports that exist from their marks and make the firewall's table anew for them, atomically."""
-        found = [Port.parse(link.name, link.alias) for link in bridge.owned_links(self.home, self.tag)]
-        self.known = {port.name: port for port in found if port is not None}
+        """Read the ports that exist from their marks and make the firewall's table anew for them, atomically.
+
+        A port that cannot be read was never finished (it is marked before it comes up), or cannot be guarded: removed.
+        """
+        self.known = {}
+        for link in bridge.owned_links(self.home, self.tag):
+            port = Port.parse(link.name, link.alias)
+            if port is not None:
+                self.known[port.name] = port
+            elif link.kind != "bridge":
+                log.warning("network interface %s: its mark %r is not complete, removed", link.name, link.alias)
+                rtnetlink.delete_link(self.home.route, link.index, link.name)
         gateway = str(self.state.settings.gateway) if self.state.managed else ""
         table = names.table_of(self.tag)
         text = rules.bridge_table(table, list(self.known.values()), managed=self.managed, gateway=gateway)
@@ -141,7 +153,14 @@ class Ports:
             changed = self.reservations.items() != before
         rate = int((nic.rate_mbyte_s or 0) * (1 << 20))
         port = Port(
-            name=name, guest_id=guest_id, slot=nic.slot, mac=mac, bridge=nic.bridge, address=address, rate_bytes_s=rate
+            name=name,
+            guest_id=guest_id,
+            slot=nic.slot,
+            mac=mac,
+            bridge=nic.bridge,
+            address=address,
+            rate_bytes_s=rate,
+            vlan=nic.vlan or 0,
         )
         if changed:
             self.write_hosts()
@@ -156,10 +175,12 @@ class Ports:
         temporary.replace(self.hosts_file)
 
     def _fits(self, link: Link, port: Port, nic: NicSpec) -> bool:
-        """Whether an existing tap can be used as it is: queues and rate are set when it is made."""
+        """Whether an existing tap can be used as it is: what is only ever added to a port must not differ (a port given
+        a second VLAN would be in both)."""
         known = self.known.get(port.name)
-        rate = known.rate_bytes_s if known is not None else -1
-        return link.multi_queue == (nic.queues > 1) and rate == port.rate_bytes_s
+        if known is None or link.multi_queue != (nic.queues > 1):
+            return False
+        return (known.rate_bytes_s, known.vlan, known.bridge) == (port.rate_bytes_s, port.vlan, port.bridge)
 
     def _finish(self, port: Port, nic: NicSpec, link: Link, master: Link) -> None:
         self._guard(port)
@@ -168,17 +189,19 @@ class Ports:
             rtnetlink.shape_egress(
                 self.home.route, link.index, link.name, bytes_per_s=port.rate_bytes_s, burst_bytes=burst
             )
-        change = LinkChange(
+        joined = LinkChange(
             alias=port.alias(self.tag),
             group=names.group_of(self.tag),
-            master=master.index,
             mtu=_mtu(nic, master),
-            up=not nic.link_down,
+            master=master.index,
             no_ipv6=True,
         )
-        rtnetlink.set_link(self.home.route, link.index, link.name, change)
+        rtnetlink.set_link(self.home.route, link.index, link.name, joined)
         if nic.vlan is not None:
             rtnetlink.set_port_vlan(self.home.route, link.index, link.name, nic.vlan)
+        # up at last, in a message of its own: until here it is in the bridge's default VLAN, and within one message the
+        # kernel would bring it up before it gives up IPv6 (do_setlink)
+        rtnetlink.set_link(self.home.route, link.index, link.name, LinkChange(up=not nic.link_down))
 
     def _guard(self, port: Port) -> None:
         if self.known.get(port.name) == port:

@@ -92,6 +92,7 @@ class Lab:
         run("ip", "netns", "add", self.name)
         self._stack.callback(run, "ip", "netns", "delete", self.name)
         self.run("ip", "link", "set", "lo", "up")
+        self.run("sysctl", "-q", "net.ipv4.ip_forward=0")  # a new namespace inherits the machine's
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
+import tempfile
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -154,6 +156,7 @@ async def test_unplug_forgets_a_port_whose_container_has_gone(lab: Lab, backend:
 async def test_a_tap_is_found_again_and_made_anew_when_its_queues_change(lab: Lab, backend: NetworkBackend) -> None:
     await backend.start()
     assert await backend.plug_vm(A, nic()) == "tap101i0"
+    assert "inet6" not in lab.run("ip", "address", "show", "tap101i0"), "the host has no address on a guest's port"
     index = lab.run("cat", "/sys/class/net/tap101i0/ifindex")
     await backend.plug_vm(A, nic(link_down=True))
     assert lab.run("cat", "/sys/class/net/tap101i0/ifindex") == index
@@ -258,3 +261,47 @@ async def test_ports_of_guests_that_do_not_run_are_removed(lab: Lab, backend: Ne
     assert await backend.reconcile({(A, "net0")}) == ["tap102i0"]
     assert lab.interfaces() == {"vmbr0", "tap101i0"}
     assert "tap102" not in lab.run("nft", "list", "ruleset")
+
+
+async def test_the_cable_of_a_port_can_be_pulled(lab: Lab, backend: NetworkBackend, tmp_path: Path) -> None:
+    guest = lab.guest()
+    state = await backend.start()
+    await backend.plug_ct(A, nic(link_down=True), guest.pid)
+    assert "NO-CARRIER" in guest.run("ip", "link", "show", "eth0")
+    await backend.set_link(A, "net0", up=True)
+    assert "leased" in guest.dhcp(tmp_path)
+    assert guest.can_ping(str(state.settings.gateway))
+    await backend.set_link(A, "net0", up=False)
+    assert not guest.can_ping(str(state.settings.gateway))
+    with pytest.raises(NotFound, match="port net1"):
+        await backend.set_link(A, "net1", up=False)
+
+
+async def test_a_rate_limits_both_directions(lab: Lab, backend: NetworkBackend) -> None:
+    await backend.start()
+    await backend.plug_vm(A, nic(rate_mbyte_s=2.0))
+    assert "rate 16777Kbit" in lab.run("tc", "qdisc", "show", "dev", "tap101i0")
+    assert "rate over 2 mbytes/second" in lab.run("nft", "list", "limits")
+    await backend.plug_vm(A, nic())
+    assert "tbf" not in lab.run("tc", "qdisc", "show", "dev", "tap101i0")
+    assert "rate over" not in lab.run("nft", "list", "limits")
+
+
+async def test_dnsmasq_serves_without_privileges_where_its_files_can_be_reached(lab: Lab, tmp_path: Path) -> None:
+    directory = Path(tempfile.mkdtemp(prefix=lab.name))
+    directory.chmod(0o711)
+    scope = TaskScope("unprivileged")
+    backend = NetworkBackend(directory, scope, SystemClock(), instance="t3", netns=lab.name)
+    try:
+        await backend.start()
+        for guest_id, mac in ((A, MAC_A), (B, MAC_B)):
+            guest = lab.guest()
+            await backend.plug_ct(guest_id, nic(mac), guest.pid)
+            assert "leased" in guest.dhcp(tmp_path)
+        (pid,) = lab.dnsmasq_pids()
+        assert Path(f"/proc/{pid}").stat().st_uid != 0
+    finally:
+        await backend.teardown()
+        await backend.close()
+        await scope.close()
+        shutil.rmtree(directory)

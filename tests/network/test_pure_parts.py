@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -40,10 +41,19 @@ def test_only_nics_have_ports(slot: str) -> None:
         names.port_name("tap", 100, slot)
 
 
-@given(guest_ids, slots, macs, st.sampled_from(["", "10.0.0.1"]), st.integers(0, 1 << 40))
-def test_a_ports_mark_says_all_its_rules_need(guest_id: int, slot: str, mac: str, address: str, rate: int) -> None:
+@given(guest_ids, slots, macs, st.sampled_from(["", "10.0.0.1"]), st.integers(0, 1 << 40), st.integers(0, 4094))
+def test_a_ports_mark_says_all_its_rules_need(
+    guest_id: int, slot: str, mac: str, address: str, rate: int, vlan: int
+) -> None:
     port = Port(
-        name="tap", guest_id=GuestId(guest_id), slot=slot, mac=mac, bridge="vmbr0", address=address, rate_bytes_s=rate
+        name="tap",
+        guest_id=GuestId(guest_id),
+        slot=slot,
+        mac=mac,
+        bridge="vmbr0",
+        address=address,
+        rate_bytes_s=rate,
+        vlan=vlan,
     )
     alias = port.alias("0123456789ab")
     assert len(alias) < 256
@@ -143,14 +153,10 @@ def test_dnsmasq_is_bound_to_the_bridge_and_serves_known_macs_only() -> None:
 
 
 @pytest.mark.parametrize(("mode", "user"), [(0o755, "nobody"), (0o700, "root")])
-def test_dnsmasq_drops_to_nobody_where_nobody_can_reach_its_files(tmp_path: Path, mode: int, user: str) -> None:
-    directory = Path("/tmp") / f"{tmp_path.parent.parent.name}-{tmp_path.name}"
-    directory.mkdir()
-    directory.chmod(mode)
-    try:
-        assert dnsmasq.user_for(directory)[0] == user
-    finally:
-        directory.rmdir()
+def test_dnsmasq_drops_to_nobody_where_nobody_can_reach_its_files(mode: int, user: str) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(mode)
+        assert dnsmasq.user_for(Path(name))[0] == user
 
 
 @pytest.mark.parametrize(

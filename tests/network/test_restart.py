@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.model.guest import GuestId
+from appliance.model.guest import GuestId, NicSpec
 from appliance.network.backend import NetworkBackend
 from tests.network.lab import Lab
 
@@ -68,3 +68,12 @@ async def test_teardown_alone_removes_what_a_killed_appliance_left(
     assert lab.interfaces() == set()
     assert lab.tables() == ""
     assert lab.dnsmasq_pids() == set()
+
+
+async def test_a_port_that_was_never_finished_is_removed_at_the_next_start(lab: Lab, backend: NetworkBackend) -> None:
+    await backend.start()
+    await backend.plug_vm(GuestId(101), NicSpec(slot="net0", model="virtio", mac="BC:24:11:00:00:0A", bridge="vmbr0"))
+    await backend.close()
+    lab.run("ip", "link", "set", "tap101i0", "alias", "")
+    await backend.start()
+    assert lab.interfaces() == {"vmbr0"}
