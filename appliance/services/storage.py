@@ -68,6 +68,11 @@ class StorageService:
         """End background measuring."""
         await self._scope.close()
 
+    @property
+    def data_dir(self) -> Path:
+        """The appliance's data directory, below which `local` lies."""
+        return self._data_dir
+
     # --- storages -----------------------------------------------------------------------------------------------------
 
     def storages(self) -> Sequence[StorageConfig]:

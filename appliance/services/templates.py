@@ -49,14 +49,14 @@ class Template:
 
 
 class TemplateService:
-    """Builds templates, one after another, into `cache_dir`, and puts them on a storage."""
+    """Builds templates, one after another, into `cache_dir` (default: below the data directory), for any storage."""
 
     def __init__(
-        self, storage: StorageService, tasks: TaskService, *, cache_dir: Path, builder: Builder = build
+        self, storage: StorageService, tasks: TaskService, *, cache_dir: Path | None = None, builder: Builder = build
     ) -> None:
         self._storage = storage
         self._tasks = tasks
-        self._cache_dir = cache_dir
+        self._cache_dir = cache_dir or storage.data_dir / "cache" / "images"
         self._build = builder
 
     def list(self) -> Sequence[Template]:

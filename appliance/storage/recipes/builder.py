@@ -65,7 +65,7 @@ async def build(recipe_name: str, kind: str, out_dir: Path, log: Log) -> Path:
     """
     recipe = find(recipe_name)
     image_kind = ImageKind(kind)
-    out_dir = Path(os.path.abspath(out_dir))  # noqa: PTH100  lexical: helpers run elsewhere, links stay as they are
+    out_dir = await asyncio.to_thread(out_dir.absolute)  # helpers run in other directories
     stable = out_dir / f"{recipe.name}-{image_kind}.{_SUFFIX[image_kind]}"
     sources = await asyncio.to_thread(_sources_for, recipe)
     key = cache_key(recipe, sources)
