@@ -23,6 +23,7 @@ from appliance.command import run
 from appliance.errors import HostError
 from appliance.model.guest import CloudInitSpec, NicSpec
 from appliance.model.volume import OpenedVolume, VolumeFormat
+from appliance.qemu.threads import to_the_end
 
 LABEL = "cidata"
 _IMG_TIMEOUT_S = 30.0
@@ -109,7 +110,7 @@ async def write_drive(volume: OpenedVolume, files: Mapping[str, bytes]) -> None:
         raise HostError(f"cloud-init drive {volume.path}: {len(image)} bytes do not fit into {volume.size_bytes}")
     try:
         if volume.format is VolumeFormat.RAW:
-            await asyncio.to_thread(_write_in_place, volume.path, image)
+            await to_the_end(_write_in_place, volume.path, image)
         else:
             await _write_converted(volume, image)
     except OSError as error:
@@ -127,12 +128,12 @@ async def _write_converted(volume: OpenedVolume, image: bytes) -> None:
             file.write(image)
             return file.name
 
-    source = await asyncio.to_thread(prepare)
+    source = await to_the_end(prepare)
     try:
         argv = ["qemu-img", "convert", "-n", "-f", "raw", "-O", volume.format.value, source, str(volume.path)]
         await run(argv, timeout_s=_IMG_TIMEOUT_S)
     finally:
-        await asyncio.to_thread(Path(source).unlink)
+        await to_the_end(Path(source).unlink)
 
 
 def _words(text: str) -> list[str]:

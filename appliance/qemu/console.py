@@ -28,6 +28,7 @@ from pathlib import Path
 from appliance.errors import HostError, TimedOut
 from appliance.kernel.fallocate import punch_hole
 from appliance.qemu.run_dir import read_tail
+from appliance.qemu.threads import to_the_end
 
 HISTORY_LIMIT_BYTES = 64 << 10
 READ_LIMIT_BYTES = 64 << 10
@@ -70,7 +71,7 @@ class SerialConsole:
                 await asyncio.get_running_loop().sock_connect(connection, str(socket_path))
                 while not await accepted():  # noqa: ASYNC110 - QEMU tells nobody of an accepted client; it must be asked
                     await asyncio.sleep(_ACCEPT_POLL_S)
-            history = await asyncio.to_thread(_history, connection, log_path)
+            history = await to_the_end(_history, connection, log_path)
         except TimeoutError as error:
             connection.close()
             raise TimedOut(f"{name}: QEMU accepting a connection", CONNECT_TIMEOUT_S) from error
@@ -88,6 +89,8 @@ class SerialConsole:
 
     async def read(self) -> bytes:
         """The next bytes; b"" when QEMU or this attachment has ended."""
+        if self._closed:
+            return b""
         try:
             return await asyncio.get_running_loop().sock_recv(self._socket, READ_LIMIT_BYTES)
         except OSError:
@@ -95,6 +98,8 @@ class SerialConsole:
 
     async def write(self, data: bytes) -> None:
         """Type `data`. A guest that takes nothing for `WRITE_TIMEOUT_S` raises `TimedOut`; some of it may have arrived."""
+        if self._closed:
+            raise HostError(f"{self._name}: the console has ended")
         try:
             async with asyncio.timeout(WRITE_TIMEOUT_S), self._writing:
                 await asyncio.get_running_loop().sock_sendall(self._socket, data)

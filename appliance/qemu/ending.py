@@ -11,7 +11,8 @@ from appliance.model.guest import ExitReason
 
 @dataclass(slots=True)
 class LastWords:
-    """What was seen before the end. `heard`: the monitor was connected then, so that a missing event means something."""
+    """What was seen before the end. `heard`: the monitor was connected to the end, so
+    that a missing event means something."""
 
     stop_asked: bool = False
     shutdown_reason: str = ""

@@ -32,6 +32,7 @@ from appliance.qemu.devices import has_display
 from appliance.qemu.prepare import prepare
 from appliance.qemu.refusal import reasons
 from appliance.qemu.run_dir import RunDir, RunRecord
+from appliance.qemu.threads import to_the_end
 from appliance.qemu.vm import LogLine, RunningVm, StateCallback
 from appliance.tasks import TaskScope
 
@@ -69,11 +70,12 @@ class QemuEngine:
         if problem := paths.socket_path_problem():
             raise HostError(f"vm {spec.guest_id}: {problem}")
         with self._claim(spec.guest_id):
-            await asyncio.to_thread(_make_run_dir, paths)
+            await to_the_end(_refuse_if_running, paths)
             try:
+                await to_the_end(paths.create)
                 vm = await self._launch(spec, resources, paths, on_state=on_state, log=log)
             except BaseException:
-                await asyncio.to_thread(paths.remove)
+                await to_the_end(paths.remove)
                 raise
         return self._keep(vm)
 
@@ -84,7 +86,7 @@ class QemuEngine:
             found = await asyncio.to_thread(_find, paths, spec)
             pidfd = await asyncio.to_thread(pidfd_open, found[1]) if found else None
             if found is None or pidfd is None:
-                await asyncio.to_thread(paths.remove)
+                await to_the_end(paths.remove)
                 return None
             record, identity = found
             watch = process.ProcessWatch(identity.pid, pidfd)
@@ -103,6 +105,11 @@ class QemuEngine:
                 return None
         return self._keep(vm)
 
+    def running(self, guest_id: GuestId) -> RunningVm | None:
+        """The VM this engine holds, started or adopted."""
+        vm = self._running.get(guest_id)
+        return None if vm is None or vm.ended else vm
+
     async def running_ids(self) -> Sequence[GuestId]:
         """Every VM whose QEMU lives, from the run directories, verified against the processes."""
         return await asyncio.to_thread(_running_ids, self._run_dir)
@@ -111,9 +118,14 @@ class QemuEngine:
         """Detach from every VM; they go on."""
         if self._trimmer is not None:
             self._trimmer.cancel()
-        for vm in list(self._running.values()):
+        for guest_id in list(self._running):
+            await self.release(guest_id)
+
+    async def release(self, guest_id: GuestId) -> None:
+        """Detach from one VM; it goes on and can be adopted."""
+        vm = self._running.pop(guest_id, None)
+        if vm is not None:
             await vm.detach()
-        self._running.clear()
 
     def _known_facts(self) -> HostFacts:
         if self._facts is None:
@@ -122,8 +134,7 @@ class QemuEngine:
 
     @contextlib.contextmanager
     def _claim(self, guest_id: GuestId) -> Iterator[None]:
-        running = self._running.get(guest_id)
-        if guest_id in self._busy or (running is not None and not running.ended):
+        if guest_id in self._busy or self.running(guest_id) is not None:
             raise Conflict(f"vm {guest_id}: is running or being started already")
         self._busy.add(guest_id)
         try:
@@ -145,17 +156,18 @@ class QemuEngine:
             log(note)
         argv = build(spec, resources, launch)
         record = _record_of(spec, started_at=self._clock.now())
-        await asyncio.to_thread(paths.write_record, record)
-        watch = _spawn(argv, paths, spec.guest_id)
+        await to_the_end(paths.write_record, record)
+        unwanted = await asyncio.to_thread(process.inheritable)
+        watch = _spawn(argv, paths, spec.guest_id, unwanted)
         vm = RunningVm(record, paths, watch, scope=self._scope, clock=self._clock, on_state=on_state, task_log=log)
         try:
-            await asyncio.to_thread(_note_process, paths, record, watch.pid)
+            await to_the_end(_note_process, paths, record, watch.pid)
             await vm.begin(links_down=[nic.slot for nic in spec.nics if nic.link_down])
+            for line in await asyncio.to_thread(paths.log_lines):
+                log(f"QEMU: {line}")
         except BaseException:
             await vm.abandon()
             raise
-        for line in await asyncio.to_thread(paths.log_lines):
-            log(f"QEMU: {line}")
         return vm
 
     async def _trim_logs(self) -> None:
@@ -182,25 +194,23 @@ def _record_of(spec: VmSpec, *, started_at: float) -> RunRecord:
     )
 
 
-def _make_run_dir(paths: RunDir) -> None:
+def _refuse_if_running(paths: RunDir) -> None:
     """Blocking. Raises `Conflict` when a QEMU still runs there, though nobody adopted it."""
-    if paths.path.exists():
-        pid = process.find_launched_with(paths.pid)
-        if pid is not None:
-            raise Conflict(f"vm {paths.guest_id}: runs already as process {pid}")
-    paths.create()
+    pid = process.find_launched_with(paths.pid) if paths.path.exists() else None
+    if pid is not None:
+        raise Conflict(f"vm {paths.guest_id}: runs already as process {pid}")
 
 
-def _spawn(argv: list[str], paths: RunDir, guest_id: GuestId) -> process.ProcessWatch:
+def _spawn(argv: list[str], paths: RunDir, guest_id: GuestId, unwanted: Sequence[int]) -> process.ProcessWatch:
     """Start QEMU with its monitor socket already listening: our connection waits in it until QEMU looks.
 
-    Not in a thread: a cancellation could lose the pid of a started process. posix_spawn takes about a millisecond.
+    Not in a thread: a cancellation could lose the pid of a started process.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(str(paths.qmp))
         listener.listen(1)
-        pid = process.spawn(argv, log_path=paths.log, qmp_listener=listener.fileno())
+        pid = process.spawn(argv, log_path=paths.log, qmp_listener=listener.fileno(), unwanted=unwanted)
     except OSError as error:
         raise HostError.from_os_error(error, f"vm {guest_id}: start {argv[0]}") from error
     finally:

@@ -15,6 +15,7 @@ from pathlib import Path
 from appliance.command import run
 from appliance.errors import HostError
 from appliance.model.volume import OpenedVolume, VolumeFormat
+from appliance.qemu.threads import to_the_end
 
 _IMG_TIMEOUT_S = 30.0
 _BLANK_CHECK_BYTES = 1 << 16
@@ -57,7 +58,7 @@ def find_firmware(arch: str) -> Firmware | None:
 async def temporary_vars(firmware: Firmware, path: Path) -> VarsStore:
     """A fresh copy of the template at `path`. Raises `HostError`."""
     try:
-        await asyncio.to_thread(shutil.copyfile, firmware.vars_template, path)
+        await to_the_end(shutil.copyfile, firmware.vars_template, path)
     except OSError as error:
         raise HostError.from_os_error(error, f"copy {firmware.vars_template} to {path}") from error
     return VarsStore(path, VolumeFormat.RAW, firmware.vars_bytes)

@@ -42,8 +42,9 @@ class Monitor:
         """Whether commands can be sent now."""
         return self._client is not None and self._client.runstate is Runstate.RUNNING
 
-    async def connect(self, *, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
+    async def connect(self, *, timeout_s: float | None = None) -> None:
         """Connect and negotiate; QEMU answers when its devices are made. Raises `HostError`, `TimedOut`."""
+        timeout_s = CONNECT_TIMEOUT_S if timeout_s is None else timeout_s
         await self.close()
         client = QMPClient()
         client.logger = wire_log

@@ -7,10 +7,11 @@ appliance dies it goes on and belongs to init. Blocking functions are marked so:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,16 +83,18 @@ def find_launched_with(pid_file: Path) -> int | None:
     return next((pid for pid in pids if is_launched_with(pid, pid_file)), None)
 
 
-def spawn(argv: list[str], *, log_path: Path, qmp_listener: int) -> int:
-    """Blocking. Start `argv` in a session of its own: stdin empty, output appended to `log_path`, `qmp_listener` as QMP_FD.
+def spawn(argv: list[str], *, log_path: Path, qmp_listener: int, unwanted: Iterable[int]) -> int:
+    """Start `argv` in a session of its own: stdin empty, output appended to `log_path`, `qmp_listener` as QMP_FD.
 
-    Returns the pid, which the caller must reap (`ProcessWatch` does). Raises `OSError`.
+    `unwanted` descriptors are closed in it (see `inheritable`). Takes about a millisecond (vfork). Returns the pid, which
+    the caller must reap (`ProcessWatch` does). Raises `OSError`.
     """
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, str(log_path), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
         (os.POSIX_SPAWN_DUP2, 1, 2),
         (os.POSIX_SPAWN_DUP2, qmp_listener, QMP_FD),
+        *((os.POSIX_SPAWN_CLOSE, fd) for fd in unwanted),
     ]
     return os.posix_spawn(
         argv[0],
@@ -102,6 +105,17 @@ def spawn(argv: list[str], *, log_path: Path, qmp_listener: int) -> int:
         setsigmask=(),
         setsigdef=(signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
     )
+
+
+def inheritable() -> list[int]:
+    """Blocking. Descriptors above QMP_FD that a child would inherit, most of which this process itself
+    inherited (a supervisor's pipes): QEMU would hold them open for days."""
+    found: list[int] = []
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - Path.iterdir would hold a descriptor of its own meanwhile
+        with contextlib.suppress(OSError):  # the descriptor of this listing is gone
+            if int(name) > QMP_FD and os.get_inheritable(int(name)):
+                found.append(int(name))
+    return found
 
 
 class ProcessWatch:

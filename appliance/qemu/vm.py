@@ -24,6 +24,7 @@ from appliance.qemu.ending import LastWords, exit_reason
 from appliance.qemu.monitor import Monitor
 from appliance.qemu.process import ProcessWatch, read_stat
 from appliance.qemu.run_dir import RunDir, RunRecord
+from appliance.qemu.threads import to_the_end
 from appliance.tasks import TaskScope
 
 LAUNCH_TIMEOUT_S = 60.0
@@ -107,6 +108,7 @@ class RunningVm:
         """Let a QEMU launched with -S run. Raises `HostError` with QEMU's own words when it did not come up."""
         try:
             await self._monitor.connect(timeout_s=LAUNCH_TIMEOUT_S)
+            self._last_words.heard = True
             await self._poll_balloon()
             for slot in links_down:
                 await self._monitor.execute("set_link", {"name": slot, "up": False})
@@ -134,6 +136,7 @@ class RunningVm:
 
     async def abandon(self) -> None:
         """Kill what `begin` or `reattach` refused, and leave nothing of it."""
+        await self._end_tasks()
         self._watch.send(signal.SIGKILL)
         if not await self._exited_within(KILL_TIMEOUT_S):
             log.error("%s: process %d does not end after SIGKILL", self._name, self.pid)
@@ -291,6 +294,7 @@ class RunningVm:
 
     async def _connect(self) -> str:
         await self._monitor.connect()
+        self._last_words.heard = True
         await self._poll_balloon()
         status = await self._query_status()
         if status not in ("prelaunch", "shutdown"):
@@ -366,7 +370,6 @@ class RunningVm:
 
     async def _hear_last_events(self) -> None:
         """The process has ended; what it said last may still lie in the socket."""
-        self._last_words.heard = self._monitor.connected or bool(self._last_words.shutdown_reason)
         try:
             await asyncio.wait_for(self._monitor.wait_disconnected(), LAST_EVENTS_TIMEOUT_S)
         except TimeoutError:
@@ -378,6 +381,7 @@ class RunningVm:
             await self._monitor.wait_disconnected()
             if await self._exited_within(delay_s):
                 return
+            self._last_words.heard = False
             try:
                 await self._connect()
                 delay_s = RECONNECT_FIRST_S
@@ -400,8 +404,8 @@ class RunningVm:
             await asyncio.wait(others)
 
     async def _remove_directory(self) -> None:
-        await self._close_consoles()
+        """The consoles stay open: the guest's last words are still in them, and they end by themselves after those."""
         try:
-            await asyncio.to_thread(self._paths.remove)
+            await to_the_end(self._paths.remove)
         except OSError as error:
             log.error("%s: remove %s: %s", self._name, self._paths.path, error)
