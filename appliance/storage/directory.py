@@ -92,6 +92,9 @@ class DirectoryBackend:
         done = await self._publisher.in_thread("prepare the storage", self._catalog.sweep)
         for mark in await self._publisher.in_thread("read the marks", self._records.growing):
             path = self._root / naming.locate(mark.volume).path
+            if await asyncio.to_thread(inspection.is_attached, path):
+                done.append(f"{self._id}:{mark.volume}: growing is finished when its container is stopped")
+                continue
             if await asyncio.to_thread(path.exists):
                 await asyncio.to_thread(_extend, path, mark.size)
                 try:
@@ -201,7 +204,10 @@ class DirectoryBackend:
         return ContentType.ROOTDIR if source.format is VolumeFormat.SUBVOL else ContentType.IMAGES
 
     async def resize(self, volume_id: VolumeId, size_bytes: int) -> None:
-        """See `VolumeBackend.resize`. Raises `Conflict` for a qcow2 that QEMU has open: QEMU must grow it itself."""
+        """See `VolumeBackend.resize`. Raises `Conflict` for a qcow2 that QEMU has open: QEMU must grow it itself.
+
+        Of a container that runs, the file alone is lengthened: its engine then grows the mounted file system.
+        """
         name, place = self._locate(volume_id)
         if not place.is_disk:
             raise InvalidParameter({"volume": f"{volume_id} is not a guest's disk"})
@@ -217,7 +223,7 @@ class DirectoryBackend:
             case "qcow2":
                 self._before_effect("grow the image")
                 await tools.resize_qcow2(path, size_bytes)
-            case _ if info.content is ContentType.ROOTDIR:
+            case _ if info.content is ContentType.ROOTDIR and not await asyncio.to_thread(inspection.is_attached, path):
                 await self._grow_file_system(name, path, size_bytes)
             case _:
                 self._before_effect("lengthen the file")

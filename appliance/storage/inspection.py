@@ -143,6 +143,17 @@ def tree_bytes(path: Path) -> int:
     return total
 
 
+def is_attached(path: Path) -> bool:
+    """Whether a loop device of this host stands on the file: a running container has its file system mounted."""
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            if backing.read_text().rstrip("\n") == str(path.resolve()):
+                return True
+        except OSError:  # detached meanwhile
+            continue
+    return False
+
+
 def _open_regular(path: Path) -> int:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(fd).st_mode):

@@ -126,6 +126,21 @@ async def test_a_containers_raw_volume_is_a_file_system_that_grows(local: Direct
     assert (await local.info(root.volume_id)).content is ContentType.ROOTDIR
 
 
+@pytest.mark.host
+async def test_a_file_system_in_use_is_left_to_its_engine_and_can_be_grown_later(local: DirectoryBackend) -> None:
+    root = await local.open(await rootdir(local, format=VolumeFormat.RAW))
+    assert root.volume_id is not None
+    attach = ["losetup", "--find", "--show", str(root.path)]
+    device = subprocess.run(attach, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        await local.resize(root.volume_id, 24 * MIB)
+        assert (file_system_bytes(root), (await local.info(root.volume_id)).size_bytes) == (16 * MIB, 24 * MIB)
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+    await local.resize(root.volume_id, 24 * MIB)
+    assert file_system_bytes(root) == 24 * MIB
+
+
 def file_system_bytes(opened: OpenedVolume) -> int:
     text = subprocess.run(["dumpe2fs", "-h", opened.path], capture_output=True, text=True, check=True).stdout
     fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)

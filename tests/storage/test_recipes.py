@@ -13,7 +13,7 @@ import pytest
 from appliance.errors import NotFound, Unsupported
 from appliance.storage.recipes import apt_sources, grub
 from appliance.storage.recipes.builder import build, cache_key
-from appliance.storage.recipes.recipe import DEBIAN_12, ImageKind
+from appliance.storage.recipes.recipe import DEBIAN_12, ImageKind, Recipe
 
 DEB822 = """\
 # a comment
@@ -79,16 +79,20 @@ def test_the_boot_sector_names_the_core_and_the_core_its_own_rest() -> None:
     assert struct.unpack_from("<QHH", core, 500) == (2049, 2, 0x820)
 
 
-def test_the_key_changes_with_packages_files_and_sources() -> None:
-    key = cache_key(DEBIAN_12, "a")
-    others = [
-        cache_key(DEBIAN_12, "b"),
-        cache_key(dataclasses.replace(DEBIAN_12, vm_packages=(*DEBIAN_12.vm_packages, "vim")), "a"),
-        cache_key(dataclasses.replace(DEBIAN_12, kernel_arguments="quiet"), "a"),
-        cache_key(dataclasses.replace(DEBIAN_12, masked={ImageKind.CT: (), ImageKind.VM: ()}), "a"),
-    ]
-    assert len({key, *others}) == 5
-    assert cache_key(DEBIAN_12, "a") == key
+def test_a_change_builds_anew_what_it_touches_and_no_more() -> None:
+    kinds = (None, ImageKind.CT, ImageKind.VM)
+
+    def touched(recipe: Recipe, sources: str = "a") -> list[bool]:
+        return [cache_key(recipe, sources, kind) != cache_key(DEBIAN_12, "a", kind) for kind in kinds]
+
+    assert touched(DEBIAN_12) == [False, False, False]
+    assert touched(DEBIAN_12, "b") == [True, True, True]
+    assert touched(dataclasses.replace(DEBIAN_12, base_packages=("systemd",))) == [True, True, True]
+    assert touched(dataclasses.replace(DEBIAN_12, vm_packages=("vim",))) == [False, False, True]
+    assert touched(dataclasses.replace(DEBIAN_12, kernel_arguments="quiet")) == [False, False, True]
+    assert touched(dataclasses.replace(DEBIAN_12, vm_early_files={})) == [False, False, True]
+    masked = {ImageKind.CT: ("x.service",), ImageKind.VM: DEBIAN_12.masked[ImageKind.VM]}
+    assert touched(dataclasses.replace(DEBIAN_12, masked=masked)) == [False, True, False]
 
 
 def test_no_recipe_names_a_mirror(repository: Path) -> None:

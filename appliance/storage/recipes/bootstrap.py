@@ -36,15 +36,14 @@ async def make_base(sources: Path, codename: str, packages: Sequence[str], outpu
     )  # fmt: skip
 
 
-async def extend(base: Path, sources: Path, codename: str, packages: Sequence[str], output: Path) -> None:
-    """A root directory: the archive `base` and `packages` on top of it."""
-    early = (
-        'mkdir -p "$1/etc/initramfs-tools/conf.d"; echo COMPRESS=lz4 > "$1/etc/initramfs-tools/conf.d/compress.conf"'
-    )
+async def extend(
+    base: Path, sources: Path, codename: str, packages: Sequence[str], output: Path, *, early: Path
+) -> None:
+    """A root directory: the archive `base`, the files below `early`, and then `packages` on top of them."""
     await _mmdebstrap(
         [
             "--variant=custom", "--format=directory", "--skip=update", f"--include={','.join(packages)}",
-            f"--setup-hook={_UNPACK} {shlex.quote(str(base))}", f"--setup-hook={early}",
+            f"--setup-hook={_UNPACK} {shlex.quote(str(base))}", f'--setup-hook=cp -r {shlex.quote(str(early))}/. "$1"/',
         ],
         sources, codename, output,
     )  # fmt: skip

@@ -6,7 +6,7 @@
     DIRECTORY/.build-XXXX/                 a build under way; whoever gets the lock removes what others left
     DIRECTORY/.lock                        flock: one build at a time, also between processes
 
-KEY is a hash of the recipe and the host's apt sources: a changed mirror or recipe builds anew.
+KEY is a hash of the recipe's part and the host's apt sources: what a change touches is built anew, and no more.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ async def build(recipe_name: str, kind: str, out_dir: Path, log: Log) -> Path:
     out_dir = await asyncio.to_thread(out_dir.absolute)  # helpers run in other directories
     stable = out_dir / f"{recipe.name}-{image_kind}.{_SUFFIX[image_kind]}"
     sources = await asyncio.to_thread(_sources_for, recipe)
-    key = cache_key(recipe, sources)
+    key = cache_key(recipe, sources, image_kind)
     await asyncio.to_thread(lambda: out_dir.mkdir(parents=True, exist_ok=True))
     async with _lock(out_dir / ".lock"):
         await asyncio.to_thread(_remove_remains, out_dir)
@@ -86,7 +86,7 @@ async def build(recipe_name: str, kind: str, out_dir: Path, log: Log) -> Path:
             finally:
                 await asyncio.shield(asyncio.to_thread(_remove_tree, work))
         await asyncio.to_thread(_point_to, stable, image)
-        await asyncio.to_thread(_remove_outdated, out_dir, recipe, key)
+        await asyncio.to_thread(_remove_outdated, stable, recipe, sources)
     return stable
 
 
@@ -98,20 +98,18 @@ def find(recipe_name: str) -> Recipe:
     return recipe
 
 
-def cache_key(recipe: Recipe, sources: str) -> str:
-    """Twelve hex digits that change with everything that decides an image's content, but the archive's own."""
-    parts = [
-        str(FORMAT_VERSION),
-        recipe.name,
-        recipe.codename,
-        recipe.kernel_arguments,
-        str(recipe.disk_size_mib),
-        sources,
-    ]
-    for kind in ImageKind:
-        parts += [*recipe.units[kind], *recipe.masked[kind]]
+def cache_key(recipe: Recipe, sources: str, kind: ImageKind | None) -> str:
+    """Twelve hex digits that change with everything that decides an image's content, but the archive's own.
+
+    `kind` None is the base both kinds begin with.
+    """
+    parts = [str(FORMAT_VERSION), recipe.name, recipe.codename, sources, *recipe.base_packages]
+    if kind is not None:
+        parts += [kind, *recipe.units[kind], *recipe.masked[kind]]
         parts += [f"{name} {entry}" for name, entry in sorted(recipe.files[kind].items())]
-    parts += [*recipe.base_packages, *recipe.vm_packages]
+    if kind is ImageKind.VM:
+        parts += [*recipe.vm_packages, recipe.kernel_arguments, str(recipe.disk_size_mib)]
+        parts += [f"{name} {entry}" for name, entry in sorted(recipe.vm_early_files.items())]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
@@ -124,7 +122,9 @@ async def _make(build: _Build) -> None:
     recipe, kind, log = build.recipe, build.kind, build.log
     if kind is ImageKind.VM:
         log("installing the kernel and the packages of a virtual machine")
-        await bootstrap.extend(base, sources_file, recipe.codename, recipe.vm_packages, root)
+        early = build.work / "early"
+        await asyncio.to_thread(root_files.write_all, early, recipe.vm_early_files)
+        await bootstrap.extend(base, sources_file, recipe.codename, recipe.vm_packages, root, early=early)
     else:
         await asyncio.to_thread(root.mkdir)
         await bootstrap.unpack(base, root)
@@ -145,7 +145,7 @@ async def _make(build: _Build) -> None:
 
 
 async def _base(build: _Build, sources_file: Path) -> Path:
-    base = _base_path(build.out_dir, build.recipe, build.key)
+    base = _base_path(build.out_dir, build.recipe, build.sources)
     if not await asyncio.to_thread(base.exists):
         build.log(f"installing {build.recipe.title} from this host's package sources")
         made = build.work / "base.tar"
@@ -173,8 +173,8 @@ def _keyed(stable: Path, key: str) -> Path:
     return stable.with_name(f"{name}.{key}.{suffix}")
 
 
-def _base_path(out_dir: Path, recipe: Recipe, key: str) -> Path:
-    return out_dir / f"{recipe.name}-base.{key}.tar"
+def _base_path(out_dir: Path, recipe: Recipe, sources: str) -> Path:
+    return out_dir / f"{recipe.name}-base.{cache_key(recipe, sources, None)}.tar"
 
 
 @asynccontextmanager
@@ -218,12 +218,19 @@ def _point_to(stable: Path, image: Path) -> None:
     temporary.replace(stable)
 
 
-def _remove_outdated(out_dir: Path, recipe: Recipe, key: str) -> None:
-    images = [_keyed(out_dir / f"{recipe.name}-{kind}.{suffix}", key) for kind, suffix in _SUFFIX.items()]
-    base = _base_path(out_dir, recipe, key)
-    kept = set(images) if all(image.exists() for image in images) else {*images, base}
-    for path in out_dir.glob(f"{recipe.name}-*.*.*"):
-        if path not in kept and not path.is_symlink():
+def _remove_outdated(stable: Path, recipe: Recipe, sources: str) -> None:
+    """Older images of this kind, and bases that nothing will begin with: older ones, and the present one when done."""
+    name, _, suffix = stable.name.partition(".")
+    current = {
+        kind: _keyed(stable.with_name(f"{recipe.name}-{kind}.{ending}"), cache_key(recipe, sources, kind))
+        for kind, ending in _SUFFIX.items()
+    }
+    kept = set(current.values())
+    if not all(image.exists() for image in current.values()):
+        kept.add(_base_path(stable.parent, recipe, sources))
+    found = [*stable.parent.glob(f"{name}.*.{suffix}"), *stable.parent.glob(f"{recipe.name}-base.*.tar")]
+    for path in found:
+        if path not in kept:
             path.unlink()
 
 

@@ -38,6 +38,8 @@ class Recipe:
     version: str
     base_packages: tuple[str, ...]
     vm_packages: tuple[str, ...]
+    vm_early_files: Mapping[str, FileEntry]
+    """Written before the packages of a VM are installed: what their installation scripts read."""
     files: Mapping[ImageKind, Mapping[str, FileEntry]]
     units: Mapping[ImageKind, tuple[str, ...]]
     masked: Mapping[ImageKind, tuple[str, ...]]
@@ -134,7 +136,21 @@ _VM_FILES: Final[Mapping[str, FileEntry]] = {
     "etc/systemd/system/systemd-networkd-wait-online.service.d/limit.conf": FileEntry(
         text="[Service]\nExecStart=\nExecStart=/lib/systemd/systemd-networkd-wait-online --any --timeout=20\n"
     ),
-    "etc/initramfs-tools/conf.d/compress.conf": FileEntry(text="COMPRESS=lz4\n"),
+}
+
+# The initial RAM disk is read through a BIOS and unpacked, perhaps under emulation: it holds what finds a root disk on any
+# bus a guest can have here, not every driver there is (MODULES=most is four times as large).
+_INITRD_HOOK = """\
+#!/bin/sh
+[ "$1" = prereqs ] && exit 0
+. /usr/share/initramfs-tools/hook-functions
+manual_add_modules ext4 virtio_pci virtio_blk virtio_scsi sd_mod sr_mod ahci ata_piix nvme mptspi vmw_pvscsi \\
+    xen-blkfront hv_storvsc
+"""
+
+_VM_EARLY_FILES: Final[Mapping[str, FileEntry]] = {
+    "etc/initramfs-tools/conf.d/small.conf": FileEntry(text="COMPRESS=lz4\nMODULES=list\n"),
+    "etc/initramfs-tools/hooks/disks": FileEntry(text=_INITRD_HOOK, mode=0o755),
 }
 
 _SERVICES = ("systemd-networkd.service", "systemd-resolved.service", "ssh.service")
@@ -148,10 +164,12 @@ DEBIAN_12: Final = Recipe(
         "systemd", "systemd-sysv", "libpam-systemd", "dbus", "systemd-resolved", "iproute2", "iputils-ping",
         "openssh-server", "netbase", "ca-certificates", "procps", "less", "nano", "login", "passwd",
     ),
+    # not the cloud kernel: it lacks AHCI, so a q35 machine's CD drive with the cloud-init data would not be seen
     vm_packages=(
-        "linux-image-cloud-amd64", "initramfs-tools", "lz4", "udev", "kmod", "cloud-init", "cloud-guest-utils",
+        "linux-image-amd64", "initramfs-tools", "lz4", "udev", "kmod", "cloud-init", "cloud-guest-utils",
         "qemu-guest-agent", "e2fsprogs", "fdisk", "sudo", "systemd-timesyncd",
     ),
+    vm_early_files=MappingProxyType(_VM_EARLY_FILES),
     files=MappingProxyType({ImageKind.CT: _COMMON_FILES, ImageKind.VM: {**_COMMON_FILES, **_VM_FILES}}),
     units=MappingProxyType({ImageKind.CT: _SERVICES, ImageKind.VM: (*_SERVICES, "serial-getty@ttyS0.service")}),
     masked=MappingProxyType({ImageKind.CT: (), ImageKind.VM: ("e2scrub_reap.service", "e2scrub_all.timer")}),

@@ -33,7 +33,12 @@ def finish(root: Path, files: Mapping[str, FileEntry], *, sources: str) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-    for name, entry in {**files, "etc/apt/sources.list.d/debian.sources": FileEntry(text=sources)}.items():
+    write_all(root, {**files, "etc/apt/sources.list.d/debian.sources": FileEntry(text=sources)})
+
+
+def write_all(root: Path, files: Mapping[str, FileEntry]) -> None:
+    """Write `files` below `root`, making directories."""
+    for name, entry in files.items():
         _write(root / name, entry)
 
 
