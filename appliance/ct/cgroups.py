@@ -22,6 +22,7 @@ from appliance.model.guest import GuestStats
 FREEZE_LIMIT_S = 5.0
 REMOVE_LIMIT_S = 5.0
 _POLL_S = 0.005
+_TRIES_BEFORE_THAW = 10
 _SYSTEMD = "name=systemd"
 _DELEGATED_V1 = ("", "tasks", "cgroup.procs")
 _DELEGATED_V2 = ("", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control")
@@ -80,7 +81,7 @@ class Cgroup:
         return f"/{self._parent}/{self._leaf}"
 
     def delegate(self, owner: int) -> None:
-        """Make the group systemd manages and give it to `owner`; controllers stay root's, so limits still bind.
+        """Give the group systemd manages to `owner`; controllers stay root's, so limits still bind. Raises `HostError`.
 
         On pure v2 the runtime does this itself (runtime-spec, "Cgroup ownership").
         """
@@ -90,9 +91,12 @@ class Cgroup:
         for root, names in trees:
             if root is not None:
                 group = self._in(root)
-                group.mkdir(parents=True, exist_ok=True)
-                for name in names:
-                    os.chown(group / name, owner, owner)
+                try:
+                    group.mkdir(parents=True, exist_ok=True)
+                    for name in names:
+                        os.chown(group / name, owner, owner)
+                except OSError as error:
+                    raise HostError.from_os_error(error, f"delegate {group}") from error
 
     def kill(self) -> None:
         """SIGKILL every process in it, and wait until none is left. Raises `TimedOut`."""
@@ -124,12 +128,19 @@ class Cgroup:
         deadline = time.monotonic() + FREEZE_LIMIT_S
         if not self._set_frozen(frozen):
             raise HostError(f"cgroup {self.path}: this host has no freezer")
+        attempts = 0
         while self.frozen() is not frozen:
             if time.monotonic() > deadline:
                 self._set_frozen(False)
                 raise TimedOut(f"cgroup {self.path}: {'freeze' if frozen else 'thaw'}", FREEZE_LIMIT_S)
+            attempts += 1
+            if frozen and attempts % _TRIES_BEFORE_THAW == 0:
+                # v1 never gets there when it caught an execve half-way: the thread that waits for its siblings to die
+                # cannot freeze, and frozen siblings do not die (seen right after a start). Let them go on for a moment.
+                self._set_frozen(False)
+                time.sleep(_POLL_S)
             time.sleep(_POLL_S)
-            self._set_frozen(frozen)  # v1 may stay FREEZING until asked again (kernel docs, freezer-subsystem)
+            self._set_frozen(frozen)
 
     def frozen(self) -> bool:
         """Whether it is frozen now."""

@@ -12,17 +12,17 @@ memory of the start: the same code clears what a killed appliance left.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 import os
-import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 from appliance.clock import Clock
-from appliance.ct import confinement, interior, oci, provision, records, rootfs, runtime, shim
-from appliance.ct.cgroups import Cgroup, CgroupLayout
+from appliance.ct import host, interior, oci, provision, records, remains, rootfs, runtime, shim
+from appliance.ct.cgroups import CgroupLayout
+from appliance.ct.host import Places
 from appliance.ct.records import CtRecord, VolumeRecord
 from appliance.ct.running import CtParts, RunningCt, StateCallback
 from appliance.errors import ApplianceError, Conflict, HostError, Unsupported
@@ -32,40 +32,34 @@ from appliance.model.volume import OpenedVolume
 from appliance.tasks import TaskScope
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 NAME = "oci"
 PIDS_LIMIT = 16_384
 MEMORY_MIN_MIB = 16
 FEATURES = frozenset({"nesting", "keyctl", "fuse"})
-_DEFAULT_RUN_DIR = Path("/run/appliance")
-_LXCFS = Path("/var/lib/lxcfs")
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-_RESOLVER = Path("/etc/resolv.conf")
 
 
 class CtEngine:
     """Containers by an OCI runtime and conmon. `run_dir` must not outlive a boot and holds one directory a container.
 
-    Control groups are `appliance/ct-ID` in every tree (`appliance-TAG/…` for other run directories than the default).
+    Control groups are `appliance/ct-ID` in every tree (see `host.Places`).
     """
 
     def __init__(
         self, run_dir: Path, data_dir: Path, scope: TaskScope, clock: Clock, *, pids_limit: int = PIDS_LIMIT
     ) -> None:
-        self._run_dir = run_dir
-        self._directory = run_dir / "ct"
         self._scope = scope
         self._clock = clock
         self._pids_limit = pids_limit
-        tag = hashlib.sha256(bytes(run_dir)).hexdigest()[:8]
-        self._cgroup_parent = "appliance" if run_dir == _DEFAULT_RUN_DIR else f"appliance-{tag}"
-        self._layout = CgroupLayout({}, None)
+        self._places = Places(run_dir, CgroupLayout({}, None))
         self._facts: oci.HostFacts | None = None
         self._runtime: runtime.OciRuntime | None = None
         self._capabilities = Capabilities(engine=NAME, version="", missing={"start": "not probed yet"})
         self._maps = rootfs.IdMaps()
         self._running: dict[GuestId, RunningCt] = {}
         self._busy: set[GuestId] = set()
+        self._parent_lock = asyncio.Lock()
 
     @property
     def name(self) -> str:
@@ -75,11 +69,11 @@ class CtEngine:
 
     async def probe(self) -> Capabilities:
         """Choose the runtime by trying it, and remove what dead containers of an earlier appliance left."""
-        self._layout, facts = await asyncio.to_thread(self._look_at_host)
+        self._places, facts = await asyncio.to_thread(self._look_at_host)
         self._facts = facts
-        chosen, missing = await runtime.choose(self._layout, facts, self._directory, cgroup_parent=self._cgroup_parent)
+        chosen, missing = await runtime.choose(self._places, facts)
         available = {"start", "console", "exec", "pause", "stats", *FEATURES}
-        if not shim.installed():
+        if not await asyncio.to_thread(shim.installed):
             missing[shim.PROGRAM] = "not installed"
             chosen = None
         if chosen is None:
@@ -88,7 +82,7 @@ class CtEngine:
         elif facts.lxcfs_files:
             available.add("lxcfs")
         else:
-            missing["lxcfs"] = f"not mounted at {_LXCFS}: containers see the host's /proc/meminfo"
+            missing["lxcfs"] = f"not mounted at {host.LXCFS}: containers see the host's /proc/meminfo"
         self._runtime = chosen
         version = chosen.version if chosen else ""
         self._capabilities = Capabilities(engine=NAME, version=version, available=frozenset(available), missing=missing)
@@ -100,9 +94,8 @@ class CtEngine:
         if not self._capabilities.usable:
             return [self._capabilities.missing.get("start", "the engine is not usable")]
         reasons = []
-        host_arch = _ARCHITECTURES.get(platform.machine(), platform.machine())
-        if spec.arch != host_arch:
-            reasons.append(f"architecture {spec.arch} does not run on a host that is {host_arch}")
+        if spec.arch != host.architecture():
+            reasons.append(f"architecture {spec.arch} does not run on a host that is {host.architecture()}")
         if unknown := spec.features - FEATURES:
             reasons.append(f"unknown features: {', '.join(sorted(unknown))}")
         if spec.memory_mib and spec.memory_mib < MEMORY_MIN_MIB:
@@ -125,22 +118,25 @@ class CtEngine:
             raise Conflict(f"ct {spec.guest_id}: already running")
         self._busy.add(spec.guest_id)
         try:
+            async with self._parent_lock:  # nobody removes the parent cgroup from here on
+                pass
+            if await asyncio.to_thread(remains.is_alive, self._places.bundle(spec.guest_id)):
+                raise Conflict(f"ct {spec.guest_id}: already running")
             try:
                 return await self._launch(spec, resources, on_state)
             except BaseException:
-                await asyncio.shield(self._scope.start(self._remove_quietly(spec.guest_id), name="undo start"))
+                await self._to_its_end(lambda: self._remove_quietly(spec.guest_id))
                 raise
         finally:
             self._busy.discard(spec.guest_id)
+            await self._to_its_end(self._remove_unused_parent)
 
     async def _launch(self, spec: CtSpec, resources: CtResources, on_state: StateCallback) -> RunningCt:
         assert self._runtime is not None
-        bundle, container = self._bundle(spec.guest_id), str(spec.guest_id)
-        if await asyncio.to_thread(_is_alive, bundle):
-            raise Conflict(f"ct {spec.guest_id}: already running")
+        bundle, container = self._places.bundle(spec.guest_id), str(spec.guest_id)
         if await asyncio.to_thread(bundle.exists):
             await self._remove(spec.guest_id)
-        volumes = await asyncio.to_thread(self._prepare, spec, resources, bundle)
+        volumes = await self._to_its_end(lambda: asyncio.to_thread(self._prepare, spec, resources, bundle))
         init, shim_process = await shim.create(self._runtime, container, bundle)
         record = CtRecord(
             guest_id=spec.guest_id,
@@ -152,13 +148,17 @@ class CtEngine:
             id_count=spec.id_count,
             volumes=volumes,
         )
-        registered = self._scope.start(asyncio.to_thread(self._register, record), name=f"register ct {spec.guest_id}")
+        registered = self._scope.start(
+            _outcome(lambda: asyncio.to_thread(self._register, record)), name=f"register ct {spec.guest_id}"
+        )
         try:
             await resources.connect(init.pid)
             fds = await asyncio.shield(registered)
         except BaseException:
-            await asyncio.shield(_close_when_done(registered))
+            await self._to_its_end(lambda: _close_when_done(registered))
             raise
+        if isinstance(fds, ApplianceError):
+            raise fds
         if fds is None:
             raise HostError(f"ct {spec.guest_id}: ended while it was being created")
         try:
@@ -171,31 +171,33 @@ class CtEngine:
     async def adopt(self, spec: CtSpec, *, on_state: StateCallback) -> RunningCt | None:
         if spec.guest_id in self._running:
             return self._running[spec.guest_id]
-        bundle = self._bundle(spec.guest_id)
+        bundle = self._places.bundle(spec.guest_id)
         record = await asyncio.to_thread(records.load, bundle)
         fds = await asyncio.to_thread(_open_processes, record) if record is not None else None
         if record is None or fds is None:
             if await asyncio.to_thread(bundle.exists):
                 await self._remove(spec.guest_id)
+                await self._remove_unused_parent()
             return None
-        frozen = await asyncio.to_thread(self._cgroup(spec.guest_id).frozen)
+        frozen = await asyncio.to_thread(self._places.cgroup(spec.guest_id).frozen)
         return self._take(record, fds, GuestState.PAUSED if frozen else GuestState.RUNNING, on_state)
 
     async def running_ids(self) -> Sequence[GuestId]:
         return await asyncio.to_thread(
-            lambda: sorted(guest_id for guest_id in self._known_ids() if _is_alive(self._bundle(guest_id)))
+            lambda: [each for each in self._places.known_ids() if remains.is_alive(self._places.bundle(each))]
         )
 
     async def recover(self) -> Sequence[GuestId]:
         """Remove what containers that no longer run have left; returns whose remains they were."""
-        known = await asyncio.to_thread(self._known_ids)
+        known = await asyncio.to_thread(self._places.known_ids)
         removed = []
         for guest_id in known:
             if guest_id in self._busy or guest_id in self._running:
                 continue
-            if not await asyncio.to_thread(_is_alive, self._bundle(guest_id)):
+            if not await asyncio.to_thread(remains.is_alive, self._places.bundle(guest_id)):
                 await self._remove_quietly(guest_id)
                 removed.append(guest_id)
+        await self._remove_unused_parent()
         return removed
 
     async def populate(
@@ -218,14 +220,26 @@ class CtEngine:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
+    async def _to_its_end(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Await work that must not be left half done: a cancellation is passed on once it has ended."""
+        task = self._scope.start(_outcome(work), name="start or its undoing")
+        try:
+            outcome = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait((task,))
+            raise
+        if isinstance(outcome, ApplianceError):
+            raise outcome
+        return outcome
+
     def _take(self, record: CtRecord, fds: tuple[int, int], state: GuestState, on_state: StateCallback) -> RunningCt:
         guest_id = GuestId(record.guest_id)
-        program = runtime.OciRuntime(Path(record.runtime), self._directory / "runtime")
+        program = runtime.OciRuntime(Path(record.runtime), self._places.runtime_state)
         parts = CtParts(
             record=record,
-            bundle=self._bundle(guest_id),
+            bundle=self._places.bundle(guest_id),
             container=str(guest_id),
-            cgroup=self._cgroup(guest_id),
+            cgroup=self._places.cgroup(guest_id),
             runtime=program,
             init_fd=fds[0],
             shim_fd=fds[1],
@@ -236,39 +250,28 @@ class CtEngine:
                 await self._remove(guest_id)
             finally:
                 self._running.pop(guest_id, None)
+                await self._remove_unused_parent()
 
         running = RunningCt(parts, state=state, on_state=on_state, remove=remove, scope=self._scope)
         self._running[guest_id] = running
         return running
 
-    def _look_at_host(self) -> tuple[CgroupLayout, oci.HostFacts]:
-        self._directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-        for directory in (self._run_dir, self._directory):  # the container's root, a stranger here, passes through
-            directory.chmod(directory.stat().st_mode | 0o011)
-        layout = CgroupLayout.detect()
-        status = Path("/proc/self/status").read_text()
-        mask = next(line.split()[1] for line in status.splitlines() if line.startswith("CapPrm:"))
-        present = _LXCFS.is_mount()
-        lxcfs = {
-            name: _LXCFS / "proc" / name for name in oci.LXCFS_FILES if present and (_LXCFS / "proc" / name).exists()
-        }
-        facts = oci.HostFacts(
-            cgroup2=layout.pure_v2,
-            swap_limit=layout.limits_swap,
-            lxcfs_files=lxcfs,
-            permitted_capabilities=confinement.parse_capability_mask(mask),
-            pids_limit=self._pids_limit,
-        )
-        return layout, facts
+    def _look_at_host(self) -> tuple[Places, oci.HostFacts]:
+        places = Places(self._places.run_dir, CgroupLayout.detect())
+        host.make_directories(places)
+        return places, host.facts(places.layout, pids_limit=self._pids_limit)
 
     def _prepare(self, spec: CtSpec, resources: CtResources, bundle: Path) -> dict[str, VolumeRecord]:
         """Everything before the shim, in a thread."""
         assert self._facts is not None
-        bundle.mkdir(mode=0o711 if spec.id_base else 0o700)
-        cgroup = self._cgroup(spec.guest_id).path
+        try:
+            bundle.mkdir(mode=0o711 if spec.id_base else 0o700)
+        except OSError as error:
+            raise HostError.from_os_error(error, f"mkdir {bundle}") from error
+        cgroup = self._places.cgroup(spec.guest_id).path
         config = oci.container_config(spec, host=self._facts, bundle=bundle, cgroup=cgroup)
         records.save(bundle, "config.json", json.dumps(config).encode())
-        resolver = _RESOLVER.read_text() if _RESOLVER.exists() else ""
+        resolver = host.resolver()
         volumes: dict[str, VolumeRecord] = {}
         for mount in (spec.root, *spec.mounts):
             opened = resources.volumes.get(mount.slot)
@@ -288,16 +291,21 @@ class CtEngine:
     def _register(self, record: CtRecord) -> tuple[int, int] | None:
         """With the container created: write its record and take hold of its processes, in a thread."""
         guest_id = GuestId(record.guest_id)
-        records.save(self._bundle(guest_id), records.NAME, record.encode())
-        self._cgroup(guest_id).delegate(record.id_base)
+        records.save(self._places.bundle(guest_id), records.NAME, record.encode())
+        self._places.cgroup(guest_id).delegate(record.id_base)
         return _open_processes(record)
 
     async def _remove(self, guest_id: GuestId) -> None:
         """Remove all there is of a container, whoever made it. Raises `HostError`, `TimedOut` naming what stays."""
         if self._runtime is not None:
             await self._runtime.delete(str(guest_id))
-        alone = not (self._busy | self._running.keys()) - {guest_id}
-        await asyncio.to_thread(self._clear, guest_id, alone=alone)
+        await asyncio.to_thread(remains.clear, self._places.bundle(guest_id), self._places.cgroup(guest_id))
+
+    async def _remove_unused_parent(self) -> None:
+        """Remove the parent cgroup when no container of ours needs it; a start waits meanwhile (`_parent_lock`)."""
+        async with self._parent_lock:
+            if not self._busy and not self._running:
+                await asyncio.to_thread(self._places.cgroup(GuestId(0)).remove_parent)
 
     async def _remove_quietly(self, guest_id: GuestId) -> None:
         try:
@@ -305,29 +313,13 @@ class CtEngine:
         except ApplianceError as error:
             logger.error("ct %d: removing what is left of it: %s", guest_id, error)
 
-    def _clear(self, guest_id: GuestId, *, alone: bool) -> None:
-        bundle, cgroup = self._bundle(guest_id), self._cgroup(guest_id)
-        record = records.load(bundle)
-        shim.kill_leftover(bundle)
-        cgroup.kill()
-        cgroup.remove()
-        if alone:
-            cgroup.remove_parent()
-        if record is not None:
-            rootfs.undo_shifts(record.volumes, bundle, id_base=record.id_base, id_count=record.id_count)
-        rootfs.detach_all(bundle)
-        _remove_bundle(bundle)
 
-    def _known_ids(self) -> list[GuestId]:
-        if not self._directory.is_dir():
-            return []
-        return [GuestId(int(entry.name)) for entry in self._directory.iterdir() if entry.name.isdigit()]
-
-    def _bundle(self, guest_id: GuestId) -> Path:
-        return self._directory / str(guest_id)
-
-    def _cgroup(self, guest_id: GuestId) -> Cgroup:
-        return Cgroup(self._layout, self._cgroup_parent, f"ct-{guest_id}")
+async def _outcome(work: Callable[[], Coroutine[Any, Any, T]]) -> T | ApplianceError:
+    """An expected error as a value: the caller raises it, the task scope has nothing to report."""
+    try:
+        return await work()
+    except ApplianceError as error:
+        return error
 
 
 def _open_processes(record: CtRecord) -> tuple[int, int] | None:
@@ -342,33 +334,12 @@ def _open_processes(record: CtRecord) -> tuple[int, int] | None:
     return init_fd, shim_fd
 
 
-async def _close_when_done(registered: asyncio.Task[tuple[int, int] | None]) -> None:
+async def _close_when_done(registered: asyncio.Task[tuple[int, int] | ApplianceError | None]) -> None:
     fds = await registered
-    if fds is not None:
+    if isinstance(fds, tuple):
         _close(fds)
 
 
 def _close(fds: tuple[int, int]) -> None:
     for fd in fds:
         os.close(fd)
-
-
-def _is_alive(bundle: Path) -> bool:
-    record = records.load(bundle)
-    return record is not None and record.alive
-
-
-def _remove_bundle(bundle: Path) -> None:
-    """Remove a directory of plain files and empty mount points. Never descends: a mount point that is not empty is
-    somebody's data, and stays with an error."""
-    try:
-        for entry in list(os.scandir(bundle)):
-            if entry.is_dir(follow_symlinks=False):
-                Path(entry.path).rmdir()
-            else:
-                Path(entry.path).unlink()
-        bundle.rmdir()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise HostError.from_os_error(error, f"remove {bundle}") from error

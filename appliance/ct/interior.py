@@ -16,7 +16,9 @@ from appliance.model.guest import CtSpec, NicSpec
 
 BEGIN, END = "# --- BEGIN PVE ---", "# --- END PVE ---"
 _INTERFACES = "/etc/network/interfaces"
-_NETWORK_UNIT = "/etc/systemd/network/{name}.network"
+_NETWORK_UNITS = "/etc/systemd/network"
+_UNIT_PREFIX, _UNIT_SUFFIX = "10-appliance-", ".network"  # sorts before the distributions' own catch-all units
+_RESOLVED = "/run/systemd/resolve/"
 _NETWORKD = ("/lib/systemd/system/systemd-networkd.service", "/usr/lib/systemd/system/systemd-networkd.service")
 _IFUP = ("/sbin/ifup", "/usr/sbin/ifup")
 _DHCP_CLIENTS = ("/sbin/dhclient", "/sbin/udhcpc", "/sbin/dhcpcd", "/bin/busybox", "/usr/bin/busybox")
@@ -25,23 +27,27 @@ _UNMANAGED = "unmanaged"
 
 def write(tree: RootTree, spec: CtSpec, host_resolver: str) -> None:
     """Configure the root file system `tree` for `spec`. `host_resolver` is the host's resolv.conf. Blocking."""
-    if spec.os_type == _UNMANAGED or not tree.names("/etc"):
+    if spec.os_type == _UNMANAGED or not tree.exists("/etc"):
         return
     tree.write("/etc/hostname", f"{spec.hostname}\n".encode())
     hosts = _text(tree, "/etc/hosts") or "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
     tree.write("/etc/hosts", replace_block(hosts, hosts_lines(spec)).encode())
     resolver = resolv_conf(spec, host_resolver)
-    if resolver:
+    if resolver and not _resolves_by_itself(tree, spec):
         tree.write("/etc/resolv.conf", resolver.encode())
     nics = [nic for nic in spec.nics if nic.name]
+    ours = {f"{_UNIT_PREFIX}{nic.name}{_UNIT_SUFFIX}": nic for nic in nics}
+    for name in tree.names(_NETWORK_UNITS):
+        if name.startswith(_UNIT_PREFIX) and name not in ours:
+            tree.remove(f"{_NETWORK_UNITS}/{name}")
     if not nics:
         return
     if _wants_ifupdown(tree, nics):
         managed = interfaces(_text(tree, _INTERFACES), nics)
         tree.write(_INTERFACES, managed.encode())
     elif any(tree.exists(path) for path in _NETWORKD):
-        for nic in nics:
-            tree.write(_NETWORK_UNIT.format(name=nic.name), network_unit(nic).encode())
+        for name, nic in ours.items():
+            tree.write(f"{_NETWORK_UNITS}/{name}", network_unit(nic).encode())
         _enable_networkd(tree)
 
 
@@ -122,6 +128,12 @@ def _stanza(nic: NicSpec) -> list[str]:
         else:
             lines.append(f"iface {nic.name} {family} {methods.get(address, 'manual')}")
     return lines
+
+
+def _resolves_by_itself(tree: RootTree, spec: CtSpec) -> bool:
+    """Whether systemd-resolved learns the name servers from DHCP and nobody named others."""
+    learns = any("dhcp" in (nic.ip, nic.ip6) for nic in spec.nics)
+    return learns and not spec.nameserver and _RESOLVED in f"/{tree.link_target('/etc/resolv.conf').lstrip('./')}"
 
 
 def _wants_ifupdown(tree: RootTree, nics: Sequence[NicSpec]) -> bool:

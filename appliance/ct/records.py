@@ -12,6 +12,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from appliance.errors import HostError
 from appliance.kernel.pidfd import ProcessIdentity, identify
 
 FORMAT = 1
@@ -70,16 +71,22 @@ def boot_id() -> str:
 
 
 def save(directory: Path, name: str, data: bytes) -> None:
-    """Replace a file of the directory whole; not synced, because the directory dies with the boot. Blocking."""
+    """Replace a file of the directory whole; not synced, because the directory dies with the boot. Blocking.
+
+    Raises `HostError`.
+    """
     temporary = directory / f".{name}.tmp"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-    finally:
-        os.close(fd)
-    temporary.replace(directory / name)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+        finally:
+            os.close(fd)
+        temporary.replace(directory / name)
+    except OSError as error:
+        raise HostError.from_os_error(error, f"write {directory / name}") from error
 
 
 def load(directory: Path) -> CtRecord | None:

@@ -12,6 +12,8 @@ import errno
 import fcntl
 import os
 import struct
+import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -25,27 +27,32 @@ from appliance.model.volume import OpenedVolume, VolumeFormat
 _EXT4_IOC_RESIZE_FS = 0x40086610
 _NO_IDMAP = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM)
 _NAMESPACES_KEPT = 16
+WRITER_LIMIT_S = 5.0
 Configure = Callable[[RootTree], None]
 
 
 class IdMaps:
-    """User namespaces by id range, kept because making one costs a process. Thread-safe enough: a race makes one more."""
+    """User namespaces by id range, kept because making one costs a process. Any thread may enter."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._kept: dict[tuple[int, int], int] = {}
 
     def userns_fd(self, id_base: int, id_count: int) -> int:
-        """A descriptor of a namespace with this range; owned here."""
+        """A descriptor of a namespace with this range; the caller closes it."""
         key = (id_base, id_count)
-        if key not in self._kept:
-            if len(self._kept) >= _NAMESPACES_KEPT:
-                os.close(self._kept.pop(next(iter(self._kept))))
-            self._kept[key] = ns.user_namespace(id_base, id_count)
-        return self._kept[key]
+        with self._lock:
+            if key not in self._kept:
+                if len(self._kept) >= _NAMESPACES_KEPT:
+                    os.close(self._kept.pop(next(iter(self._kept))))
+                self._kept[key] = ns.user_namespace(id_base, id_count)
+            return os.dup(self._kept[key])
 
     def close(self) -> None:
-        while self._kept:
-            os.close(self._kept.popitem()[1])
+        """Let go of all; it may be used again."""
+        with self._lock:
+            while self._kept:
+                os.close(self._kept.popitem()[1])
 
 
 def open_detached(volume: OpenedVolume, *, about: str) -> tuple[int, str | None]:
@@ -118,15 +125,32 @@ def _map_ids(fd: int, volume: OpenedVolume, *, about: str, id_base: int, id_coun
     """Give the detached mount its mapping; True when owners must be changed on disk instead."""
     if id_base == 0:
         return False
+    userns_fd = maps.userns_fd(id_base, id_count)
     try:
-        mount.mount_setattr(fd, about=volume.path, userns_fd=maps.userns_fd(id_base, id_count))
+        _set_mapping(fd, volume.path, userns_fd)
     except OSError as error:
         if error.errno not in _NO_IDMAP:
             raise
         if volume.read_only or not shift.can_shift(id_base=id_base, id_count=id_count):
             raise Unsupported(f"{about}: its file system knows no id mappings ({error.strerror})") from error
         return True
+    finally:
+        os.close(userns_fd)
     return False
+
+
+def _set_mapping(fd: int, about: Path, userns_fd: int) -> None:
+    """Retries while the mount has a writer: a child forked by another thread holds our files open until its exec."""
+    deadline = time.monotonic() + WRITER_LIMIT_S
+    while True:
+        try:
+            mount.mount_setattr(fd, about=about, userns_fd=userns_fd)
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.001)
+        else:
+            return
 
 
 def detach_all(bundle: Path) -> None:
@@ -145,8 +169,9 @@ def detach_all(bundle: Path) -> None:
 
 def undo_shifts(volumes: Mapping[str, VolumeRecord], bundle: Path, *, id_base: int, id_count: int) -> None:
     """Change owners back on volumes whose ids could not be mapped; before `detach_all`."""
+    mounted = mount.mounts_under(bundle)
     for slot, volume in volumes.items():
-        if volume.shifted and (bundle / slot).is_mount():
+        if volume.shifted and bundle / slot in mounted:
             shift.unshift(bundle / slot, id_base=id_base, id_count=id_count)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from appliance import command
 from appliance.ct import oci, process
 from appliance.ct.cgroups import Cgroup, CgroupLayout
+from appliance.ct.host import Places
 from appliance.errors import ApplianceError, CommandFailed, HostError
 from appliance.model.guest import CtMount, CtSpec, GuestId
 
@@ -55,32 +56,27 @@ def candidates(layout: CgroupLayout) -> list[str]:
     return ["crun", "runc"] if layout.pure_v2 else ["runc", "crun"]
 
 
-async def choose(
-    layout: CgroupLayout, facts: oci.HostFacts, directory: Path, *, cgroup_parent: str
-) -> tuple[OciRuntime | None, dict[str, str]]:
+async def choose(places: Places, facts: oci.HostFacts) -> tuple[OciRuntime | None, dict[str, str]]:
     """The first runtime that passes the self-test, and why each one before it did not."""
     refused: dict[str, str] = {}
-    for name in candidates(layout):
-        program = shutil.which(name)
+    for name in candidates(places.layout):
+        program = await asyncio.to_thread(shutil.which, name)
         if program is None:
             refused[name] = "not installed"
             continue
         try:
-            runtime = OciRuntime(Path(program), directory / "runtime")
-            await self_test(runtime, layout, facts, directory, cgroup_parent=cgroup_parent)
+            await self_test(OciRuntime(Path(program), places.runtime_state), places, facts)
             said = await command.run([program, "--version"], timeout_s=COMMAND_LIMIT_S)
-            return OciRuntime(Path(program), directory / "runtime", said.text.splitlines()[0]), refused
+            return OciRuntime(Path(program), places.runtime_state, said.text.splitlines()[0]), refused
         except (ApplianceError, OSError) as error:
             refused[name] = str(error)
     return None, refused
 
 
-async def self_test(
-    runtime: OciRuntime, layout: CgroupLayout, facts: oci.HostFacts, directory: Path, *, cgroup_parent: str
-) -> None:
+async def self_test(runtime: OciRuntime, places: Places, facts: oci.HostFacts) -> None:
     """Create (not start) a container with everything a real one has, and delete it. Raises what went wrong."""
-    bundle = directory / f".{_TEST_ID}"
-    cgroup = Cgroup(layout, cgroup_parent, _TEST_ID)
+    bundle = places.directory / f".{_TEST_ID}"
+    cgroup = Cgroup(places.layout, places.cgroup_parent, _TEST_ID)
     await asyncio.to_thread(_write_test_bundle, bundle, facts, cgroup)
     try:
         argv = [*runtime.argv, "create", "--bundle", str(bundle), _TEST_ID]  # its init keeps the output open: no pipes

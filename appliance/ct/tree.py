@@ -103,6 +103,24 @@ class RootTree:
             except OSError as error:
                 raise self._failure(error, f"symlink {path}") from error
 
+    def link_target(self, path: str) -> str:
+        """What a symbolic link says; empty when there is none at `path`."""
+        try:
+            fd = open_in_root(self._root, path, os.O_PATH | os.O_NOFOLLOW)
+        except OSError:
+            return ""
+        try:
+            return os.readlink("", dir_fd=fd)
+        except OSError:
+            return ""
+        finally:
+            os.close(fd)
+
+    def remove(self, path: str) -> None:
+        """Remove a file or link; not an error when it is not there."""
+        with self._parent(path, 0o755) as (parent, name), contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=parent)
+
     @contextlib.contextmanager
     def _parent(self, path: str, mode: int) -> Iterator[tuple[int, str]]:
         """The directory of `path`, made where missing, and the last name."""

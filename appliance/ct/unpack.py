@@ -208,8 +208,7 @@ def unpack(stream: IO[bytes], mode: str, *, byte_limit: int, id_limit: int) -> U
 def open_archive(path: str) -> tuple[IO[bytes], str, subprocess.Popen[bytes] | None]:
     """The archive's stream, tarfile's word for its compression, and the decompressor where that is a program."""
     stream = open(path, "rb")  # noqa: SIM115  lives as long as the process
-    magic = stream.read(4)
-    stream.seek(0)
+    magic = os.pread(stream.fileno(), 4, 0)
     kind = next((kind for known, kind in _MAGIC.items() if magic.startswith(known)), "")
     if kind != "zst":
         return stream, kind, None

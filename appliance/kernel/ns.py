@@ -8,6 +8,7 @@ from pathlib import Path
 from appliance.kernel import libc
 
 CLONE_NEWUSER = 0x10000000
+_CLONE_FILES = 0x400
 
 
 def user_namespace(id_base: int, id_count: int) -> int:
@@ -15,7 +16,8 @@ def user_namespace(id_base: int, id_count: int) -> int:
 
     Needs CAP_SETUID and CAP_SETGID. Raises `OSError` naming the file or call.
     """
-    pid = libc.clone_paused(CLONE_NEWUSER)
+    # a shared table: a copied one would keep every file open that other threads close meanwhile
+    pid = libc.clone_paused(CLONE_NEWUSER | _CLONE_FILES)
     try:
         for name in ("uid_map", "gid_map"):
             _write(Path(f"/proc/{pid}/{name}"), f"0 {id_base} {id_count}")

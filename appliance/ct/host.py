@@ -1,0 +1,95 @@
+"""What of the host matters to containers, and where theirs are on it. Blocking where it reads; no state changes."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.ct import confinement, oci
+from appliance.ct.cgroups import Cgroup, CgroupLayout
+from appliance.model.guest import GuestId
+
+LXCFS = Path("/var/lib/lxcfs")
+RESOLVER = Path("/etc/resolv.conf")
+_DEFAULT_RUN_DIR = Path("/run/appliance")
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Names of everything a container has on this host, by its id. One value for each run directory."""
+
+    run_dir: Path
+    layout: CgroupLayout
+
+    @property
+    def directory(self) -> Path:
+        """Holds one bundle directory a container."""
+        return self.run_dir / "ct"
+
+    @property
+    def runtime_state(self) -> Path:
+        return self.directory / "runtime"
+
+    @property
+    def cgroup_parent(self) -> str:
+        """`appliance`, or a name of its own for another run directory, so that two appliances never meet."""
+        if self.run_dir == _DEFAULT_RUN_DIR:
+            return "appliance"
+        return f"appliance-{hashlib.sha256(bytes(self.run_dir)).hexdigest()[:8]}"
+
+    def bundle(self, guest_id: GuestId) -> Path:
+        return self.directory / str(guest_id)
+
+    def cgroup(self, guest_id: GuestId) -> Cgroup:
+        return Cgroup(self.layout, self.cgroup_parent, f"ct-{guest_id}")
+
+    def known_ids(self) -> list[GuestId]:
+        """Every container that has a bundle, alive or not."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(GuestId(int(entry.name)) for entry in self.directory.iterdir() if entry.name.isdigit())
+
+
+def make_directories(places: Places) -> None:
+    """Make the run directory passable: a container's root, a stranger to the host, must reach its own mounts."""
+    places.directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+    for directory in (places.run_dir, places.directory):
+        directory.chmod(directory.stat().st_mode | 0o011)
+
+
+def facts(layout: CgroupLayout, *, pids_limit: int) -> oci.HostFacts:
+    """Look at the host now."""
+    status = Path("/proc/self/status").read_text()
+    mask = next(line.split()[1] for line in status.splitlines() if line.startswith("CapPrm:"))
+    return oci.HostFacts(
+        cgroup2=layout.pure_v2,
+        swap_limit=layout.limits_swap,
+        lxcfs_files=_lxcfs_files(),
+        permitted_capabilities=confinement.parse_capability_mask(mask),
+        pids_limit=pids_limit,
+    )
+
+
+def architecture() -> str:
+    """The host's, in Debian's word."""
+    machine = platform.machine()
+    return _ARCHITECTURES.get(machine, machine)
+
+
+def resolver() -> str:
+    """The host's resolv.conf; empty when there is none."""
+    try:
+        return RESOLVER.read_text()
+    except OSError:
+        return ""
+
+
+def _lxcfs_files() -> dict[str, Path]:
+    if not LXCFS.is_mount():
+        return {}
+    files: Sequence[tuple[str, Path]] = [(name, LXCFS / "proc" / name) for name in oci.LXCFS_FILES]
+    return {name: path for name, path in files if path.exists()}

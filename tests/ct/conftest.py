@@ -1,0 +1,153 @@
+"""A container engine on this host, and small root file systems to run in it. Removes by id whatever a test leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from appliance.clock import SystemClock
+from appliance.ct.cgroups import CgroupLayout
+from appliance.ct.confinement import parse_capability_mask
+from appliance.ct.engine import CtEngine
+from appliance.ct.host import Places
+from appliance.ct.running import RunningCt
+from appliance.kernel import mount
+from appliance.kernel.pidfd import identify
+from appliance.model.guest import CtMount, CtResources, CtSpec, GuestId, GuestState
+from appliance.model.volume import OpenedVolume, VolumeFormat
+from appliance.tasks import TaskScope
+
+BUSYBOX = Path("/bin/busybox")
+APPLETS = (
+    "cat",
+    "dd",
+    "echo",
+    "head",
+    "id",
+    "ls",
+    "mkdir",
+    "mknod",
+    "mount",
+    "ps",
+    "seq",
+    "sh",
+    "sleep",
+    "stty",
+    "tail",
+    "touch",
+    "unshare",
+)
+SPEC = CtSpec(
+    guest_id=GuestId(101),
+    hostname="web",
+    root=CtMount(slot="rootfs", volume="local:101/root", path="/"),
+    memory_mib=64,
+    swap_mib=0,
+    command=("/bin/sh", "-c", "echo up; exec sleep 1000"),
+)
+"""The runs of `SPEC` say "up" on their console and then do nothing."""
+
+
+def shell(script: str, **fields: object) -> CtSpec:
+    """A container whose init is a shell script."""
+    return replace(SPEC, command=("/bin/sh", "-c", script), **fields)  # type: ignore[arg-type]  # fields of CtSpec
+
+
+@pytest.fixture
+def run_dir() -> Iterator[Path]:
+    """Short, and passable by a container's root, as the real one is (pytest's are not)."""
+    path = Path(tempfile.mkdtemp(prefix="appl-t-", dir="/run"))
+    path.chmod(0o711)
+    yield path
+    assert mount.mounts_under(path) == [], "mounts were left behind"
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def make_root(tmp_path: Path) -> Callable[[str], OpenedVolume]:
+    """Makes a directory volume with a static busybox."""
+
+    def make(name: str) -> OpenedVolume:
+        root = tmp_path / name
+        for directory in ("bin", "etc", "tmp"):
+            (root / directory).mkdir(parents=True)
+        shutil.copy(BUSYBOX, root / "bin/busybox")
+        for applet in APPLETS:
+            (root / "bin" / applet).symlink_to("busybox")
+        return OpenedVolume(volume_id=None, path=root, format=VolumeFormat.SUBVOL, size_bytes=0)
+
+    return make
+
+
+@dataclass
+class Host:
+    """An engine under test, what it told, and a start that needs no volumes spelled out."""
+
+    engine: CtEngine
+    scope: TaskScope
+    volume: OpenedVolume
+    states: list[GuestState] = field(default_factory=list)
+    connected: list[int] = field(default_factory=list)
+
+    @property
+    def permitted(self) -> list[str]:
+        """The capabilities we have."""
+        status = Path("/proc/self/status").read_text()
+        return parse_capability_mask(next(line.split()[1] for line in status.splitlines() if line.startswith("CapPrm")))
+
+    async def start(self, spec: CtSpec = SPEC, **volumes: OpenedVolume) -> RunningCt:
+        return await self.engine.start(
+            spec,
+            CtResources(volumes={"rootfs": self.volume, **volumes}, connect=self.connect),
+            on_state=self.on_state,
+            log=lambda line: None,
+        )
+
+    async def connect(self, pid: int) -> None:
+        self.connected.append(pid)
+
+    def on_state(self, state: GuestState, reason: str) -> None:
+        self.states.append(state)
+
+
+@pytest.fixture
+async def host(run_dir: Path, make_root: Callable[[str], OpenedVolume]) -> AsyncIterator[Host]:
+    """The engine, probed. Afterwards every container it still knows is stopped, and nothing of it may be left."""
+    scope = TaskScope("test")
+    engine = CtEngine(run_dir, run_dir, scope, SystemClock(), pids_limit=40)
+    capabilities = await engine.probe()
+    assert capabilities.usable, capabilities.missing
+    yield Host(engine, scope, make_root("root"))
+    for guest_id in await engine.running_ids():
+        left = await engine.adopt(replace(SPEC, guest_id=guest_id), on_state=lambda state, reason: None)
+        if left is not None:
+            await left.stop()
+    await engine.recover()
+    await engine.close()
+    await scope.close()
+    assert await leftovers(run_dir) == []
+
+
+async def leftovers(run_dir: Path) -> list[str]:
+    """What an engine of `run_dir` has left on the host."""
+    return await asyncio.to_thread(_leftovers, run_dir)
+
+
+async def is_alive(pid: int) -> bool:
+    """Whether the process runs."""
+    return await asyncio.to_thread(identify, pid) is not None
+
+
+def _leftovers(run_dir: Path) -> list[str]:
+    places = Places(run_dir, CgroupLayout.detect())
+    groups = [str(root / places.cgroup_parent) for root in places.layout.roots]
+    bundles = [str(path) for path in places.directory.iterdir() if path.name != "runtime"]
+    states = [str(path) for path in places.runtime_state.iterdir()] if places.runtime_state.is_dir() else []
+    mounts = [str(path) for path in mount.mounts_under(run_dir)]
+    return [*(path for path in groups if Path(path).exists()), *bundles, *states, *mounts]

@@ -1,0 +1,217 @@
+"""Small pure rules of the container engine: the shim's log, exit codes, records, cgroup files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from appliance.ct import logfile, remains
+from appliance.ct.cgroups import Cgroup, CgroupLayout
+from appliance.ct.host import Places
+from appliance.ct.records import CtRecord, VolumeRecord, save
+from appliance.ct.running import exit_reason, halt_signal, network_bytes
+from appliance.errors import HostError
+from appliance.kernel.mount import mount_table
+from appliance.kernel.pidfd import ProcessIdentity, identify
+from appliance.model.guest import GuestId
+
+# --- the shim's log ---------------------------------------------------------------------------------------------------
+
+LOG = (
+    b"2026-11-22T10:00:00.000000000+00:00 stdout P par\n"
+    b"2026-11-22T10:00:00.000000000+00:00 stdout F tial\r\n"
+    b"2026-11-22T10:00:00.000000000+00:00 stdout P \x1b[0m no newline\n"
+)
+
+
+def test_the_log_decodes_to_the_terminals_bytes() -> None:
+    assert logfile.decode(LOG) == b"partial\r\n\x1b[0m no newline"
+
+
+def test_only_the_newest_bytes_of_the_log_are_history() -> None:
+    assert logfile.decode(LOG, limit=10) == b"no newline"
+    line = b"2026-11-22T10:00:00.0+00:00 stdout F " + b"x" * 99 + b"\n"
+    assert logfile.decode(line * 2000) == ((b"x" * 99 + b"\n") * 2000)[-logfile.HISTORY_BYTES :]
+
+
+def test_a_cut_or_foreign_line_of_the_log_is_skipped() -> None:
+    assert logfile.decode(b"00:00 stdout P cut in the front\n2026 std") == b"cut in the front"
+    assert logfile.decode(b"\0\0\0garbage\n") == b""
+
+
+def test_a_missing_log_is_an_empty_history(tmp_path: Path) -> None:
+    assert logfile.read_history(tmp_path / "none") == b""
+
+
+@pytest.mark.parametrize(
+    ("history", "live", "left"),
+    [
+        (b"abcdef", b"def", b"abc"),
+        (b"before, and logged twice", b"and logged twice, then more", b"before, "),
+        (b"ends in a newline\n", b"\nbegins with one, by chance", b"ends in a newline\n"),
+        (b"abcdef", b"xyz", b"abcdef"),
+        (b"abcdef", b"", b"abcdef"),
+        (b"", b"abc", b""),
+        (b"same", b"same", b""),
+    ],
+)
+def test_what_was_logged_while_attached_is_told_once(history: bytes, live: bytes, left: bytes) -> None:
+    assert logfile.without_overlap(history, live) == left
+
+
+def test_a_repeating_console_does_not_cost_time() -> None:
+    assert logfile.without_overlap(b"ab" * 32_000 + b"c", b"ab" * 32_000 + b"d") == b"ab" * 32_000 + b"c"
+
+
+# --- how a container ended --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "asked", "lost_shim", "out_of_memory", "kind"),
+    [
+        (0, None, False, False, "shutdown"),
+        (130, None, False, False, "shutdown"),  # reboot(RB_POWER_OFF) inside
+        (129, None, False, False, "reset"),  # reboot(RB_AUTOBOOT) inside
+        (129, "shutdown", False, False, "shutdown"),
+        (1, "shutdown", False, False, "shutdown"),
+        (137, "stopped", False, False, "stopped"),
+        (137, None, False, True, "crashed"),
+        (3, None, False, False, "crashed"),
+        (None, None, False, False, "crashed"),
+        (None, None, True, False, "crashed"),
+    ],
+)
+def test_an_exit_code_tells_why_it_ended(
+    code: int | None, asked: str | None, lost_shim: bool, out_of_memory: bool, kind: str
+) -> None:
+    assert exit_reason(code, asked=asked, lost_shim=lost_shim, out_of_memory=out_of_memory).kind == kind
+
+
+def test_a_program_that_is_no_init_is_asked_by_sigterm() -> None:
+    assert halt_signal(os.getpid()) == 15
+    assert halt_signal(2**22 + 1) == 15
+
+
+def test_network_figures_of_a_process_that_is_gone_are_zero() -> None:
+    assert network_bytes(2**22 + 1) == (0, 0)
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+def record(init: ProcessIdentity) -> CtRecord:
+    return CtRecord(
+        guest_id=101,
+        runtime="/usr/sbin/runc",
+        started_at=1.5,
+        init=init,
+        shim=init,
+        id_base=100_000,
+        id_count=65_536,
+        volumes={"rootfs": VolumeRecord(path="/x", device="/dev/loop7")},
+    )
+
+
+def ourselves() -> ProcessIdentity:
+    found = identify(os.getpid())
+    assert found is not None
+    return found
+
+
+def test_a_record_survives_the_round_trip() -> None:
+    assert CtRecord.decode(record(ourselves()).encode()) == record(ourselves())
+
+
+def test_a_record_of_another_boot_or_damaged_is_none() -> None:
+    encoded = record(ourselves()).encode()
+    assert CtRecord.decode(encoded.replace(b'"boot": "', b'"boot": "0')) is None
+    assert CtRecord.decode(encoded[:-5]) is None
+    assert CtRecord.decode(b"[]") is None
+
+
+def test_the_same_pid_with_another_start_time_is_another_process(tmp_path: Path) -> None:
+    save(tmp_path, "record.json", record(ourselves()).encode())
+    assert remains.is_alive(tmp_path)
+    save(tmp_path, "record.json", record(replace(ourselves(), start_ticks=1)).encode())
+    assert not remains.is_alive(tmp_path)
+
+
+def test_two_run_directories_never_share_a_cgroup() -> None:
+    layout = CgroupLayout({}, None)
+    parents = {Places(Path(text), layout).cgroup_parent for text in ("/run/appliance", "/run/a", "/run/b")}
+    assert len(parents) == 3
+    assert "appliance" in parents
+
+
+def test_removal_never_descends_into_a_mount_point_with_data(tmp_path: Path) -> None:
+    bundle = tmp_path / "101"
+    (bundle / "rootfs/precious").mkdir(parents=True)
+    with pytest.raises(HostError, match="remove"):
+        remains.clear(bundle, Cgroup(CgroupLayout({}, None), "appliance", "ct-101"))
+    assert (bundle / "rootfs/precious").is_dir()
+
+
+# --- cgroups ----------------------------------------------------------------------------------------------------------
+
+HYBRID = """\
+30 27 0:26 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu,cpuacct
+31 27 0:27 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
+32 27 0:28 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,xattr,name=systemd
+33 27 0:29 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw,nsdelegate
+"""
+PURE = "33 27 0:29 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw,nsdelegate\n"
+
+
+def test_layouts_are_read_from_the_mount_table() -> None:
+    hybrid, pure = CgroupLayout.detect(mount_table(HYBRID)), CgroupLayout.detect(mount_table(PURE))
+    assert set(hybrid.v1) == {"cpu", "cpuacct", "memory", "name=systemd"}
+    assert hybrid.v2 == Path("/sys/fs/cgroup/unified")
+    assert not hybrid.pure_v2
+    assert len(hybrid.roots) == 4
+    assert pure.pure_v2
+
+
+def v2_group(root: Path, files: dict[str, str]) -> Cgroup:
+    group = root / "appliance/ct-101"
+    group.mkdir(parents=True)
+    for name, text in files.items():
+        (group / name).write_text(text)
+    return Cgroup(CgroupLayout({}, root), "appliance", "ct-101")
+
+
+def test_figures_of_a_cgroup2(tmp_path: Path) -> None:
+    files = {
+        "cpu.stat": "usage_usec 2500000\nuser_usec 1\n",
+        "memory.current": "5000\n",
+        "memory.stat": "anon 1\ninactive_file 1000\n",
+        "memory.max": "max\n",
+        "pids.current": "3\n",
+        "io.stat": "8:0 rbytes=10 wbytes=20 rios=1\n8:16 rbytes=1 wbytes=2 rios=1\n",
+    }
+    stats = v2_group(tmp_path, files).stats()
+    assert (stats.cpu_seconds, stats.memory_bytes, stats.memory_max_bytes, stats.processes) == (2.5, 4000, 0, 3)
+    assert (stats.disk_read_bytes, stats.disk_write_bytes) == (11, 22)
+
+
+def test_figures_of_a_group_that_is_gone_are_zero(tmp_path: Path) -> None:
+    stats = Cgroup(CgroupLayout({"memory": tmp_path}, None), "appliance", "ct-1").stats()
+    assert stats.memory_bytes == 0
+    assert stats.processes == 0
+
+
+def test_a_frozen_cgroup2_says_so_in_its_events(tmp_path: Path) -> None:
+    assert v2_group(tmp_path / "a", {"cgroup.events": "populated 1\nfrozen 1\n"}).frozen()
+    assert not v2_group(tmp_path / "b", {"cgroup.events": "populated 1\nfrozen 0\n"}).frozen()
+
+
+def test_kills_for_want_of_memory_are_counted(tmp_path: Path) -> None:
+    assert v2_group(tmp_path, {"memory.events": "oom 2\noom_kill 1\n"}).out_of_memory_kills() == 1
+
+
+def test_places_know_only_numbered_directories(tmp_path: Path) -> None:
+    for name in ("ct/101", "ct/runtime", "ct/.self-test"):
+        (tmp_path / name).mkdir(parents=True)
+    assert Places(tmp_path, CgroupLayout({}, None)).known_ids() == [GuestId(101)]
