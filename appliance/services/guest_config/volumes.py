@@ -19,7 +19,7 @@ from appliance.services.guest_config.formats import volume_id
 from appliance.services.guest_config.sizes import GIB, SIZE_LIMIT_BYTES, format_size
 from appliance.services.guest_config.values import NOT_SUPPORTED, shorten
 
-_ALLOCATE = re.compile(r"([a-zA-Z][a-zA-Z0-9_.-]{0,99}):([0-9]{1,9})(\.[0-9]{1,9})?")
+_ALLOCATE = re.compile(r"([a-zA-Z][a-zA-Z0-9_.-]{0,99}):([0-9]{1,100})(\.[0-9]{1,9})?")
 _CLOUDINIT_REQUEST = re.compile(r"([a-zA-Z][a-zA-Z0-9_.-]{0,99}):cloudinit")
 _CLOUDINIT_VOLUME = re.compile(r"(?:[0-9]+/)?vm-[0-9]+-cloudinit(?:\.[a-z0-9]+)?")
 _OWNED = re.compile(r"(?:vm|subvol|base|basevol)-([0-9]{1,9})-.+")

@@ -171,6 +171,11 @@ def test_an_empty_property_string_means_no_value(text: str) -> None:
     assert guest_config.parse(VM, {"cpu": text}) == {"cpu": ""}
 
 
+@pytest.mark.parametrize("digits", [10, 20, 64])
+def test_a_size_that_is_too_long_is_no_name_of_a_volume(digits: int) -> None:
+    assert "may have at most" in errors_of(VM, {"scsi0": f"local:{'9' * digits}"})["scsi0"]
+
+
 def test_keys_the_appliance_writes_cannot_be_set() -> None:
     assert "appliance only" in errors_of(VM, {"meta": "ctime=1"})["meta"]
 
