@@ -11,13 +11,13 @@ from typing import Any, cast
 from aiohttp.test_utils import TestClient
 
 from appliance.services.guests import GuestService
-from appliance.web.api import lxc, qemu, terminals
+from appliance.web.api import lxc, qemu
 from appliance.web.registry import Resource
 from appliance.web.services import Services
 from tests.fakes.guests import FakeGuestService
 from tests.fakes.services import NODE, World, fake_services
 
-RESOURCES: tuple[Resource, ...] = (qemu.api, lxc.api, terminals.api)
+RESOURCES: tuple[Resource, ...] = (qemu.api, lxc.api)
 
 
 @dataclass(slots=True)
