@@ -1,0 +1,58 @@
+"""The Debian template as a system container: systemd comes up whole, unprivileged, and goes down orderly."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from appliance.ct import provision
+from appliance.model.guest import CtCredentials, NicSpec
+from appliance.model.volume import OpenedVolume, VolumeFormat
+from tests.ct.conftest import SPEC, Host
+
+pytestmark = [pytest.mark.host, pytest.mark.images]
+READY = "until [ -S /run/dbus/system_bus_socket ]; do sleep 0.05; done; systemctl is-system-running --wait"
+NIC = NicSpec(slot="net0", model="veth", mac="02:00:00:00:00:01", bridge="vmbr0", name="eth0", ip="192.0.2.5/24")
+SYSTEM = replace(SPEC, command=(), memory_mib=512, nics=(NIC,))
+
+
+@pytest.fixture
+async def debian(repository: Path, tmp_path: Path) -> AsyncIterator[OpenedVolume]:
+    templates = sorted((repository / ".build/images").glob("debian-12-ct*.tar.zst"))
+    if not templates:
+        pytest.skip("the container template has not been built")
+    root = tmp_path / "debian"
+    root.mkdir()
+    volume = OpenedVolume(volume_id=None, path=root, format=VolumeFormat.SUBVOL, size_bytes=0)
+    secret = CtCredentials(password_hash="$6$salt$hash")
+    await provision.populate(volume, templates[-1], credentials=secret, log=lambda line: None)
+    yield volume
+    await asyncio.to_thread(shutil.rmtree, root)
+
+
+@pytest.mark.parametrize("features", [frozenset[str](), frozenset({"nesting", "keyctl"})], ids=["plain", "nesting"])
+async def test_systemd_comes_up_without_a_failed_unit_and_goes_down_when_asked(
+    host: Host, debian: OpenedVolume, features: frozenset[str]
+) -> None:
+    guest = await host.start(replace(SYSTEM, features=features), rootfs=debian)
+    assert (await guest.execute(["/bin/sh", "-c", READY], timeout_s=60)).text == "running"
+    assert (await guest.execute(["/bin/systemctl", "--failed", "--no-legend"], timeout_s=10)).text == ""
+    assert (await guest.execute(["/bin/hostname"], timeout_s=10)).text == "web"
+    assert len((debian.path / "etc/machine-id").read_text().strip()) == 32
+    await guest.shutdown()
+    async with asyncio.timeout(60):
+        reason = await guest.wait()
+    assert (reason.kind, reason.detail) == ("shutdown", "powered off")
+
+
+async def test_a_restart_asked_for_inside_is_told_as_a_reset(host: Host, debian: OpenedVolume) -> None:
+    guest = await host.start(SYSTEM, rootfs=debian)
+    await guest.execute(["/bin/sh", "-c", READY], timeout_s=60)
+    await guest.execute(["/bin/systemctl", "reboot"], timeout_s=10)
+    async with asyncio.timeout(60):
+        assert (await guest.wait()).kind == "reset"
