@@ -1,12 +1,18 @@
 """A serial console: QEMU's UNIX socket for what is said from now on, QEMU's log file for what was said before.
 
 QEMU appends to the log every byte it sent to the socket, or threw away because nobody was connected (chardev/char.c,
-qemu_chr_write_buffer: first the socket, then the log). So at every instant, with S the log's length at the moment QEMU
-accepted our connection:
+qemu_chr_write_buffer: first the socket, then the log). So with S the log's length at the moment QEMU accepted us:
 
-    log length  <=  S + bytes we have received        (less by a write that is between socket and log)
+    log length  =  S + bytes we have received     less a write that is between socket and log at this instant
+                                                  plus a byte for each write the full socket made QEMU try again,
+                                                  for it logs such a write at each try (QEMU 6 to 10)
 
-`split_at` measures the difference a few times and takes the largest: exactly S, and history is what lies before it.
+`split_at` takes the largest of a few measurements, which deals with the first; `align` then looks for what came first
+through the socket at that place in the log or a little before it, which deals with the second. History ends there.
+
+A UNIX socket's send buffer holds some 280 writes of one byte, which is how an emulated UART writes. QEMU cannot be told
+to make it larger, so `widen` does it from outside; otherwise every hiccup of ours would hold the guest up and leave a
+doubled letter in the log.
 
 The log is bounded by punching holes into its head (`trim_log`), which disturbs neither QEMU's appending nor offsets.
 """
@@ -27,15 +33,20 @@ from pathlib import Path
 
 from appliance.errors import HostError, TimedOut
 from appliance.kernel.fallocate import punch_hole
+from appliance.kernel.getfd import pidfd_getfd
 from appliance.qemu.run_dir import read_tail
 from appliance.qemu.threads import to_the_end
 
 HISTORY_LIMIT_BYTES = 64 << 10
 READ_LIMIT_BYTES = 64 << 10
 LOG_LIMIT_BYTES = 1 << 20
+SEND_BUFFER_BYTES = 4 << 20  # at most doubled by the kernel, and occupied only while nobody reads
+_SO_SNDBUFFORCE = 32  # asm-generic/socket.h; needs CAP_NET_ADMIN
 CONNECT_TIMEOUT_S = 5.0
 WRITE_TIMEOUT_S = 5.0
 _SPLIT_SAMPLES = 4
+_ALIGN_BYTES = 64  # a socket takes some 280 one-byte writes: the first of them were never tried twice
+_ALIGN_REACH = 256
 _ACCEPT_POLL_S = 0.01
 
 log = logging.getLogger(__name__)
@@ -58,6 +69,7 @@ class SerialConsole:
         socket_path: Path,
         log_path: Path,
         *,
+        pid: int,
         accepted: Callable[[], Awaitable[bool]],
         on_close: Callable[[], None],
     ) -> SerialConsole:
@@ -71,6 +83,7 @@ class SerialConsole:
                 await asyncio.get_running_loop().sock_connect(connection, str(socket_path))
                 while not await accepted():  # noqa: ASYNC110 - QEMU tells nobody of an accepted client; it must be asked
                     await asyncio.sleep(_ACCEPT_POLL_S)
+            await to_the_end(widen, pid, socket_path)
             history = await to_the_end(_history, connection, log_path)
         except TimeoutError as error:
             connection.close()
@@ -132,13 +145,50 @@ def _history(connection: socket.socket, log_path: Path) -> bytes:
             )
     except FileNotFoundError:
         return b""
+    reach = min(split, _ALIGN_REACH)
+    around = read_tail(log_path, reach + _ALIGN_BYTES, end=split + _ALIGN_BYTES)
+    split -= reach - align(around, reach, _first_bytes(connection))
     tail = read_tail(log_path, HISTORY_LIMIT_BYTES, end=split)
-    return tail.lstrip(b"\0") if split > LOG_LIMIT_BYTES else tail  # a hole reads as zeros
+    return tail.lstrip(b"\0")  # a hole in the log reads as zeros
 
 
 def split_at(log_length: Callable[[], int], received: Callable[[], int], *, samples: int) -> int:
-    """S of the module's docstring. The log is measured before the socket, so no sample can be too large."""
+    """S of the module's docstring. The log is measured before the socket: no sample is too large for that reason."""
     return max(0, *(log_length() - received() for _ in range(samples)))
+
+
+def align(log_part: bytes, guess: int, first: bytes) -> int:
+    """The last place in `log_part` at or before `guess` where `first` begins, as far as both go; else `guess`."""
+    for place in range(guess, -1, -1):
+        size = min(len(first), len(log_part) - place)
+        if size and log_part[place : place + size] == first[:size]:
+            return place
+    return guess
+
+
+def _first_bytes(connection: socket.socket) -> bytes:
+    try:
+        return connection.recv(_ALIGN_BYTES, socket.MSG_PEEK)
+    except BlockingIOError:
+        return b""
+
+
+def widen(pid: int, socket_path: Path) -> None:
+    """Blocking. Enlarge the send buffer of what QEMU `pid` accepted on `socket_path`; where that is not allowed, nothing."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            if str(entry.readlink()).startswith("socket:"):
+                with socket.socket(fileno=pidfd_getfd(pidfd, int(entry.name))) as found:
+                    if found.family == socket.AF_UNIX and found.getsockname() == str(socket_path):
+                        found.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, SEND_BUFFER_BYTES)
+    except OSError as error:
+        log.debug("process %d: send buffer of %s: %s", pid, socket_path, error)
+    finally:
+        os.close(pidfd)
 
 
 def _unread_bytes(connection: socket.socket) -> int:

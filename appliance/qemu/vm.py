@@ -225,6 +225,7 @@ class RunningVm:
                 f"{self._name}: {name}",
                 self._paths.serial(number),
                 self._paths.serial_log(number),
+                pid=self.pid,
                 accepted=lambda: self._has_client(f"chardev-{name}"),
                 on_close=lambda: self._forget_console(name),
             )
