@@ -23,6 +23,7 @@ from appliance.services.guest_config.volumes import (
 )
 
 _VM_SLOT = re.compile(rf"(?:{'|'.join(DISK_BUSES)})[0-9]+|efidisk0|unused[0-9]+")
+_ORDER = (*DISK_BUSES, "efidisk", "rootfs", "mp", "unused")
 _CT_SLOT = re.compile(r"rootfs|(?:mp|unused)[0-9]+")
 
 
@@ -96,8 +97,8 @@ def print_disk(kind: GuestKind, disk: DiskConfig, volume_id: VolumeId, size_byte
 
 
 def disks(kind: GuestKind, config: Mapping[str, str]) -> Iterator[DiskConfig]:
-    """Every disk key of a configuration, by slot name in natural order. Raises `InvalidParameter`."""
-    for slot in sorted((key for key in config if is_disk_slot(kind, key)), key=_natural):
+    """Every disk key of a configuration, in the order PVE makes their volumes. Raises `InvalidParameter`."""
+    for slot in sorted((key for key in config if is_disk_slot(kind, key)), key=_rank):
         yield parse_disk(kind, slot, config[slot])
 
 
@@ -140,6 +141,6 @@ def _check_combination(slot: str, volume: VolumeRef, options: Mapping[str, str])
             raise ValueError("virtio disks cannot be CD-ROM drives")
 
 
-def _natural(name: str) -> tuple[str, int]:
-    head = name.rstrip("0123456789")
-    return head, int(name[len(head) :] or 0)
+def _rank(slot: str) -> tuple[int, int]:
+    family = slot.rstrip("0123456789")
+    return _ORDER.index(family), int(slot[len(family) :] or 0)

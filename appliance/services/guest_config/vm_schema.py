@@ -1,7 +1,7 @@
 """Every configuration key of a virtual machine: PVE 9's and our own (`engine`).
 
 Keys and values this appliance cannot honour are listed too, and refused by name: nothing is silently dropped. *A hint*
-is stored and shown, and changes nothing a guest could notice.
+is stored and shown, and not applied.
 """
 
 from __future__ import annotations

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 from appliance.model.volume import VolumeId
 from appliance.services.guest_config.formats import volume_id
-from appliance.services.guest_config.sizes import GIB, SIZE_LIMIT_BYTES, format_size
+from appliance.services.guest_config.sizes import GIB, KIB, SIZE_LIMIT_BYTES, format_size
 from appliance.services.guest_config.values import NOT_SUPPORTED, shorten
 
 _ALLOCATE = re.compile(r"([a-zA-Z][a-zA-Z0-9_.-]{0,99}):([0-9]{1,100})(\.[0-9]{1,9})?")
 _CLOUDINIT_REQUEST = re.compile(r"([a-zA-Z][a-zA-Z0-9_.-]{0,99}):cloudinit")
-_CLOUDINIT_VOLUME = re.compile(r"(?:[0-9]+/)?vm-[0-9]+-cloudinit(?:\.[a-z0-9]+)?")
+_CLOUDINIT_VOLUME = re.compile(r"(?:[0-9]+/)?vm-[0-9]+-cloudinit(?:-[0-9]+)?(?:\.[a-z0-9]+)?")
 _OWNED = re.compile(r"(?:vm|subvol|base|basevol)-([0-9]{1,9})-.+")
 
 
@@ -83,11 +84,15 @@ def parse_volume(text: str, *, import_from: str = "") -> VolumeRef:
     if match := _CLOUDINIT_REQUEST.fullmatch(text):
         return CloudInitDrive(match[1])
     if match := _ALLOCATE.fullmatch(text):
-        fraction = int(match[3][1:]) * GIB // 10 ** (len(match[3]) - 1) if match[3] else 0
-        return _new(match[1], int(match[2]) * GIB + fraction, import_from)
+        return _new(match[1], _whole_kib(Fraction(match[2] + (match[3] or "")) * GIB), import_from)
     if import_from:
         raise ValueError(f"import-from needs STORAGE:0 as volume, not '{shorten(text)}'")
     return Existing(VolumeId.parse(volume_id(text)))
+
+
+def _whole_kib(size_bytes: Fraction) -> int:
+    # PVE allocates in KiB; image formats and file systems need at least whole sectors
+    return -(-size_bytes // KIB) * KIB
 
 
 def _new(storage: str, size_bytes: int, import_from: str) -> VolumeRef:

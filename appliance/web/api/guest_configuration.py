@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from appliance.errors import ApplianceError, InvalidParameter, NotFound, TimedOut
-from appliance.model.guest import GuestId, GuestKind
+from appliance.errors import ApplianceError, Conflict, InvalidParameter, NotFound, TimedOut
+from appliance.model.guest import GuestId, GuestKind, GuestState
 from appliance.services import guest_config
 from appliance.web.api.guest_params import (
     ALLOCATE,
@@ -213,10 +213,12 @@ async def apply_change(call: Call, kind: GuestKind, params: ChangeParams, put: d
     """Write it; with `force`, destroy the volumes of the disks that were deleted."""
     guests = call.services.guests
     before, _ = stored_config(call, kind, params.vmid)
+    doomed = {volume for slot, volume in guest_config.referenced_volumes(kind, before) if slot in params.delete}
+    if params.force and doomed and guests.get(GuestId(params.vmid), kind).state is not GuestState.STOPPED:
+        raise Conflict(f"{kind.prefix} {params.vmid} is running: shut it down before volumes are removed")
     await guests.update_config(kind, params.vmid, put=put, delete=params.delete, digest=params.digest, user=call.user)
     if not params.force:
         return
-    doomed = {volume for slot, volume in guest_config.referenced_volumes(kind, before) if slot in params.delete}
     after, digest = stored_config(call, kind, params.vmid)
     unused = [
         slot

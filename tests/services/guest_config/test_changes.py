@@ -151,6 +151,7 @@ def test_a_clone_has_an_identity_of_its_own() -> None:
     [
         ("local:8", Allocate("local", 8 << 30)),
         ("local:0.5,format=qcow2", Allocate("local", 1 << 29)),
+        ("local:0.1", Allocate("local", 104858 << 10)),  # whole KiB
         ("local:0,import-from=local:import/x.qcow2", Import("local", VolumeId("local", "import/x.qcow2"))),
         ("local:cloudinit", CloudInitDrive("local")),
         ("none,media=cdrom", EmptyTray()),
@@ -187,6 +188,22 @@ def test_after_allocation_the_text_is_canonical() -> None:
     mount = guest_config.parse_disk(CT, "mp0", "local:8,mp=/data,backup=1")
     volume = VolumeId.parse("local:101/vm-101-disk-1.raw")
     assert guest_config.print_disk(CT, mount, volume, 8 << 30) == f"{volume},mp=/data,backup=1,size=8G"
+
+
+def test_the_root_and_boot_buses_come_first_as_pve_numbers_their_volumes() -> None:
+    ct = {"mp10": "local:1,mp=/b", "mp9": "local:1,mp=/a", "rootfs": "local:4"}
+    assert [disk.slot for disk in guest_config.disks(CT, ct)] == ["rootfs", "mp9", "mp10"]
+    vm = dict.fromkeys(("virtio0", "scsi10", "scsi9", "efidisk0", "sata0", "ide0"), "local:1")
+    assert [disk.slot for disk in guest_config.disks(VM, vm)] == [
+        "ide0", "scsi9", "scsi10", "virtio0", "sata0", "efidisk0",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["vm-100-cloudinit", "100/vm-100-cloudinit.qcow2", "100/vm-100-cloudinit-0.raw"])
+def test_a_cloudinit_drive_is_known_by_its_name(name: str) -> None:
+    disk = guest_config.parse_disk(VM, "ide2", f"local:{name},media=cdrom,size=4M")
+    assert disk.is_cloudinit
+    assert disk.is_cdrom
 
 
 def test_referenced_and_owned_volumes_are_told_apart() -> None:
