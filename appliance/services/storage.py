@@ -63,6 +63,8 @@ class StorageService:
             stored, _ = await self._documents.all()
         for one in stored:
             await self._activate(one)
+            if self._configs[one.id].active:
+                await self._measure(one.id)
 
     async def close(self) -> None:
         """End background measuring."""

@@ -181,9 +181,11 @@ async def test_deleting_is_a_task_and_protected_volumes_are_refused_at_once(host
         await host.storage.delete_volume(iso, user=USER)
 
 
-async def test_usage_is_measured_in_the_background_and_then_known(host: Host) -> None:
-    assert host.storage.cached_usage("local") is None
-    while (usage := host.storage.cached_usage("local")) is None:
+async def test_usage_is_known_from_the_start_and_of_a_new_storage_soon(host: Host, tmp_path: Path) -> None:
+    assert host.storage.cached_usage("local") is not None
+    await host.storage.create_storage("second", StorageDocument(path=str(tmp_path / "second")))
+    assert host.storage.cached_usage("second") is None
+    while (usage := host.storage.cached_usage("second")) is None:
         await asyncio.sleep(0.005)
     assert usage.total_bytes > 0
 
