@@ -48,6 +48,8 @@ def check_url(text: str) -> URL:
         url = URL(text)
     except ValueError as error:
         raise InvalidParameter({"url": f"not a URL: {error}"}) from error
+    if url.user is not None or url.password is not None:
+        raise InvalidParameter({"url": "credentials in a URL are refused: it is written to logs"})
     if url.scheme not in ("http", "https") or not url.host or len(text) > URL_LIMIT:
         raise InvalidParameter({"url": f"'{text[:100]}' is not an http or https URL"})
     return url

@@ -29,6 +29,7 @@ JSON_PREFIX = "/api2/json"
 AUDIT_TIMEOUT_S = 5.0
 AUDIT_DETAIL_LIMIT = 500
 _SECRET = re.compile(r"pass|secret|key|ticket|otp|token|csrf|value|cicustom|totp|recovery|env|description|notes", re.I)
+_URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@")
 _LOCALHOST = "localhost"
 
 
@@ -146,7 +147,7 @@ async def _record(call: Call, raw: Mapping[str, object], error: ApplianceError |
 def describe_parameters(raw: Mapping[str, object]) -> str:
     """Names and values for the audit log; what may be secret or long is named only."""
     shown = (
-        f"{name}=…" if _SECRET.search(name) or len(str(value)) > 80 else f"{name}={value}"
+        f"{name}=…" if _SECRET.search(name) or len(str(value)) > 80 else f"{name}={_URL_CREDENTIALS.sub('', str(value))}"
         for name, value in raw.items()
     )
     return " ".join(shown)[:AUDIT_DETAIL_LIMIT]

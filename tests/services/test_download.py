@@ -77,6 +77,14 @@ async def test_metadata_never_leads_out_of_a_directory(server: TestServer) -> No
     assert (found.filename, found.size_bytes) == ("x_y.iso", 7)
 
 
+@pytest.mark.parametrize("text", ["http://user:secret@host/x.iso", "https://user@host/x.iso", "ftp://u:secret@host/"])
+def test_credentials_in_a_url_are_refused_and_not_repeated(text: str) -> None:
+    """The address is written to task logs and the audit log."""
+    with pytest.raises(InvalidParameter) as caught:
+        check_url(text)
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("text", ["file:///etc/passwd", "http://", "x", "", "http:///x", "https://" + "a" * 5000])
 def test_only_http_urls_with_a_host_are_urls(text: str) -> None:
     with pytest.raises(InvalidParameter):

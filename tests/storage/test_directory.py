@@ -260,13 +260,27 @@ async def test_a_sound_import_becomes_a_disk(local: DirectoryBackend) -> None:
     assert (info.content, info.size_bytes, info.guest_id) == (ContentType.IMAGES, 8 * MIB, 104)
 
 
-async def test_a_damaged_import_fails_with_a_clear_error_and_leaves_nothing(local: DirectoryBackend) -> None:
-    disk = await image(local)
-    path = (await local.open(disk)).path
-    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write 0 4M", path], check=True, capture_output=True)
+@pytest.mark.parametrize("damage", ["first-level table", "cut off"])
+async def test_a_damaged_import_is_not_taken_and_never_copied(local: DirectoryBackend, damage: str) -> None:
+    """QEMU reads zeros behind the end of a file: half an image would silently become an empty disk."""
+    path = (await local.open(await image(local))).path
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 1 0 4M", path], check=True, capture_output=True)
     data = bytearray(path.read_bytes())
-    data[0x30000:0x40000] = b"\xff" * 0x10000  # the first-level table of a fresh image
-    source = await local.receive(ContentType.IMPORT, "bad.qcow2", stream(bytes(data)), checksum=None)
+    if damage == "cut off":
+        del data[len(data) // 2 :]
+    else:
+        data[0x30000:0x40000] = b"\xff" * 0x10000  # of a fresh image
+    with pytest.raises(InvalidParameter, match=r"bad\.qcow2"):
+        await local.receive(ContentType.IMPORT, "bad.qcow2", stream(bytes(data)), checksum=None)
+    assert leftovers(local.root / "import") == []
+
+
+async def test_an_import_damaged_in_place_fails_with_a_clear_error_and_leaves_nothing(local: DirectoryBackend) -> None:
+    path = (await local.open(await image(local))).path
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write 0 4M", path], check=True, capture_output=True)
+    sound = path.read_bytes()
+    source = await local.receive(ContentType.IMPORT, "bad.qcow2", stream(sound), checksum=None)
+    (local.root / "import/bad.qcow2").write_bytes(sound[:0x30000] + b"\xff" * 0x10000 + sound[0x40000:])
     with pytest.raises(CommandFailed, match="qemu-img"):
         await local.clone(await local.open(source), GuestId(104), format=VolumeFormat.RAW, full=True, log=ignore)
     assert await local.list(guest_id=GuestId(104)) == []
