@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from proxmoxer import ProxmoxAPI
 
-from tests.demo.leftovers import HostState
 from tests.e2e.bad_input.client import Client
 from tests.harness import Appliance
 
@@ -17,7 +15,6 @@ from tests.harness import Appliance
 @pytest.fixture(scope="module")
 def appliance() -> Iterator[Appliance]:
     """Runs for the module; it must not have crashed, nor logged an error it does not understand, nor left anything."""
-    before = HostState.take()
     with Appliance() as running:
         yield running
         assert running.process is not None
@@ -26,7 +23,7 @@ def appliance() -> Iterator[Appliance]:
         assert "Traceback" not in log, log[log.index("Traceback") - 500 :][:4000]
         remains = files_of(running)
         assert remains == [], "files that nothing lists"
-    assert left_by(running, before) == []
+    assert running.traces() == []
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +51,6 @@ def proxmoxer_of(appliance: Appliance) -> Any:
     return ProxmoxAPI(
         "127.0.0.1", port=appliance.port, user="admin@pve", password=appliance.password, verify_ssl=ca, timeout=60
     )
-
-
-def left_by(appliance: Appliance, before: HostState) -> list[str]:
-    """What is on the host now, was not before, and bears a name of this appliance."""
-    names = (appliance.bridge, str(appliance.run_dir), appliance.run_dir.name, str(appliance.home))
-    new = [line for line in HostState.take().new_since(before) if any(name in line for name in names)]
-    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
-        if str(appliance.home) in path.read_text():
-            new.append(f"loops: {path.parent.parent.name}")
-    return new
 
 
 def files_of(appliance: Appliance) -> list[str]:

@@ -127,7 +127,7 @@ def test_no_path_leads_out_of_its_object(client: Client, verb: str, path: str) -
     """Sent as bytes: a client library would tidy the path first."""
     answer = client.raw(client.head(verb, path, "Connection: close"))
     status = int(answer.split(b" ")[1])
-    assert 400 <= status < 502 and status != 500, answer[:400]
+    assert status in (400, 401, 404, 501), answer[:400]
     assert b"root:" not in answer
 
 
