@@ -221,6 +221,9 @@ class DirectoryBackend:
             case "subvol":
                 await self._publisher.in_thread(f"resize {volume_id}", self._record_size, name, size_bytes)
             case "qcow2":
+                await self._publisher.in_thread(
+                    f"resize {volume_id}", inspection.check_image, self._root, self._records, name
+                )
                 self._before_effect("grow the image")
                 await tools.resize_qcow2(path, size_bytes)
             case _ if info.content is ContentType.ROOTDIR and not await asyncio.to_thread(inspection.is_attached, path):

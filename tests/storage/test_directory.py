@@ -238,6 +238,8 @@ async def test_an_image_that_turned_hostile_is_not_opened(local: DirectoryBacken
         path.write_bytes(data)
         with pytest.raises(InvalidParameter, match="refused"):
             await local.open(disk)
+        with pytest.raises(InvalidParameter, match="refused"):
+            await local.resize(disk, 16 * MIB)
 
 
 async def test_links_and_fifos_are_not_followed(local: DirectoryBackend, tmp_path: Path) -> None:
