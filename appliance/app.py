@@ -21,7 +21,7 @@ from appliance.ct.engine import CtEngine
 from appliance.errors import ApplianceError, HostError
 from appliance.events import EventBus
 from appliance.kernel.lockfile import LockFile
-from appliance.kernel.sd_notify import notify
+from appliance.kernel.sd_notify import ServiceManager
 from appliance.network.backend import NetworkBackend
 from appliance.qemu.engine import QemuEngine
 from appliance.services.access import AccessService
@@ -53,6 +53,7 @@ class App:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._manager = ServiceManager.take()
         self._closers: list[tuple[str, float, Closer]] = []
 
     async def start(self) -> None:
@@ -135,7 +136,7 @@ class App:
         await server.start(
             host=config.listen_host, port=config.listen_port, tls=tls, socket_path=config.run_dir / "api.sock"
         )
-        notify("READY=1")
+        self._manager.notify("READY=1")
         log.info(
             "appliance %s listens on https://%s:%d after %.2f s",
             VERSION,
@@ -147,7 +148,7 @@ class App:
 
     async def close(self) -> None:
         """Everything that was started, in reverse, each within its limit."""
-        notify("STOPPING=1")
+        self._manager.notify("STOPPING=1")
         while self._closers:
             name, limit_s, closer = self._closers.pop()
             try:
@@ -163,8 +164,8 @@ class App:
 
     async def _prepare_directories(self) -> None:
         def prepare() -> LockFile:
-            for directory in (self._config.data_dir, self._config.run_dir):
-                _make_directory(directory)
+            _make_directory(self._config.data_dir, 0o700)
+            _make_directory(self._config.run_dir, 0o711)  # dnsmasq reads its files there as nobody
             return LockFile(self._config.data_dir / "lock", purpose=f"data directory {self._config.data_dir}")
 
         lock = await asyncio.to_thread(prepare)
@@ -175,9 +176,9 @@ class App:
         self._on_close("data directory lock", 2, release)
 
 
-def _make_directory(path: Path) -> None:
+def _make_directory(path: Path, mode: int) -> None:
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
     except OSError as error:
         raise HostError.from_os_error(error, f"create {path}") from error
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import urllib3
 from proxmoxer import ProxmoxAPI
 
 from appliance.config import default_run_dir
+from tests.demo.leftovers import traces_of
 from tests.demo.terminal import Terminal
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,7 +62,6 @@ class Appliance:
         self.log_path = self.home / "appliance.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.listen_s = 0.0
-        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
 
     def start(self, *extra: str) -> None:
         """Start it and wait for systemd's READY=1; raises `RuntimeError` with its log when it ends instead."""
@@ -109,6 +108,12 @@ class Appliance:
         self.process.kill()
         self.process.wait()
 
+    def traces(self) -> list[str]:
+        """What of this appliance is on the host now, one line each: processes, mounts, links, tables …"""
+        return traces_of(
+            str(self.data_dir), str(self.run_dir), self.run_dir.name.removeprefix("appliance-"), self.bridge
+        )
+
     def log_tail(self, size: int = 4000) -> str:
         """The newest of its log."""
         return self.log_path.read_text(errors="replace")[-size:]
@@ -134,9 +139,15 @@ class Appliance:
 
     def api(self, *, timeout_s: int = 60) -> Any:
         """proxmoxer, logged in as admin@pve."""
-        return ProxmoxAPI(
-            "127.0.0.1", port=self.port, user="admin@pve", password=self.password, verify_ssl=False, timeout=timeout_s
-        )
+        return self.log_in(user="admin@pve", password=self.password, timeout=timeout_s)
+
+    def log_in(self, **credentials: Any) -> Any:
+        """proxmoxer over verified TLS. It keeps no connection open: a test's leak check would see it."""
+        ca = str(self.data_dir / "pki" / "ca.pem")
+        api = ProxmoxAPI("127.0.0.1", port=self.port, verify_ssl=ca, **credentials)
+        api._store["session"].headers["Connection"] = "close"
+        api._store["session"].close()
+        return api
 
     def node(self, api: Any) -> Any:
         """proxmoxer's resource of the only node."""
@@ -167,9 +178,14 @@ class Appliance:
         return Terminal(guest, node=node, path=path, port=self.port, auth=headers)
 
     def upload(self, api: Any, path: Path, content: str, filename: str) -> str:
-        """Upload a file to storage `local`; its volume id."""
-        with path.open("rb") as file:
-            upid = self.node(api).storage("local").upload.post(content=content, filename=_Renamed(file, filename))
+        """Upload a file to storage `local`; its volume id. proxmoxer sends the file's own name: hence the link."""
+        link = self.home / filename
+        link.symlink_to(path.resolve())
+        try:
+            with link.open("rb") as file:
+                upid = self.node(api).storage("local").upload.post(content=content, filename=file)
+        finally:
+            link.unlink()
         self.finish(api, upid)
         return f"local:{content}/{filename}"
 
@@ -182,13 +198,3 @@ class Appliance:
                     self.finish(api, api.nodes(row["node"])(row["id"]).status.stop.post(), limit_s=60)
         except Exception as error:  # noqa: BLE001  the first failure is the one to report
             sys.stderr.write(f"while stopping guests: {error}\n")
-
-
-class _Renamed:
-    """A file under another name: proxmoxer sends `file.name`."""
-
-    def __init__(self, file: Any, name: str) -> None:
-        self._file, self.name = file, name
-
-    def __getattr__(self, attribute: str) -> Any:
-        return getattr(self._file, attribute)

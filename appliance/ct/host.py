@@ -14,7 +14,7 @@ from appliance.model.guest import GuestId
 
 LXCFS = Path("/var/lib/lxcfs")
 RESOLVER = Path("/etc/resolv.conf")
-_DEFAULT_RUN_DIR = Path("/run/appliance")
+_RUN = Path("/run")
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -37,8 +37,8 @@ class Places:
     @property
     def cgroup_parent(self) -> str:
         """`appliance`, or a name of its own for another run directory, so that two appliances never meet."""
-        if self.run_dir == _DEFAULT_RUN_DIR:
-            return "appliance"
+        if self.run_dir.parent == _RUN and self.run_dir.name.startswith("appliance"):
+            return self.run_dir.name  # unique on this host by itself, and the mark of this instance
         return f"appliance-{hashlib.sha256(bytes(self.run_dir)).hexdigest()[:8]}"
 
     def bundle(self, guest_id: GuestId) -> Path:

@@ -14,7 +14,7 @@ def client(appliance: Appliance) -> aiohttp.ClientSession:
     """A session with a login by ticket."""
     login = requests.post(
         f"https://127.0.0.1:{appliance.port}/api2/json/access/ticket",
-        data={"username": "admin@pve", "password": appliance.password}, verify=False, timeout=30,
+        data={"username": "admin@pve", "password": appliance.password}, verify=str(appliance.data_dir / 'pki' / 'ca.pem'), timeout=30,
     ).json()["data"]  # fmt: skip
     headers = {"CSRFPreventionToken": login["CSRFPreventionToken"], "Cookie": f"PVEAuthCookie={login['ticket']}"}
     return aiohttp.ClientSession(

@@ -17,8 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from appliance.storage.recipes import build
-from tests.demo.leftovers import HostState
+from appliance.storage.recipes.builder import build
 from tests.harness import Appliance
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,7 +77,7 @@ def watch_consoles(appliance: Appliance, api: Any) -> None:
         console.type(f"{appliance.password}\n")
         console.wait_for(r"[#$] ", timeout_s=60)
         console.type("systemctl is-system-running --wait; ps -o comm= -p 1\n")
-        console.wait_for(r"\r\nrunning\s", timeout_s=CT_LIMIT_S)
+        console.wait_for(r"[\r\n]running\s", timeout_s=CT_LIMIT_S)
         console.wait_for(r"systemd", timeout_s=30)
         console.type("exit\n")
     say(f"container {CT}: systemd is running, seen in its console")
@@ -103,7 +102,6 @@ def run(port: int, *, once: bool, images: tuple[Path, Path]) -> None:
     home = BUILD / "demo"
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
-    before = HostState.take()
     began = time.monotonic()
     with Appliance(home, port=port, bridge="vmbr0") as appliance:
         assert appliance.process is not None
@@ -116,7 +114,7 @@ def run(port: int, *, once: bool, images: tuple[Path, Path]) -> None:
             say("Ctrl-C shuts the guests down and stops")
             _wait_for_interrupt(appliance.process)
         shut_down(appliance, appliance.api())
-    left = HostState.take().new_since(before)
+    left = appliance.traces()
     if left:
         raise SystemExit("left behind on this host:\n  " + "\n  ".join(left))
     say("stopped; nothing is left behind on this host")

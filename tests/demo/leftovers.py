@@ -1,90 +1,85 @@
-"""What a host holds that an appliance may leave behind: processes, mounts, namespaces, cgroups, links, nft tables."""
+"""What one appliance has on a host: processes, mounts, namespaces, cgroups, links, nft tables, loop devices.
+
+Everything an appliance makes carries its mark (the tag in its run directory's name, its data directory, its bridge), so
+that several appliances on one machine, and their tests, can each be asked what they left.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
-
-@dataclass(frozen=True)
-class HostState:
-    """Names of everything of these kinds on the host, at one moment."""
-
-    processes: frozenset[str]
-    mounts: frozenset[str]
-    namespaces: frozenset[str]
-    cgroups: frozenset[str]
-    links: frozenset[str]
-    tables: frozenset[str]
-    loops: frozenset[str]
-
-    @staticmethod
-    def take() -> HostState:
-        """Look now."""
-        return HostState(
-            processes=frozenset(_processes()),
-            mounts=frozenset(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()),
-            namespaces=frozenset(_namespaces()),
-            cgroups=frozenset(_cgroups()),
-            links=frozenset(os.listdir("/sys/class/net")),
-            tables=frozenset(_tables()),
-            loops=frozenset(
-                str(path.parent.parent.name) for path in Path("/sys/block").glob("loop*/loop/backing_file")
-            ),
-        )
-
-    def new_since(self, before: HostState) -> list[str]:
-        """One line for each thing that is here and was not in `before`."""
-        return [
-            f"{kind}: {name}"
-            for kind in ("processes", "mounts", "namespaces", "cgroups", "links", "tables", "loops")
-            for name in sorted(getattr(self, kind) - getattr(before, kind))
-        ]
+CGROUPS = Path("/sys/fs/cgroup")
 
 
-_OURS = ("qemu-system", "conmon", "dnsmasq", "runc", "crun", "appliance")
-
-
-def _processes() -> list[str]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-            except OSError:
-                continue
-            program = command.split(" ")[0].rsplit("/", 1)[-1]
-            if program.startswith(_OURS) or " -m appliance " in f"{command} " or program in ("init", "systemd"):
-                found.append(f"{entry.name} {command[:100]}")
-    return found
-
-
-def _namespaces() -> list[str]:
-    """Namespaces that a process of ours keeps, as /proc names them, and named network namespaces."""
-    named = os.listdir("/run/netns") if Path("/run/netns").is_dir() else []
-    kept = set()
-    for pid in (line.split(" ")[0] for line in _processes()):
-        for kind in ("net", "mnt", "pid", "user"):
-            try:
-                kept.add(os.readlink(f"/proc/{pid}/ns/{kind}"))
-            except OSError:
-                continue
-    return [f"netns {name}" for name in named] + sorted(kept)
-
-
-def _cgroups() -> list[str]:
-    root = Path("/sys/fs/cgroup")
+def traces_of(*marks: str) -> list[str]:
+    """One line for each thing on this host that carries one of `marks`."""
     return [
-        str(path.relative_to(root))
-        for path in root.rglob("*")
-        if path.is_dir() and "appl" in str(path.relative_to(root))
+        f"{kind}: {name}"
+        for kind, names in (
+            ("process", _processes(marks)),
+            ("mount", _mounts()),
+            ("network namespace", _named_namespaces()),
+            ("cgroup", _cgroups()),
+            ("link", _links()),
+            ("nft table", _tables()),
+            ("loop device", _loops()),
+        )
+        for name in names
+        if kind == "process" or any(mark in name for mark in marks)
     ]
 
 
-def _tables() -> list[str]:
+def _processes(marks: tuple[str, ...]) -> Iterator[str]:
+    """By command line, or by the cgroup they are in: a container's init says nothing in its command line."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            cgroup = (entry / "cgroup").read_text()
+        except OSError:
+            continue
+        if any(mark in command or mark in cgroup for mark in marks):
+            yield f"{entry.name} {command[:120]}"
+
+
+def _mounts() -> Iterator[str]:
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        yield " ".join(line.split()[3:5])
+
+
+def _named_namespaces() -> list[str]:
+    return os.listdir("/run/netns") if Path("/run/netns").is_dir() else []
+
+
+def _cgroups() -> Iterator[str]:
+    for path in CGROUPS.rglob("*"):
+        if path.is_dir():
+            yield str(path.relative_to(CGROUPS))
+
+
+def _links() -> Iterator[str]:
+    for path in Path("/sys/class/net").iterdir():
+        try:
+            yield f"{path.name} {(path / 'ifalias').read_text().strip()}"
+        except OSError:
+            continue
+
+
+def _tables() -> Iterator[str]:
     done = subprocess.run(["nft", "-j", "list", "tables"], capture_output=True, text=True, timeout=10, check=False)
-    rows = json.loads(done.stdout or "{}").get("nftables", [])
-    return [f"{row['table']['family']} {row['table']['name']}" for row in rows if "table" in row]
+    for row in json.loads(done.stdout or "{}").get("nftables", []):
+        if "table" in row:
+            yield f"{row['table']['family']} {row['table']['name']}"
+
+
+def _loops() -> Iterator[str]:
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            yield f"{path.parts[3]} {path.read_text().strip()}"
+        except OSError:
+            continue

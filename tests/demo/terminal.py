@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import ssl
 import time
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -29,18 +30,20 @@ class Terminal:
         context.verify_mode = ssl.CERT_NONE
         self.seen = b""
         self._taken = 0
-        self._socket: ClientConnection = connect(
-            url, ssl=context, additional_headers=auth, subprotocols=None, max_size=None, compression=None
-        )
-        self._socket.send(f"{proxy['user']}:{proxy['ticket']}\n")
+        self._greeting = f"{proxy['user']}:{proxy['ticket']}\n"
+        self._stack = ExitStack()
+        self._connecting = connect(url, ssl=context, additional_headers=auth, max_size=None, compression=None)
+        self._socket: ClientConnection
 
     def __enter__(self) -> Terminal:
+        self._socket = self._stack.enter_context(self._connecting)
+        self._socket.send(self._greeting)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._socket.close()
+        self._stack.close()
 
     def type(self, text: str) -> None:
         """Send keys."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.storage.recipes import build
+from appliance.storage.recipes.builder import build
 from tests.e2e.busybox import write_template
 from tests.harness import ROOT, Appliance
 
