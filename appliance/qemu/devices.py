@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 from appliance.errors import HostError
 from appliance.model.guest import NicSpec, VmResources, VmSpec
@@ -46,11 +47,10 @@ class Devices:
                 as_json({"driver": "pci-bridge", "id": f"bridge{bridge}", "chassis_nr": bridge, **place}),
             )
 
-    def add(self, driver: str, name: str, /, **options: object) -> Iterator[str]:
-        """A PCI device with its bridge, in place; `_` in an option's name stands for `-`."""
+    def add(self, driver: str, name: str, options: Mapping[str, object] = MappingProxyType({})) -> Iterator[str]:
+        """A PCI device with its bridge, in place."""
         yield from self.bridge_for(name)
-        named = {key.replace("_", "-"): value for key, value in options.items()}
-        yield from ("-device", as_json({"driver": driver, "id": name, **self.place(name), **named}))
+        yield from ("-device", as_json({"driver": driver, "id": name, **self.place(name), **options}))
 
     def boot_index(self, slot: str) -> int | None:
         """Its place in the boot order, from 1; None when it is not booted from."""
@@ -78,10 +78,10 @@ def device_arguments(spec: VmSpec, resources: VmResources, launch: Launch, devic
     for nic in spec.nics:
         yield from _nic(nic, resources, launch, devices)
     if spec.balloon_min_mib is not None:
-        yield from devices.add("virtio-balloon-pci", "balloon0", free_page_reporting=True)
+        yield from devices.add("virtio-balloon-pci", "balloon0", {"free-page-reporting": True})
     if spec.rng:
         yield from ("-object", as_json({"qom-type": "rng-random", "id": "entropy0", "filename": "/dev/urandom"}))
-        yield from devices.add("virtio-rng-pci", "rng0", rng="entropy0", max_bytes=1024, period=1000)
+        yield from devices.add("virtio-rng-pci", "rng0", {"rng": "entropy0", "max-bytes": 1024, "period": 1000})
     if spec.agent:
         yield from _agent(launch, devices)
     yield from _paravirtual(spec, devices)
@@ -122,7 +122,7 @@ def _serials(spec: VmSpec, launch: Launch, devices: Devices) -> Iterator[str]:
         elif number == 0:
             yield from ("-serial", f"chardev:{options['id']}")  # the board's own PL011
         else:
-            yield from devices.add("pci-serial", f"serial{number}", chardev=options["id"])
+            yield from devices.add("pci-serial", f"serial{number}", {"chardev": options["id"]})
 
 
 def _nic(nic: NicSpec, resources: VmResources, launch: Launch, devices: Devices) -> Iterator[str]:
@@ -135,17 +135,16 @@ def _nic(nic: NicSpec, resources: VmResources, launch: Launch, devices: Devices)
     netdev = {"type": "tap", "id": nic.slot, "ifname": tap, "script": "no", "downscript": "no", "queues": queues}
     yield from ("-netdev", as_json(netdev | {"vhost": is_virtio and not launch.facts.no_vhost}))
     index = devices.boot_index(nic.slot)
-    yield from devices.add(
-        driver,
-        nic.slot,
-        netdev=nic.slot,
-        mac=nic.mac,
-        bootindex=index,
-        romfile=None if index is not None and rom in launch.facts.boot_roms else "",
-        mq=True if queues else None,
-        vectors=2 * queues + 2 if queues else None,  # a pair per queue, configuration and control
-        host_mtu=nic.mtu if is_virtio else None,
-    )
+    options: dict[str, object] = {
+        "netdev": nic.slot,
+        "mac": nic.mac,
+        "bootindex": index,
+        "romfile": None if index is not None and rom in launch.facts.boot_roms else "",
+        "mq": True if queues else None,
+        "vectors": 2 * queues + 2 if queues else None,  # a pair per queue, configuration and control
+        "host_mtu": nic.mtu if is_virtio else None,
+    }
+    yield from devices.add(driver, nic.slot, options)
 
 
 def _agent(launch: Launch, devices: Devices) -> Iterator[str]:

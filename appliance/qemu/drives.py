@@ -131,7 +131,7 @@ def _controller(spec: VmSpec, disk: VmDisk, controller: str, iothread: str | Non
     if disk.bus == "sata":
         yield from devices.add("ich9-ahci", "ahci0")
     else:
-        yield from devices.add(SCSI_CONTROLLERS[spec.scsi_controller], controller, iothread=iothread)
+        yield from devices.add(SCSI_CONTROLLERS[spec.scsi_controller], controller, {"iothread": iothread})
 
 
 def _device(

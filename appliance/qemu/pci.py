@@ -23,6 +23,7 @@ _FIXED = {
     "panic": 0x19,
     "serial1": 0x1A,
     "serial2": 0x1B,
+    "serial3": 0x04,
 }
 _BRIDGE_ADDRESS = {BRIDGE_NET: 0x1E, BRIDGE_BLOCK: 0x1D, BRIDGE_SCSI: 0x1C}
 
