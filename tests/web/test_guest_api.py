@@ -341,7 +341,7 @@ async def test_a_running_guest_is_removed_only_by_force(site: GuestSite, kind: G
 
 async def test_cloud_init_is_shown_without_the_password(site: GuestSite) -> None:
     path = define(site, GuestKind.QEMU, ide2="local:100/vm-100-cloudinit.raw,media=cdrom", ciuser="debian",
-                  cipassword="secret", ipconfig0="ip=dhcp", net0="virtio=BC:24:11:00:00:01", name="web")  # fmt: skip
+                  cipassword="secret", ipconfig0="ip=dhcp", net0="virtio=BC:24:11:00:00:01,bridge=vmbr0", name="web")  # fmt: skip
     rows = {row["key"]: row["value"] for row in await site.get(f"{path}/cloudinit")}
     assert rows == {"ciuser": "debian", "cipassword": "**********", "ipconfig0": "ip=dhcp", "name": "web"}
     assert await site.do("PUT", f"{path}/cloudinit") is None

@@ -14,7 +14,7 @@ from appliance.model.guest import CtMount, CtSpec, GuestId, GuestKind, NicSpec
 from appliance.services.guest_config.ct_schema import CT_KEYS
 from appliance.services.guest_config.disks import DiskConfig, disks
 from appliance.services.guest_config.parsing import parse_one
-from appliance.services.guest_config.values import is_true
+from appliance.services.guest_config.values import NOT_SUPPORTED, is_true
 from appliance.services.guest_config.volumes import EmptyTray, Existing
 
 _FEATURES = ("nesting", "keyctl", "fuse")
@@ -99,11 +99,13 @@ def _nics(config: Mapping[str, str]) -> tuple[NicSpec, ...]:
 
 def _nic(slot: str, values: Mapping[str, str]) -> NicSpec:
     rate = float(values.get("rate", "0"))
+    if "bridge" not in values:
+        raise InvalidParameter({slot: f"a bridge is needed: interfaces without one are {NOT_SUPPORTED}"})
     return NicSpec(
         slot=slot,
         model="veth",
         mac=values.get("hwaddr", ""),
-        bridge=values.get("bridge", ""),
+        bridge=values["bridge"],
         firewall=is_true(values.get("firewall", "0")),
         vlan=int(values["tag"]) if "tag" in values else None,
         rate_mbyte_s=rate if rate > 0 else None,

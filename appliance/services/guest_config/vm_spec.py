@@ -15,7 +15,7 @@ from appliance.services.guest_config.boot import boot_order
 from appliance.services.guest_config.disks import DiskConfig, disks
 from appliance.services.guest_config.formats import decode, ssh_key_lines
 from appliance.services.guest_config.parsing import parse_one
-from appliance.services.guest_config.values import is_true
+from appliance.services.guest_config.values import NOT_SUPPORTED, is_true
 from appliance.services.guest_config.vm_devices import DISK_BUSES
 from appliance.services.guest_config.vm_schema import VM_KEYS
 from appliance.services.guest_config.volumes import EmptyTray, Existing
@@ -170,11 +170,13 @@ def _disk(disk: DiskConfig) -> VmDisk:
 def _nic(config: Mapping[str, str], slot: str) -> NicSpec:
     values = parse_one(GuestKind.QEMU, slot, config[slot])
     rate = values.get("rate", "0")
+    if "bridge" not in values:
+        raise InvalidParameter({slot: f"a bridge is needed: user-mode networking is {NOT_SUPPORTED}"})
     return NicSpec(
         slot=slot,
         model=values["model"],
         mac=values.get("macaddr", ""),
-        bridge=values.get("bridge", ""),
+        bridge=values["bridge"],
         firewall=is_true(values.get("firewall", "0")),
         vlan=int(values["tag"]) if "tag" in values else None,
         rate_mbyte_s=float(rate) if float(rate) > 0 else None,

@@ -39,7 +39,7 @@ PASSWORD_LENGTH_MIN = 5
 class ListParams(NodeParams, kw_only=True):
     """How much to tell; figures are always there, they cost nothing here."""
 
-    full: Annotated[PveBool, Meta(description="all figures; always so here")] = False
+    full: Annotated[PveBool, Meta(description="also whether a VM has a serial port")] = False
 
 
 class CreateParams(NodeParams, kw_only=True):
@@ -112,8 +112,9 @@ def declare(api: Resource, kind: GuestKind) -> None:
     async def list_guests(call: Call, params: ListParams) -> list[dict[str, object]]:
         """Those the caller may see (VM.Audit)."""
         guests = call.services.guests
+        look_inside = params.full and kind is GuestKind.QEMU
         return [
-            list_row(guest, has_serial=has_serial(guests.config(guest.guest_id)[0]))
+            list_row(guest, has_serial=look_inside and has_serial(guests.config(guest.guest_id)[0]))
             for guest in guests.list(kind)
             if call.has(f"/vms/{guest.guest_id}", "VM.Audit")
         ]

@@ -51,8 +51,9 @@ def test_a_mount_path_cannot_leave_the_container_or_hide_its_root(path: str) -> 
     ("raw", "key"),
     [
         ({"mp0": "local:1,mp=/a", "mp1": "local:1,mp=/a/"}, "mp1"),
-        ({"net0": "name=eth0", "net1": "name=eth0"}, "net0"),
-        ({"net0": "name=lo"}, "net0"),
+        ({"net0": "name=eth0,bridge=vmbr0", "net1": "name=eth0,bridge=vmbr0"}, "net0"),
+        ({"net0": "name=lo,bridge=vmbr0"}, "net0"),
+        ({"net0": "name=eth0"}, "net0"),
         ({"rootfs": "none"}, "rootfs"),
         ({"rootfs": "local:0"}, "rootfs"),
         ({"entrypoint": "'unclosed"}, "entrypoint"),

@@ -10,6 +10,7 @@ from appliance.services import guest_config
 
 VM = GuestKind.QEMU
 MAC = "BC:24:11:00:00:01"
+NIC = f"virtio={MAC},bridge=vmbr0"
 
 
 def spec_of(**raw: object) -> VmSpec:
@@ -37,15 +38,15 @@ def test_the_defaults_are_those_of_pve() -> None:
 
 def test_the_default_boot_order_is_first_disk_then_cdrom_then_nic() -> None:
     spec = spec_of(
-        net1=f"virtio={MAC}", net0=f"virtio={MAC}", sata0="local:8", scsi2="local:8", ide2="none,media=cdrom",
+        net1=NIC, net0=NIC, sata0="local:8", scsi2="local:8", ide2="none,media=cdrom",
         ide0="local:cloudinit",
     )  # fmt: skip
     assert spec.boot_order == ("scsi2", "ide2", "net0")
 
 
 def test_a_given_boot_order_holds_and_forgets_devices_that_are_gone() -> None:
-    assert spec_of(boot="order=net0;scsi0;sata1", scsi0="local:8", net0="virtio").boot_order == ("net0", "scsi0")
-    assert spec_of(boot="dcn", scsi0="local:8", ide2="cdrom", net0="virtio").boot_order == ("ide2", "scsi0", "net0")
+    assert spec_of(boot="order=net0;scsi0;sata1", scsi0="local:8", net0=NIC).boot_order == ("net0", "scsi0")
+    assert spec_of(boot="dcn", scsi0="local:8", ide2="cdrom", net0=NIC).boot_order == ("ide2", "scsi0", "net0")
     assert spec_of(boot="c", bootdisk="virtio0", scsi0="local:8", virtio0="local:8").boot_order == ("virtio0",)
 
 
@@ -123,7 +124,7 @@ def test_another_architecture_has_its_own_machine_and_firmware() -> None:
 @pytest.mark.parametrize(
     ("raw", "key"),
     [({"balloon": "1024", "memory": "512"}, "balloon"), ({"vcpus": "3", "cores": "2"}, "vcpus"),
-     ({"sockets": "64", "cores": "8192"}, "cores"), ({"args": "'unclosed"}, "args")],
+     ({"net0": "virtio"}, "net0"), ({"sockets": "64", "cores": "8192"}, "cores"), ({"args": "'unclosed"}, "args")],
 )  # fmt: skip
 def test_rules_between_keys_name_the_key(raw: dict[str, object], key: str) -> None:
     assert list(refused(**raw)) == [key]
