@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 COOKIE = "PVEAuthCookie"
-TOKEN_SCHEME = "PVEAPIToken="  # noqa: S105  the header's scheme, not a secret
+TOKEN_SCHEME = "PVEAPIToken"  # noqa: S105  the header's scheme, not a secret
 LOCAL_ADMIN = Identity("root@pam")
 REASON_LIMIT = 200
 _NOT_IN_A_REASON = re.compile(r"[^\x20-\x7e]+")
@@ -80,15 +80,15 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
             raise
         return _reply(request, HTTPStatus(error.status), error.reason, {})
     except ApplianceError as error:
-        if (upgraded := request.get(keys.UPGRADED)) is not None:
-            return upgraded
+        if keys.UPGRADED in request:
+            return request[keys.UPGRADED]
         return _reply_to(request, error)
     except (ConnectionResetError, BrokenPipeError):
         raise  # the client went away: aiohttp closes quietly
     except Exception as error:
         log.exception("request %s: %s %s failed", request[keys.REQUEST_ID], request.method, request.path)
-        if (upgraded := request.get(keys.UPGRADED)) is not None:
-            return upgraded
+        if keys.UPGRADED in request:
+            return request[keys.UPGRADED]
         text = f"internal error in request {request[keys.REQUEST_ID]}: {type(error).__name__}"
         return _reply(request, HTTPStatus.INTERNAL_SERVER_ERROR, text, {})
 
@@ -116,10 +116,13 @@ def reason_phrase(text: str) -> str:
 
 
 def check_origin(request: web.Request, caller: keys.Caller) -> None:
-    """A browser lets any site open a websocket with our cookie: its Origin must be ours. Raises `PermissionDenied`."""
+    """A browser lets any site open a websocket with our cookie: its Origin must be ours. Raises `PermissionDenied`.
+
+    Browsers always send an Origin with a websocket (RFC 6455 §4.1); PVE's other clients send none and may pass.
+    """
     origin = request.headers.get("Origin")
-    if caller.ticket and (origin is None or origin.partition("://")[2] != request.host):
-        raise PermissionDenied(f"websocket from another origin: {reason_phrase(origin or 'none given')}")
+    if caller.ticket and origin is not None and origin.partition("://")[2] != request.host:
+        raise PermissionDenied(f"websocket from another origin: {reason_phrase(origin)}")
 
 
 async def _caller_of(request: web.Request) -> keys.Caller:

@@ -72,7 +72,7 @@ def _render(table: ApiTable, directory: str) -> str:
 def build_document(methods: Sequence[Method]) -> Schema:
     """The whole document as plain data."""
     types = [method.params for method in methods] + [method.returns for method in methods if method.returns]
-    schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
+    schemas, components = msgspec.json.schema_components(types, ref_template=_REF, schema_hook=_anything)
     by_type: list[Schema] = [dict(schema) for schema in schemas]
     of_params, of_returns = by_type[: len(methods)], iter(by_type[len(methods) :])
     paths: dict[str, Schema] = {}
@@ -114,6 +114,11 @@ def build_document(methods: Sequence[Method]) -> Schema:
             },
         },
     }
+
+
+def _anything(declared: type) -> Schema:
+    """A type JSON schema has no word for (`object`). msgspec takes an empty schema for a refusal."""
+    return {"description": "any value"}
 
 
 def _operation(method: Method, properties: Mapping[str, Schema], returned: Schema) -> Schema:

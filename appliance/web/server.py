@@ -9,7 +9,10 @@ import logging
 import os
 import socket
 import ssl
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from aiohttp import web
 
@@ -21,6 +24,7 @@ SOCKET_NAME = "api.sock"
 BACKLOG = 512
 KEEPALIVE_TIMEOUT_S = 75.0
 SHUTDOWN_TIMEOUT_S = 8.0
+GOODBYE_TIMEOUT_S = 0.2
 PROBE_TIMEOUT_S = 1.0
 
 
@@ -56,10 +60,28 @@ class Server:
 
     async def close(self) -> None:
         """Stop listening, close websockets, wait for requests in flight, remove the socket's file."""
+        transports = self._transports()
         await self._runner.cleanup()
+        await _hang_up(transports)
         if self._socket_path is not None:
             await asyncio.to_thread(self._socket_path.unlink, missing_ok=True)
             self._socket_path = None
+
+
+    def _transports(self) -> list[asyncio.Transport]:
+        handlers = self._runner.server.connections if self._runner.server is not None else []
+        # uvloop's TLS transports are Transports in all but class
+        return [cast(asyncio.Transport, handler.transport) for handler in handlers if handler.transport is not None]
+
+
+async def _hang_up(transports: Sequence[asyncio.Transport]) -> None:
+    """Cut what is still open: a TLS transport waits for the peer's farewell, and the loop would wait for it on closing."""
+    deadline = time.monotonic() + GOODBYE_TIMEOUT_S
+    while any(not transport.is_closing() for transport in transports) and time.monotonic() < deadline:
+        await asyncio.sleep(GOODBYE_TIMEOUT_S / 20)
+    for transport in transports:
+        transport.abort()
+    await asyncio.sleep(0)
 
 
 def _tcp_socket(host: str, port: int) -> socket.socket:

@@ -40,7 +40,8 @@ class FakeAccess:
         self.admins = {"admin@pve", "root@pam"}
         self.grants: dict[tuple[str, str], frozenset[str]] = {}
         self.checked: list[tuple[str, tuple[str, ...]]] = []
-        self.pools: list[str] = []
+        self.pool_names: list[str] = []
+        self.pools = SimpleNamespace(visible=lambda caller: [(name, None) for name in self.pool_names])
 
     def ticket(self, user: str) -> str:
         return f"PVE:{user}:6543ABCD::c2ln+/=="
@@ -86,9 +87,6 @@ class FakeAccess:
         if kind != "PVEVNC" or ticket != f"PVEVNC:{owner}:6543ABCD::{path}":
             raise NotAuthenticated("invalid console ticket")
         return parse_auth_id(owner)
-
-    def pool_names(self) -> Sequence[str]:
-        return self.pools
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +184,7 @@ class FakeTasks:
             await self.ends[upid].wait()
         return self.infos[upid]
 
-    async def read_log(self, upid: str, *, start: int = 0, limit: int = 50) -> tuple[list[str], int]:
+    async def read_log(self, upid: str, *, start: int = 0, limit: int = 50) -> tuple[Sequence[str], int]:
         lines = self.logs[upid]
         return lines[start : start + limit], len(lines)
 

@@ -130,7 +130,7 @@ async def test_a_form_a_json_body_and_a_query_mean_the_same(client: Client) -> N
     expected = {"data": {"vmid": 100, "force": 1, "cores": 2, "node": NODE}}
     for given in ({"data": {"force": "on", "cores": "2"}}, {"json": {"force": True, "cores": 2}},
                   {"params": {"force": "1", "cores": "2"}}):  # fmt: skip
-        async with client.post(path, headers=ADMIN, **given) as reply:  # type: ignore[arg-type]  # three ways to say it
+        async with client.post(path, headers=ADMIN, **given) as reply:
             assert (reply.status, await reply.json()) == (200, expected)
     form = FormData({"force": "yes", "cores": "2"}, default_to_multipart=True)
     async with client.post(path, headers=ADMIN, data=form) as reply:

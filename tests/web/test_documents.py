@@ -73,7 +73,7 @@ def test_replies_say_booleans_as_numbers(document: Document) -> None:
 
 
 def test_open_methods_say_so(document: Document) -> None:
-    assert document["paths"]["/api2/json/access/vncticket"]["post"]["security"] == []
+    assert document["paths"]["/api2/json/access/ticket"]["post"]["security"] == []
     assert "security" not in document["paths"]["/api2/json/version"]["get"]
 
 

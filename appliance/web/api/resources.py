@@ -167,18 +167,19 @@ async def _storage_rows(call: Call) -> list[ResourceRow]:
             type="storage",
             node=call.node,
             storage=storage.storage_id,
-            status="available",
+            status="available" if storage.active else "unknown",
             plugintype=storage.kind,
             content=",".join(sorted(storage.content_types)),
-            shared=0,
+            shared=int(storage.document.shared),
         )
+        if (usage := call.services.storage.cached_usage(storage.storage_id)) is not None:
+            row.disk, row.maxdisk = usage.used_bytes, usage.total_bytes
         rows.append(row)
     return rows
 
 
 def _pool_rows(call: Call) -> list[ResourceRow]:
     return [
-        ResourceRow(id=f"/pool/{pool}", type="pool", pool=pool)
-        for pool in call.services.access.pool_names()
-        if call.has(f"/pool/{pool}", "Pool.Audit")
+        ResourceRow(id=f"/pool/{name}", type="pool", pool=name)
+        for name, _ in call.services.access.pools.visible(call.identity)
     ]

@@ -1,12 +1,13 @@
 """Console tickets and the websockets they open: termproxy (text), vncproxy (RFB), vncwebsocket (either).
 
-A ticket is bound to one guest and one of its consoles, lives for seconds, and works for the one who asked for it.
+A ticket is bound to one guest, lives for seconds, and works for the one who asked for it. Which of the guest's consoles
+it was asked for travels as the port number that PVE's clients hand on: everything here shares the one HTTPS port.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
@@ -17,7 +18,7 @@ from appliance.errors import InvalidParameter, NotAuthenticated, Unsupported
 from appliance.model.guest import GuestId, GuestKind
 from appliance.services.identity import Identity
 from appliance.web import keys, middleware
-from appliance.web.registry import ANYONE, Allow, Call, GuestParams, PveBool, PveList, Resource
+from appliance.web.registry import Allow, Call, GuestParams, PveBool, Resource
 from appliance.web.ws import console
 
 if TYPE_CHECKING:
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
 api = Resource()
 
 MAY_OPEN = Allow("/vms/{vmid}", "VM.Console")
-PORT = 5900
-"""PVE's clients hand this number from the ticket to the websocket; here all consoles share the one HTTPS port."""
 DISPLAY = "vnc"
 CT_CONSOLE = "console"
 SERIALS = ("serial0", "serial1", "serial2", "serial3")
+PORTS = {DISPLAY: 5900, **{name: 5901 + i for i, name in enumerate(SERIALS)}, CT_CONSOLE: 5910}
+NAMES = {port: name for name, port in PORTS.items()}
 
 
 class Ticket(msgspec.Struct, kw_only=True):
@@ -61,18 +62,8 @@ class VncParams(GuestParams, kw_only=True):
 class SocketParams(GuestParams, kw_only=True):
     """What the ticket's reply said."""
 
-    port: Annotated[int, Meta(ge=5900, le=5999)] = PORT
+    port: Annotated[int, Meta(ge=5900, le=5999, description="what the ticket's reply said")]
     vncticket: Annotated[str, Meta(max_length=512, description="the ticket")]
-
-
-class VerifyParams(msgspec.Struct, kw_only=True):
-    """A ticket and what it should allow."""
-
-    authid: Annotated[str, Meta(max_length=130)]
-    path: Annotated[str, Meta(max_length=64)]
-    privs: PveList
-    vncticket: Annotated[str, Meta(max_length=512)]
-    port: int | None = None
 
 
 @api.post(
@@ -110,10 +101,11 @@ async def open_ct_display(call: Call, params: VncParams) -> None:
 async def vm_websocket(call: Call, params: SocketParams) -> web.StreamResponse:
     """Which protocol is spoken follows from the ticket."""
     call.services.guests.get(GuestId(params.vmid), GuestKind.QEMU)
-    name, ticket_of = _judge(call, params.vmid, params.vncticket, (*SERIALS, DISPLAY))
+    name = _name_of(params.port, (DISPLAY, *SERIALS))
+    owner = _owner_of(call, params)
     if name == DISPLAY:
         return await _display(call, GuestId(params.vmid))
-    return await _terminal(call, GuestId(params.vmid), name, ticket_of)
+    return await _terminal(call, GuestId(params.vmid), name, owner)
 
 
 @api.get("/nodes/{node}/lxc/{vmid}/vncwebsocket", summary="A container's console (websocket)", allow=MAY_OPEN,
@@ -121,18 +113,8 @@ async def vm_websocket(call: Call, params: SocketParams) -> web.StreamResponse:
 async def ct_websocket(call: Call, params: SocketParams) -> web.StreamResponse:
     """Speaks the terminal's packet protocol."""
     call.services.guests.get(GuestId(params.vmid), GuestKind.LXC)
-    name, ticket_of = _judge(call, params.vmid, params.vncticket, (CT_CONSOLE,))
-    return await _terminal(call, GuestId(params.vmid), name, ticket_of)
-
-
-@api.post("/access/vncticket", summary="Verify a console ticket", allow=ANYONE)
-async def verify_ticket(call: Call, params: VerifyParams) -> None:
-    """Refused unless the ticket is valid, belongs to `authid` for the ACL path, and `authid` has `privs` there."""
-    access = call.services.access
-    identity = _owner(call, params.path, params.vncticket, (*SERIALS, DISPLAY, CT_CONSOLE))[1]
-    if identity.auth_id != params.authid:
-        raise NotAuthenticated("invalid console ticket")
-    access.check(identity, params.path, *params.privs)
+    name = _name_of(params.port, (CT_CONSOLE,))
+    return await _terminal(call, GuestId(params.vmid), name, _owner_of(call, params))
 
 
 async def _ticket(call: Call, kind: GuestKind, vmid: int, name: str) -> Ticket:
@@ -143,32 +125,32 @@ async def _ticket(call: Call, kind: GuestKind, vmid: int, name: str) -> Ticket:
         task.log(f"{guest.kind.prefix} {vmid}: ticket for {name} given to {call.user} at {call.remote}")
 
     upid = await call.services.tasks.run(job, object_id=str(guest.guest_id), user=call.user, work=work)
-    ticket = call.services.access.console_ticket(call.identity, f"/vms/{vmid}/{name}")
-    return Ticket(user=call.user, ticket=ticket, port=PORT, upid=upid)
+    ticket = call.services.access.console_ticket(call.identity, f"/vms/{vmid}")
+    return Ticket(user=call.user, ticket=ticket, port=PORTS[name], upid=upid)
 
 
-def _owner(call: Call, path: str, ticket: str, names: tuple[str, ...]) -> tuple[str, Identity]:
-    """The console a ticket is for, and whose it is. Raises `NotAuthenticated`."""
-    for name in names:
-        with contextlib.suppress(NotAuthenticated):
-            return name, call.services.access.verify_console_ticket(ticket, f"{path}/{name}")
-    raise NotAuthenticated("invalid console ticket")
+def _name_of(port: int, names: Collection[str]) -> str:
+    name = NAMES.get(port, "")
+    if name not in names:
+        raise InvalidParameter({"port": f"{port} is no console of this guest"})
+    return name
 
 
-def _judge(call: Call, vmid: int, ticket: str, names: tuple[str, ...]) -> tuple[str, Identity]:
+def _owner_of(call: Call, params: SocketParams) -> Identity:
+    """Whose ticket it is, once everything that can be refused before the upgrade has been looked at."""
     middleware.check_origin(call.request, call.request[keys.CALLER])
     if not console.new_socket().can_prepare(call.request):
         raise InvalidParameter({"upgrade": "a websocket is expected"})
-    name, owner = _owner(call, f"/vms/{vmid}", ticket, names)
+    owner = call.services.access.verify_console_ticket(params.vncticket, f"/vms/{params.vmid}")
     if owner.user != call.identity.user:
         raise NotAuthenticated("invalid console ticket")
-    return name, owner
+    return owner
 
 
 async def _terminal(call: Call, guest_id: GuestId, name: str, owner: Identity) -> web.StreamResponse:
     def accept(user: str, ticket: str) -> bool:
         try:
-            verified = call.services.access.verify_console_ticket(ticket, f"/vms/{guest_id}/{name}")
+            verified = call.services.access.verify_console_ticket(ticket, f"/vms/{guest_id}")
         except NotAuthenticated:
             return False
         return verified == owner and user in (owner.user, owner.auth_id)

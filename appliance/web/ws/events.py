@@ -139,6 +139,8 @@ def describe(event: bus.Event) -> dict[str, object]:
             return _guest("guest-list", event) | {"exists": event.exists}
         case bus.GuestStatsSampled():
             return {"type": "guest-stats"}
+        case bus.NodeStatsSampled():
+            return {"type": "node-stats"}
         case bus.TaskStarted():
             return {"type": "task-started", "upid": event.upid}
         case bus.TaskProgressed():
