@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from appliance.errors import InvalidParameter
 from appliance.model.guest import CloudInitSpec, GuestId, GuestKind, NicSpec, VmDisk, VmSpec
@@ -16,7 +16,6 @@ from appliance.services.guest_config.disks import DiskConfig, disks
 from appliance.services.guest_config.formats import decode, ssh_key_lines
 from appliance.services.guest_config.parsing import parse_one
 from appliance.services.guest_config.values import NOT_SUPPORTED, is_true
-from appliance.services.guest_config.vm_devices import DISK_BUSES
 from appliance.services.guest_config.vm_schema import VM_KEYS
 from appliance.services.guest_config.volumes import EmptyTray, Existing
 
@@ -62,7 +61,8 @@ def to_vm_spec(guest_id: int, config: Mapping[str, str]) -> VmSpec:
         nics=tuple(_nic(config, slot) for slot in _slots(config, "net")),
         serials=tuple(int(slot[len("serial") :]) for slot in _slots(config, "serial")),
         display=_part(config, "vga").get("type", "std"),
-        boot_order=_checked_boot_order(config),
+        # as PVE does: devices of the order that are gone are passed over
+        boot_order=tuple(slot for slot in _boot_slots(config, found.values()) if slot in config),
         rng="rng0" in config,
         agent=is_true(_part(config, "agent").get("enabled", "0")),
         acpi=is_true(_text(config, "acpi")),
@@ -77,8 +77,11 @@ def to_vm_spec(guest_id: int, config: Mapping[str, str]) -> VmSpec:
 
 def boot_slots(config: Mapping[str, str]) -> tuple[str, ...]:
     """The boot order in slots. Raises `InvalidParameter` for a disk text that cannot be read."""
-    found = [disk for disk in disks(GuestKind.QEMU, config) if not disk.is_unused and disk.slot != "efidisk0"]
-    found.sort(key=lambda disk: _bus_rank(disk.slot))
+    return _boot_slots(config, [disk for disk in disks(GuestKind.QEMU, config) if not disk.is_unused])
+
+
+def _boot_slots(config: Mapping[str, str], in_order: Iterable[DiskConfig]) -> tuple[str, ...]:
+    found = [disk for disk in in_order if disk.slot != "efidisk0"]
     return boot_order(
         config.get("boot", ""),
         bootdisk=config.get("bootdisk", ""),
@@ -104,10 +107,6 @@ def _part(config: Mapping[str, str], name: str) -> dict[str, str]:
 def _slots(config: Mapping[str, str], family: str) -> list[str]:
     names = (name for name in config if name.startswith(family) and name[len(family) :].isdecimal())
     return sorted(names, key=lambda name: int(name[len(family) :]))
-
-
-def _bus_rank(slot: str) -> int:
-    return next((rank for rank, bus in enumerate(DISK_BUSES) if slot.startswith(bus)), len(DISK_BUSES))
 
 
 def _machine(config: Mapping[str, str], arch: str) -> str:
@@ -184,11 +183,6 @@ def _nic(config: Mapping[str, str], slot: str) -> NicSpec:
         link_down=is_true(values.get("link_down", "0")),
         queues=max(1, int(values.get("queues", "1"))),
     )
-
-
-def _checked_boot_order(config: Mapping[str, str]) -> tuple[str, ...]:
-    # PVE ignores devices of the order that do not exist (any more): so does a machine's firmware
-    return tuple(slot for slot in boot_slots(config) if slot in config)
 
 
 def _cloud_init(config: Mapping[str, str]) -> CloudInitSpec:

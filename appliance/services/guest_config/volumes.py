@@ -11,6 +11,7 @@ Paths on the host are refused: a volume belongs to a storage, which answers for 
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -75,6 +76,7 @@ class EmptyTray:
 VolumeRef = Existing | Allocate | Import | CloudInitDrive | EmptyTray
 
 
+@functools.lru_cache(maxsize=4096)  # a list of a thousand guests reads the same few thousand names again and again
 def parse_volume(text: str, *, import_from: str = "") -> VolumeRef:
     """What `text` (the `file` or `volume` of a disk) means. Raises `ValueError`."""
     if text in ("none", "cdrom"):
