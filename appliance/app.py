@@ -130,7 +130,7 @@ class App:
             templates=templates,
         )
         tls = (await identity).context()
-        static = await asyncio.to_thread(StaticFiles, config.static_dir)
+        static = await asyncio.to_thread(StaticFiles.scan, config.static_dir)
         server = Server(build_application(services, static=static))
         self._on_close("web server", 15, server.close)
         await server.start(

@@ -18,10 +18,19 @@ from blockbuster import BlockBuster
 
 from tests.leaks import Snapshot
 
+TESTS = Path(__file__).resolve().parent
+
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Tests run on the loop the product runs on."""
     return {"uvloop": uvloop.new_event_loop}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that run whole appliances go to one worker: their guests' VMIDs, and so interface names, would meet."""
+    for item in items:
+        if item.path.is_relative_to(TESTS / "e2e") or item.path.is_relative_to(TESTS / "browser"):
+            item.add_marker(pytest.mark.xdist_group("appliance"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -245,10 +245,10 @@ class GuestService:
         async def grow(guest: GuestRuntime, task: TaskHandle) -> None:
             disk, volume, target = self._disk_to_resize(guest, slot, size)
             task.log(f"{slot}: {guest_config.format_size(disk.size_bytes)} -> {guest_config.format_size(target)}")
-            if guest.running is not None:
-                await guest.running.resize_disk(slot, target)
-            else:
+            if guest.running is None or kind is GuestKind.LXC:
                 await self._storage.backend(volume.storage).resize(volume, target)
+            if guest.running is not None:  # QEMU grows its image itself; a container's file system grows under it
+                await guest.running.resize_disk(slot, target)
             text = guest_config.print_disk(kind, disk, volume, target)
             config = {**guest.stored.record.config, slot: text}
             await self._inventory.table.replace(guest.stored, config=config)

@@ -7,7 +7,7 @@ import tarfile
 from pathlib import Path
 
 APPLETS = (
-    "cat", "echo", "head", "hostname", "ip", "ls", "mount", "poweroff", "ps", "reboot", "sh", "sleep", "stty", "udhcpc", "yes",
+    "cat", "df", "echo", "head", "hostname", "ip", "ls", "mount", "poweroff", "ps", "reboot", "sh", "sleep", "stty", "tail", "udhcpc", "yes",
 )  # fmt: skip
 
 

@@ -36,7 +36,8 @@ def test_a_wrong_password_is_refused(appliance: Appliance) -> None:
 
 def test_a_vm_goes_through_its_life(appliance: Appliance, api: Any) -> None:
     node = appliance.node(api)
-    vmid = api.cluster.nextid.get()
+    vmid = 610
+    assert str(api.cluster.nextid.get(vmid=vmid)) == str(vmid)
     upid = node.qemu.post(
         vmid=vmid,
         name="life",
@@ -71,7 +72,7 @@ def test_a_vm_goes_through_its_life(appliance: Appliance, api: Any) -> None:
 
 def test_a_container_goes_through_its_life(appliance: Appliance, api: Any, template: str) -> None:
     node = appliance.node(api)
-    vmid = api.cluster.nextid.get()
+    vmid = 611
     net0 = f"name=eth0,bridge={appliance.bridge},ip=manual"
     appliance.finish(
         api, node.lxc.post(vmid=vmid, hostname="life", ostemplate=template, rootfs="local:0.1", memory=64, net0=net0)
@@ -83,8 +84,12 @@ def test_a_container_goes_through_its_life(appliance: Appliance, api: Any, templ
     with appliance.terminal(api, f"lxc/{vmid}") as console:
         console.type("echo $((6*7))-$(cat /proc/sys/kernel/hostname)\n")
         console.wait_for("42-life", timeout_s=20)
+    appliance.finish(api, container.resize.put(disk="rootfs", size="+40M"))  # while it runs
+    with appliance.terminal(api, f"lxc/{vmid}") as console:
+        console.type("df -m / | tail -n 1\n")
+        console.wait_for(r"\s1[23]\d\s", timeout_s=20)
     appliance.finish(api, container.status.stop.post())
-    appliance.finish(api, container.resize.put(disk="rootfs", size="+10M"))
+    appliance.finish(api, container.resize.put(disk="rootfs", size="+10M"))  # and while it does not
     appliance.finish(api, container.status.start.post())
     with pytest.raises(ResourceException, match="running"):
         container.delete()
