@@ -1,0 +1,184 @@
+"""What each part of a page shows, as plain values for its template. One function a part; permissions are the viewer's.
+
+The same functions serve whole pages and the fragments pushed when something changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from appliance.errors import ApplianceError, HostError
+from appliance.model.guest import GuestKind, GuestState
+from appliance.model.volume import ContentType
+from appliance.services import guest_config
+from appliance.web.pages.viewer import Viewer, kind_word
+
+if TYPE_CHECKING:
+    from appliance.services.guest_view import GuestView
+
+Context = dict[str, object]
+
+CONTENT_WORDS: Final[Mapping[ContentType, str]] = {
+    ContentType.IMAGES: "VM disks",
+    ContentType.ROOTDIR: "Container disks",
+    ContentType.ISO: "ISO images",
+    ContentType.VZTMPL: "Container templates",
+    ContentType.IMPORT: "Disk images",
+    ContentType.BACKUP: "Backups",
+    ContentType.SNIPPETS: "Snippets",
+}
+UPLOADABLE = (ContentType.ISO, ContentType.VZTMPL, ContentType.IMPORT, ContentType.SNIPPETS)
+GUEST_TASKS = 100
+LABELS: Final[Mapping[str, str]] = {
+    "name": "Name", "hostname": "Host name", "cores": "Cores", "sockets": "Sockets", "memory": "Memory (MiB)",
+    "swap": "Swap (MiB)", "balloon": "Balloon minimum (MiB)", "cpu": "CPU type", "cpulimit": "CPU limit",
+    "cpuunits": "CPU weight", "onboot": "Start at boot", "startup": "Start order", "description": "Notes",
+    "tags": "Tags", "boot": "Boot order", "bios": "Firmware", "machine": "Machine", "ostype": "Operating system",
+    "scsihw": "SCSI controller", "agent": "Guest agent", "vga": "Display", "arch": "Architecture",
+    "protection": "Protection", "unprivileged": "Unprivileged", "features": "Features", "rootfs": "Root disk",
+    "ciuser": "Cloud-init user", "cipassword": "Cloud-init password", "sshkeys": "SSH keys",
+    "ciupgrade": "Cloud-init upgrade", "nameserver": "DNS servers", "searchdomain": "DNS domain", "efidisk0": "EFI disk",
+    "smbios1": "SMBIOS", "vmgenid": "Generation id", "meta": "Creation", "rng0": "Random numbers", "tablet": "Tablet",
+    "console": "Console", "tty": "TTYs", "cmode": "Console mode",
+}  # fmt: skip
+_NUMBERED: Final = {
+    "scsi": "Disk", "virtio": "Disk", "sata": "Disk", "ide": "Disk", "net": "Network", "mp": "Mount point",
+    "serial": "Serial port", "unused": "Unused disk", "ipconfig": "IP configuration", "usb": "USB", "hostpci": "PCI",
+}  # fmt: skip
+READ_ONLY_KEYS = frozenset(
+    {"digest", "meta", "vmgenid", "smbios1", "lock", "parent", "arch", "unprivileged", "template"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigRow:
+    """One key of a guest's configuration. `group` orders the table."""
+
+    key: str
+    label: str
+    value: str
+    editable: bool
+    is_disk: bool
+
+
+async def guest_list(viewer: Viewer) -> Context:
+    """Every guest the viewer may see, and how many run."""
+    guests = viewer.guests()
+    return {
+        "guests": guests,
+        "rights": {guest.guest_id: viewer.rights(guest.guest_id) for guest in guests},
+        "node": viewer.node,
+    }
+
+
+def guest_counts(viewer: Viewer) -> Context:
+    """How many there are, and run."""
+    guests = viewer.guests()
+    running = sum(1 for guest in guests if guest.state in (GuestState.RUNNING, GuestState.PAUSED))
+    return {"running": running, "total": len(guests)}
+
+
+def guest_row(viewer: Viewer, guest: GuestView) -> Context:
+    """One row of the list."""
+    return {"guest": guest, "right": viewer.rights(guest.guest_id), "node": viewer.node}
+
+
+def guest_head(viewer: Viewer, guest_id: int) -> Context:
+    """Name, state and actions of a guest."""
+    guest = viewer.guest(guest_id)
+    return {"guest": guest, "right": viewer.rights(guest_id), "node": viewer.node, "kind_word": kind_word(guest.kind)}
+
+
+def guest_config_rows(viewer: Viewer, guest_id: int) -> Context:
+    """The configuration, labelled; hardware first."""
+    guest = viewer.guest(guest_id)
+    config, digest = viewer.services.guests.config(guest.guest_id)
+    rows = [_row(guest.kind, key, value) for key, value in guest_config.masked(config).items()]
+    rows.sort(key=lambda row: (_order(row.key), row.key))
+    return {"guest": guest, "right": viewer.rights(guest_id), "node": viewer.node, "rows": rows, "digest": digest}
+
+
+async def guest_tasks(viewer: Viewer, guest_id: int) -> Context:
+    """The guest's newest tasks."""
+    viewer.guest(guest_id)
+    return {"tasks": await viewer.tasks(guest_id=guest_id, limit=GUEST_TASKS)}
+
+
+async def tasks(viewer: Viewer) -> Context:
+    """The newest tasks, for the drawer."""
+    found = await viewer.tasks()
+    return {"tasks": found, "running_tasks": [task for task in found if task.endtime is None]}
+
+
+async def host(viewer: Viewer) -> Context:
+    """The node's figures; None without the privilege."""
+    return {"status": await viewer.services.node.status() if viewer.sees_node else None}
+
+
+async def node(viewer: Viewer) -> Context:
+    """The node's figures for its own page. Raises `PermissionDenied`."""
+    viewer.require_node()
+    return {"status": await viewer.services.node.status()}
+
+
+async def storage_content(viewer: Viewer, storage_id: str, content: str) -> Context:
+    """The volumes of one content type ("" for all) on a storage. Raises `PermissionDenied`, `NotFound`."""
+    config = viewer.storage(storage_id)
+    wanted = ContentType(content) if content in tuple(ContentType) else None
+    problem, volumes = config.problem, []
+    if config.enabled and not problem:
+        try:
+            found = await viewer.services.storage.content(storage_id, wanted)
+            volumes = [info for info in found if viewer.sees_volume(info)]
+        except ApplianceError as error:
+            problem = error.message
+    volumes.sort(key=lambda info: (info.content, str(info.volume_id)))
+    path = f"/storage/{storage_id}"
+    may_write = viewer.may(path, "Datastore.AllocateTemplate") or viewer.may(path, "Datastore.Allocate")
+    return {
+        "storage": config,
+        "volumes": volumes,
+        "problem": problem,
+        "content": wanted,
+        "content_words": CONTENT_WORDS,
+        "may_write": may_write,
+        "node": viewer.node,
+        "usage": await _usage(viewer, storage_id) if not problem and config.enabled else None,
+    }
+
+
+async def _usage(viewer: Viewer, storage_id: str) -> object | None:
+    try:
+        return await viewer.services.storage.usage(storage_id)
+    except HostError:  # the page goes on without the meter
+        return None
+
+
+def label_of(key: str) -> str:
+    """A configuration key for people: "scsi0" is "Disk (scsi0)"."""
+    if key in LABELS:
+        return LABELS[key]
+    stem = key.rstrip("0123456789")
+    return f"{_NUMBERED[stem]} ({key})" if stem in _NUMBERED else key
+
+
+def _row(kind: GuestKind, key: str, value: str) -> ConfigRow:
+    is_disk = guest_config.is_disk_slot(kind, key) and "media=cdrom" not in value and "cloudinit" not in value
+    return ConfigRow(
+        key=key,
+        label=label_of(key),
+        value=value,
+        editable=key not in READ_ONLY_KEYS and not key.startswith("unused"),
+        is_disk=is_disk and not key.startswith(("efidisk", "tpmstate", "unused")),
+    )
+
+
+def _order(key: str) -> int:
+    first: Sequence[str] = ("name", "hostname", "cores", "sockets", "cpu", "cpulimit", "memory", "swap", "balloon")
+    if key in first:
+        return first.index(key)
+    stem = key.rstrip("0123456789")
+    later: Sequence[str] = ("rootfs", "scsi", "virtio", "sata", "ide", "mp", "efidisk", "net", "ipconfig", "boot")
+    return 20 + later.index(stem) if stem in later else 50

@@ -1,0 +1,35 @@
+"""Every page of the UI, on one screen. `application.py` adds these beside the API's routes."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from appliance.web.pages import dialogs, guests, places, session
+from appliance.web.ws import page
+
+
+def routes() -> list[web.RouteDef]:
+    """The route table."""
+    return [
+        web.get("/login", session.show_login),
+        web.post("/login", session.log_in),
+        web.post("/logout", session.log_out),
+        web.post("/session/renew", session.renew),
+        web.get("/", guests.show_list),
+        web.get("/guests/{vmid}", guests.show_guest),
+        web.get("/guests/{vmid}/{tab}", guests.show_guest),
+        web.get("/node", places.show_node),
+        web.get("/storage", places.show_storage),
+        web.get("/storage/{storage}", places.show_storage),
+        web.get("/dialogs/create-vm", dialogs.create_vm),
+        web.get("/dialogs/create-ct", dialogs.create_ct),
+        web.get("/dialogs/guest/{vmid}/delete", dialogs.delete_guest),
+        web.get("/dialogs/guest/{vmid}/confirm/{action}", dialogs.confirm),
+        web.get("/dialogs/guest/{vmid}/config/{key}", dialogs.edit_config),
+        web.get("/dialogs/guest/{vmid}/resize/{slot}", dialogs.resize_disk),
+        web.get("/dialogs/storage/{storage}/upload", dialogs.upload),
+        web.get("/dialogs/storage/{storage}/download", dialogs.download),
+        web.get("/dialogs/storage/{storage}/build", dialogs.build_template),
+        web.get("/dialogs/storage/{storage}/delete", dialogs.delete_volume),
+        web.get("/ws/page", page.serve),
+    ]

@@ -1,0 +1,120 @@
+"""Who looks at a page: an identity and what it may see. Every page and every pushed fragment asks here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from appliance.errors import NotFound, PermissionDenied
+from appliance.model.guest import GuestId, GuestKind
+
+if TYPE_CHECKING:
+    from appliance.model.volume import VolumeInfo
+    from appliance.services.guest_view import GuestView
+    from appliance.services.identity import Identity
+    from appliance.services.storage_config import StorageConfig
+    from appliance.services.task_records import TaskInfo
+    from appliance.web.services import Services
+
+STORAGE_PRIVILEGES = ("Datastore.Audit", "Datastore.AllocateSpace", "Datastore.Allocate")
+RECENT_TASKS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class GuestRights:
+    """What the viewer may do with one guest, for showing or hiding buttons; the API decides again."""
+
+    power: bool
+    console: bool
+    configure: bool
+    delete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Viewer:
+    """One identity looking at the services."""
+
+    services: Services
+    identity: Identity
+
+    @property
+    def node(self) -> str:
+        """The node's name."""
+        return self.services.config.node_name
+
+    def may(self, path: str, privilege: str) -> bool:
+        """Whether the privilege is held on the ACL path."""
+        return self.services.access.has(self.identity, path, privilege)
+
+    def guests(self) -> Sequence[GuestView]:
+        """The guests the viewer may see, by id."""
+        return [guest for guest in self.services.guests.list() if self.may(f"/vms/{guest.guest_id}", "VM.Audit")]
+
+    def guest(self, guest_id: int) -> GuestView:
+        """One guest. Raises `PermissionDenied` before `NotFound`: who may not see it does not learn whether it exists."""
+        self._require(f"/vms/{guest_id}", "VM.Audit")
+        return self.services.guests.get(GuestId(guest_id))
+
+    def rights(self, guest_id: int) -> GuestRights:
+        """What buttons to show for a guest."""
+        path = f"/vms/{guest_id}"
+        return GuestRights(
+            power=self.may(path, "VM.PowerMgmt"),
+            console=self.may(path, "VM.Console"),
+            configure=any(self.may(path, f"VM.Config.{word}") for word in ("Options", "CPU", "Memory", "Disk")),
+            delete=self.may(path, "VM.Allocate"),
+        )
+
+    def may_create(self) -> bool:
+        """Whether there is any use in showing the create buttons."""
+        return self.may("/vms", "VM.Allocate")
+
+    @property
+    def sees_node(self) -> bool:
+        """Whether the node's figures may be shown."""
+        return self.may(f"/nodes/{self.node}", "Sys.Audit")
+
+    def require_node(self) -> None:
+        """Raises `PermissionDenied`."""
+        self._require(f"/nodes/{self.node}", "Sys.Audit")
+
+    def storages(self) -> Sequence[StorageConfig]:
+        """The storages the viewer may see."""
+        return [config for config in self.services.storage.storages() if self._sees_storage(config.storage_id)]
+
+    def storage(self, storage_id: str) -> StorageConfig:
+        """One storage. Raises `PermissionDenied`, `NotFound`."""
+        if not self._sees_storage(storage_id):
+            self._require(f"/storage/{storage_id}", "Datastore.Audit")
+        return self.services.storage.storage(storage_id)
+
+    def sees_volume(self, info: VolumeInfo) -> bool:
+        """Guests' disks are seen by who may see the guest; everything else by who may see the storage."""
+        if info.guest_id is None or self.may(f"/storage/{info.volume_id.storage}", "Datastore.Allocate"):
+            return True
+        return any(self.may(f"/vms/{info.guest_id}", name) for name in ("VM.Audit", "VM.Config.Disk"))
+
+    async def tasks(self, *, guest_id: int | None = None, limit: int = RECENT_TASKS) -> Sequence[TaskInfo]:
+        """The newest tasks: everybody's with Sys.Audit on the node, else one's own."""
+        user = None if self.sees_node else self.identity.user
+        return await self.services.tasks.list(guest_id=guest_id, limit=limit, user=user)
+
+    async def task(self, upid: str) -> TaskInfo:
+        """One task. Raises `NotFound` also for what the viewer may not see."""
+        info = await self.services.tasks.get(upid)
+        if not self.sees_node and info.user.partition("!")[0] != self.identity.user:
+            raise NotFound(f"task {upid}")
+        return info
+
+    def _sees_storage(self, storage_id: str) -> bool:
+        return any(self.may(f"/storage/{storage_id}", name) for name in STORAGE_PRIVILEGES)
+
+    def _require(self, path: str, privilege: str) -> None:
+        if not self.may(path, privilege):
+            raise PermissionDenied(f"You need {privilege} on {path} for this.")
+
+
+def kind_word(kind: GuestKind) -> str:
+    """ "VM" or "Container"."""
+    return "VM" if kind is GuestKind.QEMU else "Container"

@@ -1,0 +1,68 @@
+// The tasks drawer: opening it, reading a log that is pushed line by line, and waiting for a task's end.
+
+import { follow, onChange } from "./live.js";
+import { toast } from "./toast.js";
+
+const OPEN_KEY = "drawer-open";
+const waiting = new Map(); // UPID → functions to call with its end
+let current = "";
+
+const drawer = () => document.getElementById("drawer");
+const row = (upid) => document.getElementById(`task-${upid}`);
+
+export function setUp() {
+  setOpen(localStorage.getItem(OPEN_KEY) === "true");
+  document.addEventListener("click", (event) => {
+    if (event.target.closest("#drawer-bar")) setOpen(drawer().dataset.open !== "true");
+    const chosen = event.target.closest("[data-open-task], .task-row");
+    if (chosen) open(chosen.dataset.openTask ?? chosen.dataset.upid);
+  });
+  onChange(refresh);
+  refresh();
+}
+
+/** Show a task's log in the drawer. */
+export function open(upid) {
+  setOpen(true);
+  current = upid;
+  const head = Object.assign(document.createElement("div"), { id: "task-head", className: "task-head" });
+  const log = Object.assign(document.createElement("div"), { id: "task-log", className: "log", tabIndex: 0 });
+  document.getElementById("task-view").replaceChildren(head, log);
+  follow(`log:${upid}`);
+  refresh();
+}
+
+/** Resolves when the task has ended well; rejects with its status otherwise. What is pushed tells. */
+export function ended(upid) {
+  return new Promise((resolve, reject) => {
+    waiting.set(upid, (status) => {
+      if (status === "OK" || status.startsWith("WARNINGS")) resolve(status);
+      else reject(new Error(status));
+    });
+    refresh();
+  });
+}
+
+/** Say so when the task fails; success shows itself. */
+export function report(upid) {
+  ended(upid).catch((error) => toast(error.message, "bad"));
+}
+
+function setOpen(open) {
+  drawer().dataset.open = String(open);
+  localStorage.setItem(OPEN_KEY, String(open));
+  document.getElementById("drawer-bar").ariaExpanded = String(open);
+}
+
+function refresh() {
+  document.getElementById("drawer-bar").ariaExpanded = drawer().dataset.open;
+  for (const each of document.querySelectorAll(".task-row")) {
+    each.setAttribute("aria-current", String(each.dataset.upid === current));
+  }
+  for (const [upid, tell] of [...waiting]) {
+    const status = row(upid)?.dataset.status;
+    if (status === undefined) continue;
+    waiting.delete(upid);
+    tell(status);
+  }
+}
