@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import select
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ from appliance.model.guest import CtMount, CtSpec, GuestId
 COMMAND_LIMIT_S = 60.0
 TEST_LIMIT_S = 20.0
 _TEST_ID = "self-test"
+_FIFO = "exec.fifo"
+_RELEASE_LIMIT_MS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +46,38 @@ class OciRuntime:
         return (str(self.program), "--root", str(self.state_dir))
 
     async def start(self, container: str) -> None:
-        """Let the created container's init run."""
+        """Let the created container's init run.
+
+        runc's init waits on a FIFO in its state directory; reading it is all that `runc start` does, and costs 0.2 ms
+        instead of the 7 of a Go program. Whenever that is not as expected, the command decides.
+        """
+        if self.name == "runc" and await asyncio.to_thread(_release, self.state_dir / container / _FIFO):
+            return
         await process.run([*self.argv, "start", container], timeout_s=COMMAND_LIMIT_S)
 
     async def delete(self, container: str) -> None:
         """Forget the container, killing what is left of it; not an error when it is unknown."""
         with contextlib.suppress(CommandFailed):  # removal goes on with what can be seen: cgroups, mounts, processes
             await command.run([*self.argv, "delete", "--force", container], timeout_s=COMMAND_LIMIT_S)
+
+
+def _release(fifo: Path) -> bool:
+    """Read the byte init offers and remove the FIFO, as runc does (libcontainer, Container.Exec)."""
+    try:
+        fd = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        if not poller.poll(_RELEASE_LIMIT_MS) or not os.read(fd, 16):
+            return False
+        fifo.unlink()
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 def candidates(layout: CgroupLayout) -> list[str]:

@@ -39,7 +39,7 @@ async def create(runtime: OciRuntime, container: str, bundle: Path) -> tuple[Pro
     except BaseException:
         os.close(write_end)
         raise
-    environment = {"_OCI_SYNCPIPE": str(_SYNC_FD)}
+    environment = {"_OCI_SYNCPIPE": str(_SYNC_FD), "TMPDIR": str(bundle)}  # its terminal socket is made there
     try:
         try:
             await process.run(
