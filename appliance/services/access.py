@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.clock import Clock
-from appliance.errors import ServiceStopping
+from appliance.errors import NotAuthenticated, ServiceStopping
 from appliance.events import EventBus
 from appliance.model.guest import GuestId
 from appliance.services import first_start
@@ -154,6 +155,23 @@ class AccessService:
     ) -> Login:
         """See `LoginService.login`. Raises `NotAuthenticated`, `TooManyRequests`."""
         return await self._running.login.login(username, password, otp=otp, challenge=challenge, remote=remote)
+
+    async def verify_credentials(
+        self,
+        username: str,
+        password: str,
+        *,
+        path: str,
+        privileges: Sequence[str],
+        otp: str | None = None,
+        remote: str,
+    ) -> Login:
+        """A login that must also hold the privileges on the path. Raises `NotAuthenticated` when it does not."""
+        login = await self.login(username, password, otp=otp, remote=remote)
+        held = self.privileges(Identity(username), path)
+        if login.need_tfa or not privileges or not held.issuperset(privileges):
+            raise NotAuthenticated("authentication failure")
+        return login
 
     # what requests carry
 

@@ -107,7 +107,7 @@ class Sessions:
     def console_ticket(self, identity: Identity, path: str) -> str:
         """A ticket for one console, good for 40 s and for the ACL path only (`/vms/100`, `/nodes/NODE`)."""
         user = self.active_user(identity.user)
-        bound_to = f"{normalize_path(path)} {_session(identity.user, user)}"
+        bound_to = f"{_place(path)} {_session(identity.user, user)}"
         return self._sign.sign(Kind.CONSOLE, identity.auth_id, now=self._clock.now(), bound_to=bound_to)
 
     def verify_console_ticket(self, ticket: str, path: str) -> Identity:
@@ -118,7 +118,7 @@ class Sessions:
         except InvalidParameter as error:
             raise NotAuthenticated(_INVALID_TICKET) from error
         user = self._store.directory.users.get(identity.user)
-        bound_to = f"{normalize_path(path)} {_session(identity.user, user or User())}"
+        bound_to = f"{_place(path)} {_session(identity.user, user or User())}"
         now = self._clock.now()
         if parsed is None or not self._sign.verify(
             Kind.CONSOLE, parsed, now=now, life_s=tickets.CONSOLE_LIFE_S, bound_to=bound_to
@@ -132,3 +132,8 @@ class Sessions:
 def _session(user_id: str, user: User) -> str:
     """What a user's tickets are bound to: raising the epoch ends them all."""
     return f"{user_id} {user.session_epoch}"
+
+
+def _place(path: str) -> str:
+    """What a console ticket is bound to: the normalized path, or the very text where it is not a plain ACL path."""
+    return normalize_path(path) or path

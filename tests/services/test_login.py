@@ -255,6 +255,14 @@ async def test_a_console_ticket_opens_one_path_for_40_seconds(realm: Realm) -> N
         realm.access.verify_console_ticket(ticket, "/vms/100")
 
 
+async def test_what_is_no_acl_path_is_a_place_of_its_own(realm: Realm) -> None:
+    ticket = realm.access.console_ticket(ADMIN, "/vms/100:serial0")
+    assert realm.access.verify_console_ticket(ticket, "/vms/100:serial0") == ADMIN
+    for path in ("/vms/100:serial1", "/vms/100", "/vms/101:serial0", "None", ""):
+        with pytest.raises(NotAuthenticated):
+            realm.access.verify_console_ticket(ticket, path)
+
+
 async def test_a_console_ticket_dies_with_its_token_or_user(realm: Realm) -> None:
     await realm.add_user("joe@pve")
     await realm.access.tokens.create(ADMIN, "joe@pve", "ci")
