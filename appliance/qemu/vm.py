@@ -14,14 +14,14 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 
 from appliance.clock import Clock
-from appliance.errors import Conflict, GuestFault, HostError, NotFound, TimedOut
+from appliance.errors import GuestFault, HostError, TimedOut
 from appliance.model.guest import ExitReason, GuestId, GuestState, GuestStats
 from appliance.qemu import stats
-from appliance.qemu.agent import GuestAgent
 from appliance.qemu.console import SerialConsole
 from appliance.qemu.drives import node_name
 from appliance.qemu.ending import LastWords, exit_reason
 from appliance.qemu.monitor import Monitor
+from appliance.qemu.ports import Ports
 from appliance.qemu.process import ProcessWatch, read_stat
 from appliance.qemu.run_dir import RunDir, RunRecord
 from appliance.qemu.threads import to_the_end
@@ -33,7 +33,6 @@ TERMINATE_TIMEOUT_S = 5.0
 KILL_TIMEOUT_S = 10.0
 CLEANUP_TIMEOUT_S = 10.0
 AGENT_PING_TIMEOUT_S = 2.0
-DISPLAY_TIMEOUT_S = 5.0
 LAST_EVENTS_TIMEOUT_S = 1.0
 RECONNECT_FIRST_S, RECONNECT_LAST_S = 1.0, 30.0
 PANIC_NOTE_INTERVAL_S = 10.0
@@ -63,12 +62,11 @@ class RunningVm:
         self._on_state, self._task_log = on_state, task_log
         self._name = f"vm {record.guest_id}"
         self._monitor = Monitor(paths.qmp, name=self._name, on_event=self._on_event)
-        self._agent = GuestAgent(paths.agent, name=self._name)
+        self._ports = Ports(record, paths, self._monitor, name=self._name, pid=watch.pid)
         self._state = GuestState.RUNNING
         self._last_words = LastWords()
         self._pause_reason = ""
         self._panic_noted_at = float("-inf")
-        self._consoles: dict[str, SerialConsole | None] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._ended: asyncio.Future[ExitReason] = asyncio.get_running_loop().create_future()
 
@@ -147,7 +145,7 @@ class RunningVm:
     async def detach(self) -> None:
         """Let go of it: the VM, its process and its run directory stay."""
         await self._end_tasks()
-        await self._close_consoles()
+        await self._ports.close_consoles()
         await self._monitor.close()
         self._watch.close()
 
@@ -172,8 +170,8 @@ class RunningVm:
         if self._watch.ended:
             return
         try:
-            await self._call_agent("guest-ping", {}, timeout_s=AGENT_PING_TIMEOUT_S)
-            await self._agent.execute("guest-shutdown", {"mode": "powerdown"}, answers=False)
+            await self._ports.agent("guest-ping", {}, timeout_s=AGENT_PING_TIMEOUT_S)
+            await self._ports.agent("guest-shutdown", {"mode": "powerdown"}, answers=False)
         except (GuestFault, HostError):
             await self._monitor.execute("system_powerdown")
 
@@ -204,48 +202,21 @@ class RunningVm:
 
     async def agent(self, command: str, **arguments: object) -> object:
         """Run a guest agent command: "ping", "network-get-interfaces" ... Raises `GuestFault` when it is not running."""
-        return await self._call_agent(f"guest-{command}", arguments)
+        return await self._ports.agent(f"guest-{command}", arguments)
 
     # --- consoles and display ----------------------------------------------------------------------------------
 
     def console_names(self) -> Sequence[str]:
         """ "serial0" ... as the VM was started with."""
-        return [f"serial{number}" for number in self._record.serials]
+        return self._ports.console_names()
 
     async def open_console(self, name: str) -> SerialConsole:
         """Attach. Raises `NotFound`, `Conflict` while another attachment is open, `HostError`."""
-        if name not in self.console_names():
-            raise NotFound(f"{self._name}: console {name}")
-        if name in self._consoles:
-            raise Conflict(f"{self._name}: console {name} is attached already")
-        number = int(name.removeprefix("serial"))
-        self._consoles[name] = None
-        try:
-            console = await SerialConsole.attach(
-                f"{self._name}: {name}",
-                self._paths.serial(number),
-                self._paths.serial_log(number),
-                pid=self.pid,
-                accepted=lambda: self._has_client(f"chardev-{name}"),
-                on_close=lambda: self._forget_console(name),
-            )
-        except BaseException:
-            self._forget_console(name)
-            raise
-        self._consoles[name] = console
-        return console
+        return await self._ports.open_console(name)
 
     async def open_display(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A new RFB connection. Raises `NotFound` without a display, `HostError`."""
-        if not self._record.display:
-            raise NotFound(f"{self._name}: display")
-        try:
-            async with asyncio.timeout(DISPLAY_TIMEOUT_S):
-                return await asyncio.open_unix_connection(str(self._paths.vnc))
-        except TimeoutError as error:
-            raise TimedOut(f"{self._name}: display", DISPLAY_TIMEOUT_S) from error
-        except OSError as error:
-            raise HostError.from_os_error(error, f"{self._name}: connect {self._paths.vnc}") from error
+        return await self._ports.open_display()
 
     async def stats(self) -> GuestStats:
         """Figures now; those of the block layer and the balloon are left at zero while the monitor is deaf."""
@@ -318,34 +289,6 @@ class RunningVm:
         except HostError as error:
             log.debug("%s: %s", self._name, error)
             return None
-
-    async def _call_agent(self, command: str, arguments: Mapping[str, object], *, timeout_s: float = 5.0) -> object:
-        if not self._record.agent:
-            raise GuestFault(f"{self._name}: no QEMU guest agent configured")
-        chardev = await self._chardev("chardev-agent")
-        if not chardev.get("frontend-open"):
-            raise GuestFault(f"{self._name}: QEMU guest agent is not running")
-        return await self._agent.execute(command, arguments, timeout_s=timeout_s)
-
-    async def _chardev(self, label: str) -> Mapping[str, object]:
-        answer = await self._monitor.execute("query-chardev")
-        rows = answer if isinstance(answer, list) else []
-        return next((row for row in rows if row.get("label") == label), {})
-
-    async def _has_client(self, label: str) -> bool:
-        """Twice yes: once may still be about a client that has just left."""
-        for _ in range(2):
-            if str((await self._chardev(label)).get("filename", "disconnected:")).startswith("disconnected:"):
-                return False
-        return True
-
-    def _forget_console(self, name: str) -> None:
-        self._consoles.pop(name, None)
-
-    async def _close_consoles(self) -> None:
-        for console in list(self._consoles.values()):
-            if console is not None:
-                await console.close()
 
     def _watch_over(self) -> None:
         name = self._name.replace(" ", "-")

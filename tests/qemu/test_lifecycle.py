@@ -179,3 +179,17 @@ async def test_a_cancelled_start_leaves_nothing() -> None:
                 await start.result().stop()
             assert list(await host.engine.running_ids()) == []
             assert not host.paths().path.exists()
+
+
+async def test_a_full_disk_pauses_the_vm_and_says_which() -> None:
+    async with qemu_host() as host:
+        vm = await host.start()
+        # What QEMU reports when an image cannot grow; a real full file system would need a mount of its own here.
+        vm._on_event(
+            "BLOCK_IO_ERROR",
+            {"action": "stop", "nospace": True, "node-name": "drive-virtio0", "operation": "write"},
+        )
+        await vm._monitor.execute("stop")
+        assert host.states == [(GuestState.PAUSED, "paused: virtio0: write failed: no space left")]
+        await vm.resume()
+        assert vm.state is GuestState.RUNNING
