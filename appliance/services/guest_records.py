@@ -26,7 +26,8 @@ class GuestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """A guest as stored. `config` is PVE's flat dictionary of strings.
 
     `busy` names an operation ("create", "destroy") that the next start must undo or finish; `foreign_volumes` are those
-    that carried this VMID before it was created, so that undoing never takes what was there already.
+    that carried this VMID before it was created, so that undoing never takes what was there already. `grow` are slots
+    whose volume has grown while the container ran, on a host that could not grow the file system then.
     """
 
     version: int = 1
@@ -39,6 +40,7 @@ class GuestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     id_count: int = ID_COUNT
     busy: str = ""
     foreign_volumes: list[str] = msgspec.field(default_factory=list)
+    grow: list[str] = msgspec.field(default_factory=list)
 
 
 @dataclass(slots=True)

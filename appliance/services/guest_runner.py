@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -91,7 +91,9 @@ class GuestRunner:
         events: EventBus,
         clock: Clock,
         scope: TaskScope,
+        before_start: Callable[[GuestRuntime, LogLine], Awaitable[None]],
     ) -> None:
+        self._before_start = before_start
         self._engines = engines
         self._storage = storage
         self._network = network
@@ -110,6 +112,7 @@ class GuestRunner:
         guest.overruled.clear()
         self._set_state(guest, GuestState.STARTING, "start")
         try:
+            await self._before_start(guest, log_line)
             running = await start(guest, log_line)
         except BaseException as error:
             await asyncio.shield(self._clean_up(guest))

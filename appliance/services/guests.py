@@ -28,7 +28,7 @@ from appliance.services.guest_runner import Engines, GuestRunner, GuestRuntime
 from appliance.services.guest_sampler import GuestSampler
 from appliance.services.guest_view import GuestView, view
 from appliance.services.guest_volumes import GuestVolumes
-from appliance.services.ports import CtProvisioner, NetworkBackend, RunningGuest
+from appliance.services.ports import CtProvisioner, LogLine, NetworkBackend, RunningGuest
 from appliance.services.storage import StorageService
 from appliance.services.tasks import TaskHandle, TaskService
 from appliance.state.store import Put, Store
@@ -73,6 +73,7 @@ class GuestService:
             events=events,
             clock=clock,
             scope=scope,
+            before_start=self._finish_growing,
         )
         self._creation = GuestCreation(
             inventory=self._inventory,
@@ -245,16 +246,45 @@ class GuestService:
         async def grow(guest: GuestRuntime, task: TaskHandle) -> None:
             disk, volume, target = self._disk_to_resize(guest, slot, size)
             task.log(f"{slot}: {guest_config.format_size(disk.size_bytes)} -> {guest_config.format_size(target)}")
-            if guest.running is None or kind is GuestKind.LXC:
-                await self._storage.backend(volume.storage).resize(volume, target)
-            if guest.running is not None:  # QEMU grows its image itself; a container's file system grows under it
-                await guest.running.resize_disk(slot, target)
+            left = await self._grow(guest, slot, volume, target, task)
             text = guest_config.print_disk(kind, disk, volume, target)
             config = {**guest.stored.record.config, slot: text}
-            await self._inventory.table.replace(guest.stored, config=config)
+            await self._inventory.table.replace(guest.stored, config=config, grow=left)
             self._events.publish(GuestConfigChanged(guest_id=guest.guest_id, kind=kind))
 
         return await self._locked_task(kind, guest_id, "resize", user, grow)
+
+    async def _grow(
+        self, guest: GuestRuntime, slot: str, volume: VolumeId, size_bytes: int, task: TaskHandle
+    ) -> Sequence[str]:
+        """Grow the volume and what uses it; returns the slots whose file system is still to follow."""
+        others = [other for other in guest.stored.record.grow if other != slot]
+        if guest.running is None or guest.kind is GuestKind.LXC:
+            await self._storage.backend(volume.storage).resize(volume, size_bytes)
+        if guest.running is None:
+            return others
+        try:  # QEMU grows its image itself; a container's file system grows where the volume has grown under it
+            await guest.running.resize_disk(slot, size_bytes)
+        except Unsupported as error:
+            if guest.kind is not GuestKind.LXC:
+                raise
+            task.warn(str(error))
+            return [*others, slot]
+        return others
+
+    async def _finish_growing(self, guest: GuestRuntime, log_line: LogLine) -> None:
+        """Before a start: let file systems follow their volumes that grew while this host could not grow them."""
+        if not guest.stored.record.grow:
+            return
+        for slot in guest.stored.record.grow:
+            config = guest.stored.record.config
+            if slot in config:
+                disk = guest_config.parse_disk(guest.kind, slot, config[slot])
+                if isinstance(disk.volume, Existing):
+                    log_line(f"{slot}: growing its file system")
+                    volume = disk.volume.volume_id
+                    await self._storage.backend(volume.storage).resize(volume, disk.size_bytes)
+        await self._inventory.table.replace(guest.stored, grow=[])
 
     def _disk_to_resize(self, guest: GuestRuntime, slot: str, size: str) -> tuple[DiskConfig, VolumeId, int]:
         """The disk, its volume and its new size in bytes. Raises `InvalidParameter`."""
