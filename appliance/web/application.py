@@ -7,7 +7,21 @@ from collections.abc import Sequence
 from aiohttp import web
 
 from appliance.web import dispatch, keys, middleware, openapi
-from appliance.web.api import absent, cluster, lxc, network, nodes, qemu, tasks, terminals, version
+from appliance.web.api import (
+    absent,
+    access,
+    aplinfo,
+    cluster,
+    lxc,
+    network,
+    nodes,
+    qemu,
+    storage,
+    storage_content,
+    tasks,
+    terminals,
+    version,
+)
 from appliance.web.api import resources as resources_api
 from appliance.web.registry import Resource
 from appliance.web.services import Services
@@ -22,10 +36,14 @@ RESOURCES: Sequence[Resource] = (
     version.api,
     cluster.api,
     resources_api.api,
+    *access.RESOURCES,
     nodes.api,
     network.api,
     qemu.api,
     lxc.api,
+    storage.api,
+    storage_content.api,
+    aplinfo.api,
     tasks.api,
     terminals.api,
     absent.api,
