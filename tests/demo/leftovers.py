@@ -57,9 +57,8 @@ def _named_namespaces() -> list[str]:
 
 
 def _cgroups() -> Iterator[str]:
-    for path in CGROUPS.rglob("*"):
-        if path.is_dir():
-            yield str(path.relative_to(CGROUPS))
+    for path, _, _ in os.walk(CGROUPS):  # unlike rglob it passes over groups that vanish meanwhile
+        yield os.path.relpath(path, CGROUPS)
 
 
 def _links() -> Iterator[str]:
