@@ -126,9 +126,10 @@ class Appliance:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if self.process is not None and self.process.poll() is None:
-                if error is not None:
-                    self._stop_all_guests()
+            if self.process is not None:
+                if self.process.poll() is not None:
+                    self.start()  # it has crashed: only an appliance can take its guests away
+                self._stop_all_guests()
                 self.stop()
         finally:
             if self._own_home:
