@@ -11,6 +11,7 @@ from appliance.web.api import (
     absent,
     access,
     aplinfo,
+    audit,
     cluster,
     lxc,
     network,
@@ -23,6 +24,8 @@ from appliance.web.api import (
     version,
 )
 from appliance.web.api import resources as resources_api
+from appliance.web.pages.render import RENDERER, Renderer
+from appliance.web.pages.routes import routes as pages
 from appliance.web.registry import Resource
 from appliance.web.services import Services
 from appliance.web.sockets import SocketRegistry
@@ -45,6 +48,7 @@ RESOURCES: Sequence[Resource] = (
     storage_content.api,
     aplinfo.api,
     tasks.api,
+    audit.api,
     terminals.api,
     absent.api,
 )
@@ -63,6 +67,7 @@ def build_application(
     app[keys.DOCUMENTS] = keys.Documents()
     app[keys.KEPT_RESOURCES] = resources_api.Kept()
     app[keys.STATIC] = static or StaticFiles(services.config.static_dir)
+    app[RENDERER] = Renderer(services.config.templates_dir, app[keys.STATIC])
     app.router.add_routes(
         [
             web.route("*", dispatch.JSON_PREFIX, dispatch.handle),
@@ -71,6 +76,7 @@ def build_application(
             web.get("/api-docs", openapi.serve_page),
             web.get("/ws/events", events.serve),
             web.get("/static/{name:.+}", app[keys.STATIC].serve),
+            *pages(),
         ]
     )
     app.on_response_prepare.append(middleware.add_headers)

@@ -12,7 +12,6 @@ import ssl
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 from aiohttp import web
 
@@ -70,8 +69,8 @@ class Server:
 
     def _transports(self) -> list[asyncio.Transport]:
         handlers = self._runner.server.connections if self._runner.server is not None else []
-        # uvloop's TLS transports are Transports in all but class
-        return [cast(asyncio.Transport, handler.transport) for handler in handlers if handler.transport is not None]
+        # no isinstance: uvloop's TLS transports are Transports in all but class
+        return [handler.transport for handler in handlers if handler.transport is not None]
 
 
 async def _hang_up(transports: Sequence[asyncio.Transport]) -> None:

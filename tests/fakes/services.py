@@ -101,6 +101,8 @@ class Recorded:
     detail: str
     n: int = 1
     time: float = 1_700_000_000.0
+    previous: str = ""
+    hash: str = ""
 
 
 class FakeAudit:
@@ -235,7 +237,10 @@ class FakeGuests:
             raise Conflict(f"VM {wanted} already exists")
         return wanted
 
-    async def start_guest(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
+    def config(self, guest_id: int, kind: GuestKind | None = None) -> tuple[dict[str, str], str]:
+        return {"name": self.get(guest_id, kind).name}, "0" * 40
+
+    async def start(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
         return await self._power("start", kind, guest_id, user, GuestState.RUNNING)
 
     async def stop(self, kind: GuestKind, guest_id: int, *, user: str, **options: object) -> str:

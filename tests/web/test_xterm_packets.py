@@ -59,12 +59,16 @@ def test_any_bytes_are_packets_or_a_framing_error(chunks: list[bytes]) -> None:
 
 @pytest.mark.parametrize(
     "stream",
-    [b"3", b"0:-1:", b"0:99999999:", b"0:%d:" % (DATA_LIMIT_BYTES + 1), b"0:1x:", b"1:0:24:", b"1:80:5000:", b"1:80:+1:",
+    [b"3", b"0:-1:", b"0:99999999:", b"0:%d:" % (DATA_LIMIT_BYTES + 1), b"0:1x:", b"1:80:5000:", b"1:80:+1:",
      b"0" * 30, b"0x", b"1:80:\xd9\xa3:", b"0:" + b"9" * 30 + b":", b"0::", b"0: 1:"],
 )  # fmt: skip
 def test_hostile_framing_is_refused(stream: bytes) -> None:
     with pytest.raises(FramingError):
         PacketParser().feed(stream)
+
+
+def test_a_terminal_without_a_size_says_nothing() -> None:
+    assert PacketParser().feed(b"1:0:0:1:80:24:") == [Ping(), Resized(80, 24)]
 
 
 def test_an_incomplete_packet_is_bounded() -> None:

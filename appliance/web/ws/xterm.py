@@ -91,9 +91,10 @@ class PacketParser:
         if fields is None:
             return None, start
         _, columns, rows, end = fields
-        if not (1 <= columns <= SIZE_LIMIT and 1 <= rows <= SIZE_LIMIT):
+        if columns > SIZE_LIMIT or rows > SIZE_LIMIT:
             raise FramingError(f"terminal size {columns}x{rows}")
-        return Resized(columns, rows), end
+        # a terminal that is not laid out yet has no size: nothing to tell the guest
+        return (Resized(columns, rows) if columns and rows else Ping()), end
 
     def _fields(self, start: int, count: int) -> list[int] | None:
         """`count` decimal numbers, each ended by a colon, and the position after them; None while incomplete."""
