@@ -61,7 +61,7 @@ def _anything_goes(old: Directory, new: Directory) -> None:
 @dataclass(frozen=True, slots=True)
 class _Table:
     prefix: str
-    type: type[Record]
+    type: type[Any]
     field: str
 
 
@@ -176,7 +176,7 @@ class DirectoryStore:
             for change in batch:
                 if change.key == GENERATION_KEY:
                     generation = change.document
-            directory = _apply(self._directory, [(change.key, change.document) for change in batch])
+            directory = _apply(self._directory, [(change.key, _readable(change.document)) for change in batch])
             await self._show(directory, generation, batch[-1].revision)
 
 
@@ -195,6 +195,18 @@ def _apply(directory: Directory, changes: Iterable[tuple[str, Document | None]])
                 else:
                     records[name] = _decode(document, table.type)
     return replace(directory, **fields)
+
+
+def _readable(document: Document | None) -> Document | None:
+    """What another node wrote and cannot be read counts as deleted: whom it is about loses access, all others go on."""
+    for table in (_Table(ACL_KEY, list[AclEntry], "acl"), *_TABLES):
+        if document is not None and document.key.startswith(table.prefix):
+            try:
+                _decode(document, table.type)
+            except HostError as error:
+                log.error("access: %s; it is treated as deleted", error)
+                return None
+    return document
 
 
 def _decode(document: Document, kind: type[Any]) -> Any:
