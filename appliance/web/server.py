@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 SOCKET_NAME = "api.sock"
 BACKLOG = 512
 KEEPALIVE_TIMEOUT_S = 75.0
+"""How long a connection may be idle, or be half way through the head of a request."""
+LINGER_S = 2.0
+"""How long more is read from a client that was answered before it had sent everything: it should see the answer."""
 SHUTDOWN_TIMEOUT_S = 8.0
 GOODBYE_TIMEOUT_S = 0.2
 PROBE_TIMEOUT_S = 1.0
@@ -36,6 +39,7 @@ class Server:
             access_log=None,
             handle_signals=False,
             keepalive_timeout=KEEPALIVE_TIMEOUT_S,
+            lingering_time=LINGER_S,
             shutdown_timeout=SHUTDOWN_TIMEOUT_S,
         )
         self._socket_path: Path | None = None
@@ -65,7 +69,6 @@ class Server:
         if self._socket_path is not None:
             await asyncio.to_thread(self._socket_path.unlink, missing_ok=True)
             self._socket_path = None
-
 
     def _transports(self) -> list[asyncio.Transport]:
         handlers = self._runner.server.connections if self._runner.server is not None else []

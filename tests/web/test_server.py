@@ -20,6 +20,7 @@ from proxmoxer.tools import Tasks
 
 from appliance.errors import Conflict, NotFound
 from appliance.services.pki import ensure_server_identity
+from appliance.web import server as server_module
 from appliance.web.application import build_application
 from appliance.web.server import SOCKET_NAME, Server
 from tests.fakes.services import NODE, TOKEN, World, fake_services
@@ -178,3 +179,33 @@ async def test_a_body_cut_half_way_leaves_the_server_well(listening: Listening) 
         session.get("/api2/json/cluster/resources") as reply,
     ):
         assert reply.status == 200
+
+
+@pytest.mark.parametrize("half", [b"", b"G", b"POST /api2/json/access/ticket HTTP/1.1\r\nHost: a\r\n"])
+async def test_whoever_sends_half_a_request_is_hung_up_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half: bytes
+) -> None:
+    monkeypatch.setattr(server_module, "KEEPALIVE_TIMEOUT_S", 0.2)
+    async with serving(tmp_path, None) as listening:
+        reader, writer = await asyncio.open_connection("127.0.0.1", listening.server.port)
+        writer.write(half)
+        async with asyncio.timeout(10):
+            assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_client_that_goes_on_sending_after_its_refusal_is_hung_up_on(tmp_path: Path) -> None:
+    """The reply may be read for a moment; then the connection ends, whatever still comes."""
+    async with serving(tmp_path, None) as listening:
+        reader, writer = await asyncio.open_connection("127.0.0.1", listening.server.port)
+        writer.write(b"POST /api2/json/access/ticket HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(server_module.LINGER_S + 3):
+                while True:
+                    writer.write(b"10000\r\n" + bytes(0x10000) + b"\r\n")
+                    await writer.drain()
+                    await asyncio.sleep(0.01)
+        with contextlib.suppress(ConnectionError):
+            assert (await reader.read(100)).startswith(b"HTTP/1.1 413")
+        writer.close()
