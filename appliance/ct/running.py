@@ -165,6 +165,9 @@ class RunningCt:
             await asyncio.shield(asyncio.to_thread(pid_file.unlink, missing_ok=True))
 
     async def detach(self) -> None:
+        """Let go of it; one that has just ended is removed first."""
+        if self._parts.init_fd in self._fds and pidfd.has_ended(self._parts.init_fd):
+            await asyncio.wait((self._watcher,), timeout=STOP_LIMIT_S)
         self._watcher.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._watcher

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,13 @@ def pidfd_open(process: ProcessIdentity) -> int | None:
         os.close(fd)
         return None
     return fd
+
+
+def has_ended(fd: int) -> bool:
+    """Whether the process has ended (its descriptor is readable); never waits."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(0))
 
 
 def pidfd_send_signal(fd: int, number: int) -> None:

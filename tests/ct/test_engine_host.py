@@ -135,7 +135,7 @@ async def test_the_memory_limit_kills(host: Host) -> None:
 
 
 async def test_the_process_limit_holds(host: Host) -> None:
-    guest = await host.start(shell("trap : TERM; for i in $(seq 100); do sleep 60 & done; echo done; wait"))
+    guest = await host.start(shell("(for i in $(seq 100); do sleep 60 & done); exec sleep 1000"))
     await console_text(guest, "can't fork")
     assert (await guest.stats()).processes <= 40
 
@@ -417,6 +417,14 @@ async def test_a_detached_container_goes_on_and_is_found_paused_when_it_is(host:
     assert again.state is GuestState.PAUSED
     await again.resume()
     assert (await again.execute(["/bin/echo", "alive"], timeout_s=10)).text == "alive"
+
+
+async def test_closing_the_engine_finishes_the_removal_of_what_has_just_ended(host: Host, run_dir: Path) -> None:
+    guest = await host.start(shell("exit 0"))
+    while await is_alive(guest.pid):
+        await asyncio.sleep(0.001)
+    await host.engine.close()
+    assert await leftovers(run_dir) == []
 
 
 async def test_probing_removes_what_dead_containers_left(host: Host, run_dir: Path) -> None:
