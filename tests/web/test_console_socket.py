@@ -44,7 +44,7 @@ async def opened(
     site: Site, guest: str, ticket: str, user: str = "admin@pve", port: int = 0
 ) -> AsyncIterator[ClientConnection]:
     query = urlencode({"port": port or PORTS[guest], "vncticket": ticket})
-    url = f"ws://{site.client.host}:{site.client.port}/api2/json/nodes/{NODE}/{guest}/vncwebsocket?{query}"
+    url = f"ws://{site.client.host}:{site.client.port}/api2/json/nodes/{NODE}/{guest}{'/' if guest else ''}vncwebsocket?{query}"
     headers = {"Cookie": f"PVEAuthCookie={site.world.access.ticket(user)}"}
     async with websockets.connect(
         url, additional_headers=headers, origin=websockets.Origin(site.origin),
@@ -206,6 +206,24 @@ async def test_a_display_is_relayed_byte_for_byte(site: Site, consoles: dict[str
 async def test_containers_have_no_display(site: Site, consoles: dict[str, FakeViewer]) -> None:
     async with site.client.post(f"/api2/json/nodes/{NODE}/{CT}/vncproxy", headers=site.as_user()) as reply:
         assert reply.status == 501
+
+
+async def test_the_hosts_prompt_asks_for_a_name(site: Site) -> None:
+    """Marked by nothing: login(1) is on every Debian; nobody logs in."""
+    async with site.client.post(f"/api2/json/nodes/{NODE}/termproxy", headers=site.as_user("eve@pve")) as reply:
+        assert reply.status == 403
+    async with site.client.post(f"/api2/json/nodes/{NODE}/termproxy", headers=site.as_user()) as reply:
+        answer = (await reply.json())["data"]
+    async with opened(site, "", answer["ticket"], port=answer["port"]) as socket, asyncio.timeout(TIMEOUT_S):
+        await socket.send(f"{answer['user']}:{answer['ticket']}\n")
+        assert await socket.recv() == b"OK"
+        await socket.send("1:100:30:")
+        seen = b""
+        while b"login: " not in seen:
+            seen += bytes(await socket.recv(decode=False))
+        await socket.send("0:7:nobody\n")
+        while b"assword: " not in seen:
+            seen += bytes(await socket.recv(decode=False))
 
 
 async def test_much_output_arrives_byte_for_byte_and_waits_for_the_reader(

@@ -16,9 +16,10 @@ from msgspec import Meta
 
 from appliance.errors import InvalidParameter, NotAuthenticated, Unsupported
 from appliance.model.guest import GuestId, GuestKind
+from appliance.services.host_shell import HostShell
 from appliance.services.identity import Identity
 from appliance.web import keys, middleware
-from appliance.web.registry import Allow, Call, GuestParams, PveBool, Resource
+from appliance.web.registry import Allow, Call, GuestParams, NodeParams, PveBool, Resource
 from appliance.web.ws import console
 
 if TYPE_CHECKING:
@@ -27,10 +28,12 @@ if TYPE_CHECKING:
 api = Resource()
 
 MAY_OPEN = Allow("/vms/{vmid}", "VM.Console")
+MAY_OPEN_HOST = Allow("/nodes/{node}", "Sys.Console")
 DISPLAY = "vnc"
 CT_CONSOLE = "console"
 SERIALS = ("serial0", "serial1", "serial2", "serial3")
-PORTS = {DISPLAY: 5900, **{name: 5901 + i for i, name in enumerate(SERIALS)}, CT_CONSOLE: 5910}
+HOST_SHELL = "shell"
+PORTS = {DISPLAY: 5900, **{name: 5901 + i for i, name in enumerate(SERIALS)}, CT_CONSOLE: 5910, HOST_SHELL: 5911}
 NAMES = {port: name for name, port in PORTS.items()}
 
 
@@ -57,6 +60,25 @@ class VncParams(GuestParams, kw_only=True):
 
     websocket: Annotated[PveBool, Meta(description="the only way here")] = True
     generate_password: bool = msgspec.field(name="generate-password", default=False)
+
+
+class HostTermParams(NodeParams, kw_only=True):
+    """What runs."""
+
+    cmd: Annotated[Literal["login"], Meta(description="the only command there is")] = "login"
+
+
+class HostVncParams(NodeParams, kw_only=True):
+    """Accepted, to be refused with the right words."""
+
+    websocket: PveBool = True
+
+
+class HostSocketParams(NodeParams, kw_only=True):
+    """What the ticket's reply said."""
+
+    port: Annotated[int, Meta(ge=5900, le=5999, description="what the ticket's reply said")]
+    vncticket: Annotated[str, Meta(max_length=512, description="the ticket")]
 
 
 class SocketParams(GuestParams, kw_only=True):
@@ -102,7 +124,7 @@ async def vm_websocket(call: Call, params: SocketParams) -> web.StreamResponse:
     """Which protocol is spoken follows from the ticket."""
     call.services.guests.get(GuestId(params.vmid), GuestKind.QEMU)
     name = _name_of(params.port, (DISPLAY, *SERIALS))
-    owner = _owner_of(call, params)
+    owner = _owner_of(call, params.vncticket, f"/vms/{params.vmid}")
     if name == DISPLAY:
         return await _display(call, GuestId(params.vmid))
     return await _terminal(call, GuestId(params.vmid), name, owner)
@@ -114,18 +136,49 @@ async def ct_websocket(call: Call, params: SocketParams) -> web.StreamResponse:
     """Speaks the terminal's packet protocol."""
     call.services.guests.get(GuestId(params.vmid), GuestKind.LXC)
     name = _name_of(params.port, (CT_CONSOLE,))
-    return await _terminal(call, GuestId(params.vmid), name, _owner_of(call, params))
+    owner = _owner_of(call, params.vncticket, f"/vms/{params.vmid}")
+    return await _terminal(call, GuestId(params.vmid), name, owner)
+
+
+@api.post("/nodes/{node}/termproxy", summary="A ticket for the host's login prompt", allow=MAY_OPEN_HOST,
+          returns=Ticket)  # fmt: skip
+async def open_host_terminal(call: Call, params: HostTermParams) -> Ticket:
+    """The host asks for a name and a password of its own: nobody gets a shell by their rights here alone."""
+    return await _give_ticket(call, f"/nodes/{call.node}", HOST_SHELL, object_id="")
+
+
+@api.post("/nodes/{node}/vncproxy", summary="The host has no display", allow=MAY_OPEN_HOST)
+async def open_host_display(call: Call, params: HostVncParams) -> None:
+    """Always refused."""
+    raise Unsupported(f"node {call.node}: no display is offered, use termproxy")
+
+
+@api.get("/nodes/{node}/vncwebsocket", summary="The host's login prompt (websocket)", allow=MAY_OPEN_HOST,
+         timeout_s=None)  # fmt: skip
+async def host_websocket(call: Call, params: HostSocketParams) -> web.StreamResponse:
+    """Speaks the terminal's packet protocol."""
+    _name_of(params.port, (HOST_SHELL,))
+    path = f"/nodes/{call.node}"
+    owner = _owner_of(call, params.vncticket, path)
+    shell = await HostShell.open()
+    try:
+        return await _relay_terminal(call, shell, path, owner)
+    finally:
+        await shell.end()
 
 
 async def _ticket(call: Call, kind: GuestKind, vmid: int, name: str) -> Ticket:
     guest = call.services.guests.get(GuestId(vmid), kind)
-    job = "vncproxy" if name == DISPLAY else "termproxy"
+    return await _give_ticket(call, f"/vms/{vmid}", name, object_id=str(guest.guest_id))
 
+
+async def _give_ticket(call: Call, path: str, name: str, *, object_id: str) -> Ticket:
     async def work(task: TaskHandle) -> None:
-        task.log(f"{guest.kind.prefix} {vmid}: ticket for {name} given to {call.user} at {call.remote}")
+        task.log(f"{path}: ticket for {name} given to {call.user} at {call.remote}")
 
-    upid = await call.services.tasks.run(job, object_id=str(guest.guest_id), user=call.user, work=work)
-    ticket = call.services.access.console_ticket(call.identity, f"/vms/{vmid}")
+    job = "vncproxy" if name == DISPLAY else "vncshell" if name == HOST_SHELL else "termproxy"
+    upid = await call.services.tasks.run(job, object_id=object_id, user=call.user, work=work)
+    ticket = call.services.access.console_ticket(call.identity, path)
     return Ticket(user=call.user, ticket=ticket, port=PORTS[name], upid=upid)
 
 
@@ -136,31 +189,35 @@ def _name_of(port: int, names: Collection[str]) -> str:
     return name
 
 
-def _owner_of(call: Call, params: SocketParams) -> Identity:
+def _owner_of(call: Call, ticket: str, path: str) -> Identity:
     """Whose ticket it is, once everything that can be refused before the upgrade has been looked at."""
     middleware.check_origin(call.request, call.request[keys.CALLER])
     if not console.new_socket().can_prepare(call.request):
         raise InvalidParameter({"upgrade": "a websocket is expected"})
-    owner = call.services.access.verify_console_ticket(params.vncticket, f"/vms/{params.vmid}")
+    owner = call.services.access.verify_console_ticket(ticket, path)
     if owner.user != call.identity.user:
         raise NotAuthenticated("invalid console ticket")
     return owner
 
 
 async def _terminal(call: Call, guest_id: GuestId, name: str, owner: Identity) -> web.StreamResponse:
+    client = await call.services.guests.attach_console(guest_id, name)
+    try:
+        return await _relay_terminal(call, client, f"/vms/{guest_id}", owner)
+    finally:
+        client.close()
+
+
+async def _relay_terminal(call: Call, client: console.Terminal, path: str, owner: Identity) -> web.StreamResponse:
     def accept(user: str, ticket: str) -> bool:
         try:
-            verified = call.services.access.verify_console_ticket(ticket, f"/vms/{guest_id}")
+            verified = call.services.access.verify_console_ticket(ticket, path)
         except NotAuthenticated:
             return False
         return verified == owner and user in (owner.user, owner.auth_id)
 
-    client = await call.services.guests.attach_console(guest_id, name)
-    try:
-        async with _opened(call) as socket:
-            await console.relay_terminal(socket, client, accept_greeting=accept)
-    finally:
-        client.close()
+    async with _opened(call) as socket:
+        await console.relay_terminal(socket, client, accept_greeting=accept)
     return socket
 
 

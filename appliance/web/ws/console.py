@@ -12,16 +12,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
 from appliance.errors import ApplianceError, UserError
 from appliance.services.console import ConsoleLagged
 from appliance.web.ws.xterm import FramingError, PacketParser, Ping, Resized, Typed
-
-if TYPE_CHECKING:
-    from appliance.services.console import ConsoleClient
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +35,16 @@ RFB_CHUNK_BYTES = 64 << 10
 PROTOCOLS = ("binary",)
 
 
+class Terminal(Protocol):
+    """What a `ConsoleClient` and a `HostShell` have in common."""
+
+    async def read(self) -> bytes: ...
+
+    async def write(self, data: bytes) -> None: ...
+
+    async def resize(self, columns: int, rows: int) -> None: ...
+
+
 def new_socket() -> web.WebSocketResponse:
     """A websocket for a console: no compression, bounded messages, dead peers noticed."""
     return web.WebSocketResponse(
@@ -51,7 +58,7 @@ def new_socket() -> web.WebSocketResponse:
 
 
 async def relay_terminal(
-    socket: web.WebSocketResponse, client: ConsoleClient, *, accept_greeting: Callable[[str, str], bool]
+    socket: web.WebSocketResponse, client: Terminal, *, accept_greeting: Callable[[str, str], bool]
 ) -> None:
     """Speak the terminal protocol on a prepared `socket` until either side ends. `client` stays the caller's to close.
 
