@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,28 +84,40 @@ def test_bytes_that_are_no_image_are_refused(appliance: Appliance, api: Any, cli
     assert volumes(client) == []
 
 
-def test_an_image_with_damaged_tables_fails_the_import_and_the_guest_is_gone(
+def sound_image(path: Path) -> bytearray:
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "8M"], check=True)
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 1 0 4M", path], check=True, capture_output=True)
+    return bytearray(path.read_bytes())
+
+
+def test_an_image_with_damaged_tables_or_cut_off_is_refused(
     appliance: Appliance, api: Any, client: Client, tmp_path: Path
 ) -> None:
-    sound = tmp_path / "sound.qcow2"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", sound, "8M"], check=True)
-    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write 0 4M", sound], check=True, capture_output=True)
-    data = bytearray(sound.read_bytes())
-    l1 = int.from_bytes(data[40:48], "big")
-    for damage in (b"\x80" + b"\xff" * 7, (1 << 63 | 1 << 50).to_bytes(8, "big")):
-        data[l1 : l1 + 8] = damage
-        try:
-            source = upload(appliance, api, client, "damaged.qcow2", bytes(data))
-        except TaskFailed as refused:
-            assert "damaged.qcow2" in str(refused)
-            continue
-        node = appliance.node(api)
-        with pytest.raises(TaskFailed, match="damaged"):
-            appliance.finish(api, node.qemu.post(vmid=100, memory=32, scsi0=f"local:0,import-from={source}"))
-        assert api.cluster.resources.get(type="vm") == []
-        assert volumes(client) == [source]
-        remove(appliance, client, api, source)
+    sound = sound_image(tmp_path / "sound.qcow2")
+    first_level = int.from_bytes(sound[40:48], "big")
+    for table in (b"\x80" + b"\xff" * 7, (1 << 63 | 1 << 50).to_bytes(8, "big"), None):
+        data = sound[: len(sound) // 2] if table is None else bytearray(sound)
+        if table is not None:
+            data[first_level : first_level + 8] = table
+        with pytest.raises(TaskFailed, match=r"damaged\.qcow2.*not a sound"):
+            upload(appliance, api, client, "damaged.qcow2", bytes(data))
     assert volumes(client) == []
+
+
+def test_an_image_damaged_in_place_fails_the_import_and_the_guest_is_gone(
+    appliance: Appliance, api: Any, client: Client, tmp_path: Path
+) -> None:
+    sound = sound_image(tmp_path / "sound.qcow2")
+    source = upload(appliance, api, client, "damaged.qcow2", bytes(sound))
+    first_level = int.from_bytes(sound[40:48], "big")
+    sound[first_level : first_level + 8] = b"\x80" + b"\xff" * 7
+    (appliance.data_dir / "storage/local/import/damaged.qcow2").write_bytes(sound)
+    upid = appliance.node(api).qemu.post(vmid=100, memory=32, scsi0=f"local:0,import-from={source}")
+    with pytest.raises(TaskFailed, match=r"importing local:import/damaged\.qcow2"):
+        appliance.finish(api, upid)
+    assert api.cluster.resources.get(type="vm") == []
+    assert volumes(client) == [source]
+    remove(appliance, client, api, source)
 
 
 def test_an_image_changed_behind_our_back_is_judged_again(
@@ -121,7 +134,7 @@ def test_an_image_changed_behind_our_back_is_judged_again(
     disk = appliance.data_dir / "storage/local/images/100/vm-100-disk-0.qcow2"
     for path in (sound, disk):
         path.write_bytes(hostile)
-    tries = (
+    tries: tuple[Callable[[], Any], ...] = (
         lambda: node.qemu.post(vmid=101, memory=32, scsi0="local:0,import-from=local:import/sound.qcow2"),
         lambda: node.qemu(100).status.start.post(),
         lambda: node.qemu(100).clone.post(newid=102, full=1),
