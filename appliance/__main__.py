@@ -17,6 +17,9 @@ def main() -> int:
         sys.stdout.write(f"appliance {VERSION}\n")
         return 0
     if arguments[:1] == ["serve"]:
+        import gc
+
+        gc.disable()  # imports only make; `serve` enables it again
         from appliance.serve import main as serve
 
         return serve(arguments[1:])

@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from appliance.clock import SystemClock
 from appliance.config import Config
@@ -31,7 +32,6 @@ from appliance.services.guest_runner import Engines
 from appliance.services.guests import GuestService
 from appliance.services.network import NetworkService
 from appliance.services.node import NodeService
-from appliance.services.pki import ServerIdentity, ensure_server_identity
 from appliance.services.storage import StorageService
 from appliance.services.tasks import TaskService
 from appliance.services.templates import TemplateService
@@ -42,6 +42,9 @@ from appliance.web.application import build_application
 from appliance.web.server import Server
 from appliance.web.services import Services
 from appliance.web.static import StaticFiles
+
+if TYPE_CHECKING:
+    from appliance.services.pki import ServerIdentity
 
 log = logging.getLogger(__name__)
 
@@ -192,5 +195,7 @@ async def _probe(engines: Sequence[QemuEngine | CtEngine]) -> None:
 
 
 def _server_identity(config: Config) -> ServerIdentity:
+    from appliance.services.pki import ensure_server_identity  # in its thread, while others wait: X.509 takes 0.1 s
+
     names = [config.node_name, socket.gethostname(), config.listen_host]
     return ensure_server_identity(config.data_dir / "pki", names, datetime.datetime.now(datetime.UTC))

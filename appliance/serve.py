@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -82,6 +83,8 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     log.setup(settings.log_format, level=logging.DEBUG if settings.verbose else logging.INFO)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    gc.enable()
+    gc.freeze()  # what the imports made lives as long as the process: no collection need look at it again
     try:
         uvloop.run(serve(settings))
     except ApplianceError as error:

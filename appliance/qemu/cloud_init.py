@@ -15,15 +15,19 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import pycdlib
+from typing import TYPE_CHECKING, Any
 
 from appliance.command import run
 from appliance.errors import HostError
+from appliance.lazy import LazyModule
 from appliance.model.guest import CloudInitSpec, NicSpec
 from appliance.model.volume import OpenedVolume, VolumeFormat
 from appliance.qemu.threads import to_the_end
+
+if TYPE_CHECKING:
+    import pycdlib
+else:
+    pycdlib = LazyModule("pycdlib")
 
 LABEL = "cidata"
 _IMG_TIMEOUT_S = 30.0

@@ -10,12 +10,16 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
-
-import argon2
-import argon2.exceptions
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from appliance.errors import InvalidParameter, ServiceStopping, TimedOut, TooManyRequests
+from appliance.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import argon2
+    import argon2.exceptions
+else:
+    argon2 = LazyModule("argon2")
 
 PASSWORD_MIN = 8
 PASSWORD_MAX = 64

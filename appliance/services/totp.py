@@ -13,13 +13,19 @@ import hmac
 import json
 import re
 import secrets
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import msgspec
-import pyotp
 
 from appliance.errors import InvalidParameter
+from appliance.lazy import LazyModule
 from appliance.services.directory import Recovery, Totp, User
+
+if TYPE_CHECKING:
+    import pyotp
+else:
+    pyotp = LazyModule("pyotp")
 
 FAILURE_LIMIT = 8
 WINDOW_STEPS = 1

@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
 import msgspec
 from aiohttp import web
 
+from appliance.lazy import LazyModule
 from appliance.version import PVE_API_VERSION, VERSION
 from appliance.web import keys
 from appliance.web.parameters import fields_of
 from appliance.web.registry import VERBS, Allow, Everyone, Method
 from appliance.web.table import ApiTable
+
+if TYPE_CHECKING:
+    import jinja2
+else:
+    jinja2 = LazyModule("jinja2")
 
 Schema = dict[str, Any]
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "appliance"
 
-LEAVES = {"clock", "command", "config", "errors", "events", "files", "log", "model", "tasks", "version"}
+LEAVES = {"clock", "command", "config", "errors", "events", "files", "lazy", "log", "model", "tasks", "version"}
 LEVELS: list[set[str]] = [
     LEAVES,
     {"kernel", "state"},

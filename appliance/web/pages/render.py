@@ -12,10 +12,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import jinja2
 from aiohttp import web
 
+from appliance.lazy import LazyModule
 from appliance.version import VERSION
+
+if TYPE_CHECKING:
+    import jinja2
+else:
+    jinja2 = LazyModule("jinja2")
 
 if TYPE_CHECKING:
     from appliance.services.task_records import TaskInfo
@@ -99,7 +104,7 @@ def size(value: float) -> str:
 def percent(ratio: float) -> str:
     """0.256 is "26 %"; small loads keep one digit."""
     value = ratio * 100
-    return f"{value:.1f} %" if 0 < value < 9.95 else f"{value:.0f} %"
+    return f"{value:.1f} %" if 0.05 <= value < 9.95 else f"{value:.0f} %"
 
 
 def number(value: float) -> str:
@@ -137,10 +142,12 @@ def moment(epoch_s: float) -> str:
 def task_title(task: TaskInfo) -> str:
     """What a task does, for people: "VM 100: Start"."""
     word = TASK_WORDS.get(task.type, task.type)
-    if task.type.startswith("qm") or task.type == "vncproxy":
+    if task.type.startswith("qm"):
         return f"VM {task.id}: {word}"
     if task.type.startswith("vz"):
         return f"Container {task.id}: {word}"
+    if task.id.isdecimal():
+        return f"Guest {task.id}: {word}"
     return f"{word}: {task.id}" if task.id else word
 
 
