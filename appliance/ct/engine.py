@@ -297,6 +297,7 @@ class CtEngine:
 
     async def _remove(self, guest_id: GuestId) -> None:
         """Remove all there is of a container, whoever made it. Raises `HostError`, `TimedOut` naming what stays."""
+        await asyncio.to_thread(shim.kill_leftover, self._places.bundle(guest_id))
         if self._runtime is not None:
             await self._runtime.delete(str(guest_id))
         await asyncio.to_thread(remains.clear, self._places.bundle(guest_id), self._places.cgroup(guest_id))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from appliance.ct import records, rootfs, shim
+from appliance.ct import records, rootfs
 from appliance.ct.cgroups import Cgroup
 from appliance.errors import HostError
 
@@ -23,7 +23,6 @@ def clear(bundle: Path, cgroup: Cgroup) -> None:
     """Remove processes, cgroups, owner shifts, mounts, loop devices and files, in this order. Raises `HostError`,
     `TimedOut`."""
     record = records.load(bundle)
-    shim.kill_leftover(bundle)
     cgroup.kill()
     cgroup.remove()
     if record is not None:

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 from appliance.ct import logfile, process
@@ -25,6 +26,8 @@ _SYNC_FD = 3
 CREATE_LIMIT_S = 60.0
 _LINE_LIMIT_BYTES = 256 << 10
 _MESSAGE_LIMIT = 600
+KILL_LIMIT_S = 5.0
+_POLL_S = 0.005
 
 
 async def create(runtime: OciRuntime, container: str, bundle: Path) -> tuple[ProcessIdentity, ProcessIdentity]:
@@ -113,12 +116,30 @@ def exit_code(bundle: Path, container: str) -> int | None:
 
 
 def kill_leftover(bundle: Path) -> None:
-    """Kill the shim of `bundle` where its pid file still names it (checked by its command line). Blocking."""
+    """Kill the shim of `bundle` and the runtime it may just be running, and wait until they are gone. Blocking.
+
+    After an orderly end the pid file names a process that is gone: nothing to do. Without that certainty (a start that
+    was cut off, perhaps before the pid file) every process with the bundle in its arguments goes. Raises `TimedOut`.
+    """
     pid = _read_pid(bundle / "shim.pid")
-    with contextlib.suppress(OSError):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        if pid > 0 and os.fsencode(bundle) in words:
-            os.kill(pid, signal.SIGKILL)
+    if not bundle.exists() or (pid > 0 and not _names(pid, bundle)):
+        return
+    deadline = time.monotonic() + KILL_LIMIT_S
+    while pids := [int(entry.name) for entry in Path("/proc").glob("[1-9]*") if _names(int(entry.name), bundle)]:
+        for each in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            raise TimedOut(f"{bundle}: processes {pids} to die", KILL_LIMIT_S)
+        time.sleep(_POLL_S)
+
+
+def _names(pid: int, bundle: Path) -> bool:
+    """Whether the process lives and has `bundle` as one of its arguments (a zombie has none)."""
+    try:
+        return os.fsencode(bundle) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
 
 
 def installed() -> bool:
