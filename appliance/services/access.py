@@ -203,6 +203,15 @@ class AccessService:
         """Who may open the console of `path`. Raises `NotAuthenticated`; what they may do there is still to be checked."""
         return self._running.sessions.verify_console_ticket(ticket, path)
 
+    def verify_console(self, auth_id: str, ticket: str, *, path: str, privileges: Sequence[str]) -> None:
+        """A console ticket made for `auth_id`, who must hold the privileges (at least one) on its path.
+
+        Raises `NotAuthenticated`.
+        """
+        identity = self.verify_console_ticket(ticket, path)
+        if identity.auth_id != auth_id or not privileges or not self.privileges(identity, path).issuperset(privileges):
+            raise NotAuthenticated("authentication failure")
+
     async def change_password(
         self, caller: Identity, user_id: str, password: str, *, confirmation: str | None = None
     ) -> None:

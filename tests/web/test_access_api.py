@@ -127,6 +127,15 @@ async def test_credentials_can_be_checked_against_a_path(api: Api) -> None:
     assert (await api.call("POST", "/access/ticket", **(good | {"username": "joe@pve", "password": GOOD})))[0] == 401
 
 
+async def test_a_console_ticket_is_checked_with_its_owner_path_and_privileges(api: Api) -> None:
+    owner = await api.realm.access.verify_token(await _token(api))
+    ticket = api.realm.access.console_ticket(owner, "/vms/100")
+    good: dict[str, Any] = {"authid": "admin@pve!ci", "vncticket": ticket, "path": "/vms/100", "privs": "VM.Console"}
+    assert await api.call("POST", "/access/vncticket", **good) == (200, None)
+    for change in ({"path": "/vms/101"}, {"authid": "admin@pve"}, {"vncticket": "x"}, {"privs": ""}, {"privs": "No"}):
+        assert (await api.call("POST", "/access/vncticket", **(good | change)))[0] == 401
+
+
 async def _token(api: Api, *, privsep: int = 0) -> str:
     admin = await api.login()
     _, data = await api.call("POST", "/access/users/admin@pve/token/ci", headers=admin, privsep=privsep)

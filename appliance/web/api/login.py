@@ -1,4 +1,4 @@
-"""/access/ticket and /access/password: proving who one is."""
+"""/access/ticket, /access/vncticket and /access/password: proving who one is."""
 
 from __future__ import annotations
 
@@ -51,6 +51,16 @@ class LoginParams(msgspec.Struct, kw_only=True):
     )
 
 
+class ConsoleTicketParams(msgspec.Struct, kw_only=True):
+    """A console ticket and what it should be good for."""
+
+    authid: Annotated[str, Meta(max_length=130, description="the user or token it was made for")]
+    vncticket: Annotated[str, Meta(max_length=512, description="the console ticket")]
+    path: Annotated[str, Meta(max_length=64, description="the ACL path of the console")]
+    privs: Annotated[PveList, Meta(description="privileges that must be held there")]
+    port: Annotated[int, Meta(description="accepted for compatibility")] | None = None
+
+
 class PasswordParams(UserParams, kw_only=True):
     """A new password."""
 
@@ -90,6 +100,12 @@ async def delete_ticket(call: Call) -> None:
     """Other tickets of the user go on. Does nothing for API tokens."""
     if ticket := call.request[keys.CALLER].ticket:
         await call.services.access.logout(ticket)
+
+
+@api.post("/access/vncticket", summary="Check a console ticket", allow=ANYONE)
+async def check_console_ticket(call: Call, params: ConsoleTicketParams) -> None:
+    """Refused unless the ticket is valid on the path and its owner, `authid`, holds the privileges there."""
+    call.services.access.verify_console(params.authid, params.vncticket, path=params.path, privileges=params.privs)
 
 
 @api.put("/access/password", summary="Change a password", allow=LOGGED_IN)
