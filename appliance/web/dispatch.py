@@ -147,7 +147,9 @@ async def _record(call: Call, raw: Mapping[str, object], error: ApplianceError |
 def describe_parameters(raw: Mapping[str, object]) -> str:
     """Names and values for the audit log; what may be secret or long is named only."""
     shown = (
-        f"{name}=…" if _SECRET.search(name) or len(str(value)) > 80 else f"{name}={_URL_CREDENTIALS.sub('', str(value))}"
+        f"{name}=…"
+        if _SECRET.search(name) or len(str(value)) > 80
+        else f"{name}={_URL_CREDENTIALS.sub('', str(value))}"
         for name, value in raw.items()
     )
     return " ".join(shown)[:AUDIT_DETAIL_LIMIT]
