@@ -17,6 +17,7 @@ from appliance.events import EventBus, GuestListChanged
 from appliance.model.guest import CtCredentials, GuestId, GuestKind, GuestState
 from appliance.model.volume import VolumeId
 from appliance.services import guest_config, lifecycle
+from appliance.services.access import AccessService
 from appliance.services.guest_inventory import GuestInventory
 from appliance.services.guest_records import GuestRecord
 from appliance.services.guest_runner import GuestRunner, GuestRuntime
@@ -39,6 +40,7 @@ class GuestCreation:
         inventory: GuestInventory,
         runner: GuestRunner,
         volumes: GuestVolumes,
+        access: AccessService,
         storage: StorageService,
         provisioner: CtProvisioner,
         tasks: TaskService,
@@ -50,6 +52,7 @@ class GuestCreation:
         self._inventory = inventory
         self._runner = runner
         self._volumes = volumes
+        self._access = access
         self._storage = storage
         self._provisioner = provisioner
         self._tasks = tasks
@@ -275,6 +278,8 @@ class GuestCreation:
         self._tell(guest, exists=True)
 
     async def _forget(self, guest: GuestRuntime) -> None:
+        # permissions first: after a crash in between they are missing, never waiting for the next guest of this id
+        await self._access.forget_guest(guest.guest_id)
         await self._inventory.table.remove(guest.stored)
         self._inventory.drop(guest.guest_id)
         self._tell(guest, exists=False)

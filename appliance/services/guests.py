@@ -79,6 +79,7 @@ class GuestService:
             inventory=self._inventory,
             runner=self._runner,
             volumes=self._volumes,
+            access=access,
             storage=storage,
             provisioner=provisioner,
             tasks=tasks,
@@ -368,12 +369,9 @@ class GuestService:
             await self._access.set_pool(GuestId(new_id), pool)
         return upid
 
-    async def destroy(self, kind: GuestKind, guest_id: int, *, user: str, purge: bool = False) -> str:
-        """`purge` also takes the guest out of its pool and removes ACLs on it."""
-        upid = await self._creation.destroy(kind, GuestId(guest_id), user=user)
-        if purge:
-            await self._access.set_pool(GuestId(guest_id), None)
-        return upid
+    async def destroy(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
+        """Remove a stopped guest, its volumes, its pool membership and the permissions on it."""
+        return await self._creation.destroy(kind, GuestId(guest_id), user=user)
 
     async def start(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
         return await self._power.start(kind, guest_id, user=user)

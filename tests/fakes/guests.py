@@ -153,11 +153,11 @@ class FakeGuestService:
         self._find(guest_id, kind)
         return await self._task("clone", kind, guest_id, user, {"new_id": new_id, **options})
 
-    async def destroy(self, kind: GuestKind, guest_id: int, *, user: str, purge: bool = False) -> str:
+    async def destroy(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
         if self._find(guest_id, kind).state is not GuestState.STOPPED:
             raise Conflict(f"{kind.prefix.upper()} {guest_id} is running - destroy failed")
         del self.guests[guest_id]
-        return await self._task("destroy", kind, guest_id, user, {"purge": purge})
+        return await self._task("destroy", kind, guest_id, user, {})
 
     async def start(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
         return await self._power("start", kind, guest_id, user, GuestState.RUNNING)

@@ -128,7 +128,7 @@ def declare(api: Resource, kind: GuestKind) -> None:
             call.check(f"/vms/{params.vmid}", "VM.PowerMgmt")
             upid = await call.services.guests.stop(kind, params.vmid, user=call.user)
             await call.services.tasks.wait(upid, timeout_s=STOP_BEFORE_REMOVAL_LIMIT_S)
-        return await call.services.guests.destroy(kind, params.vmid, user=call.user, purge=params.purge)
+        return await call.services.guests.destroy(kind, params.vmid, user=call.user)
 
 
 def declare_for_vms(api: Resource) -> None:

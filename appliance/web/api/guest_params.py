@@ -117,7 +117,7 @@ def public_keys(text: str | None) -> tuple[str, ...]:
 class DeleteParams(GuestParams, kw_only=True):
     """How thoroughly."""
 
-    purge: Annotated[PveBool, Meta(description="also from its pool and the permissions on it")] = False
+    purge: Annotated[PveBool, Meta(description="accepted as in PVE: pool membership and permissions always go with the guest")] = False
     destroy_unreferenced_disks: Annotated[
         PveBool, Meta(description="volumes of its id that it does not name; always so here")
     ] = msgspec.field(name="destroy-unreferenced-disks", default=False)
