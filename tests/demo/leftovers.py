@@ -43,7 +43,7 @@ def _processes(marks: tuple[str, ...]) -> Iterator[str]:
             cgroup = (entry / "cgroup").read_text()
         except OSError:
             continue
-        if any(mark in command or mark in cgroup for mark in marks):
+        if command and any(mark in command or mark in cgroup for mark in marks):  # else a zombie, init's to bury
             yield f"{entry.name} {command[:120]}"
 
 
