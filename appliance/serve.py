@@ -16,6 +16,7 @@ import uvloop
 from appliance import config, log
 from appliance.app import App
 from appliance.errors import ApplianceError, InvalidParameter
+from appliance.model.network import check_interface_name
 
 SWITCH_INTERVAL_S = 1e-4
 """How long one Python thread may keep the interpreter from another: vCPU threads and the loop share it (ADR 0006)."""
@@ -46,7 +47,7 @@ def parse(arguments: Sequence[str]) -> config.Config:
         listen_port=port,
         node_name=config.check_node_name(options.node_name),
         admin_password_file=options.admin_password_file,
-        bridge=options.bridge,
+        bridge=check_interface_name(options.bridge, "bridge"),
         log_format=options.log_format,
         verbose=options.verbose,
     )

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from appliance.errors import ServiceStopping
+from appliance.errors import ApplianceError, ServiceStopping
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -44,7 +44,8 @@ class TaskScope:
             return
         error = task.exception()
         if error is not None:
-            log.error("%s: task failed", task.get_name(), exc_info=error)
+            ours = isinstance(error, ApplianceError)  # its text says everything
+            log.error("%s: task failed: %s", task.get_name(), error, exc_info=None if ours else error)
 
     async def close(self, *, timeout_s: float = 10.0) -> None:
         """Cancel all tasks and wait at most `timeout_s` for them; names the ones that would not end."""

@@ -28,6 +28,9 @@ BUSY_TIMEOUT_MS = 5000
 
 JOURNAL_SIZE_LIMIT_BYTES = 16 << 20
 
+SHM_PAGE_BYTES = 32 << 10
+"""SQLite grows its -shm file by this much (walIndexPage, WALINDEX_PGSZ)."""
+
 _SCHEMA = """
 CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), revision INTEGER NOT NULL);
 INSERT INTO state VALUES (1, 0);
@@ -51,9 +54,20 @@ def store_error(path: Path, doing: str, error: sqlite3.Error) -> StoreError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return StoreFull(text)
+    if code == sqlite3.SQLITE_IOERR and _no_space_left(path):  # what SQLite says when its -shm file cannot grow
+        return StoreFull(f"{text}: no space left on the file system")
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return StoreError(f"{text} (the file is damaged: restore it from a backup)")
     return StoreError(text)
+
+
+def _no_space_left(path: Path) -> bool:
+    """Whether the file system has less than a page of SQLite's -shm file."""
+    try:
+        status = os.statvfs(path.parent)
+    except OSError:
+        return False
+    return status.f_bavail * status.f_frsize < SHM_PAGE_BYTES
 
 
 def _os_store_error(path: Path, doing: str, error: OSError) -> StoreError:

@@ -332,3 +332,14 @@ async def test_no_store_is_made_on_a_full_disk_and_nothing_is_left(small_disk: P
     assert {name.name for name in small_disk.iterdir()} <= {"filler", "state.db.lock"}
     (small_disk / "filler").unlink()
     await (await _reopened(small_disk / "state.db", clock)).close()
+
+
+@pytest.mark.host
+async def test_opening_on_a_full_disk_says_that_it_is_full(small_disk: Path, clock: FakeClock) -> None:
+    path = small_disk / "state.db"
+    await (await _reopened(path, clock)).close()
+    _fill(small_disk)
+    with pytest.raises(StoreFull, match="no space left|full"):
+        await _reopened(path, clock)
+    (small_disk / "filler").unlink()
+    await (await _reopened(path, clock)).close()

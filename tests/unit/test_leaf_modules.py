@@ -116,3 +116,18 @@ async def test_a_closed_scope_ends_its_tasks_and_takes_no_new_ones() -> None:
     assert task.cancelled()
     with pytest.raises(ServiceStopping):
         scope.start(asyncio.sleep(0), name="late")
+
+
+@pytest.mark.parametrize(("error", "traced"), [(NotFound("volume 'x'"), False), (RuntimeError("a mistake"), True)])
+async def test_a_failed_task_is_traced_only_when_the_mistake_is_ours(
+    caplog: pytest.LogCaptureFixture, error: Exception, traced: bool
+) -> None:
+    async def fail() -> None:
+        raise error
+
+    scope = TaskScope("test")
+    await asyncio.wait([scope.start(fail(), name="one")])
+    (record,) = caplog.records
+    assert str(error) in record.getMessage()
+    assert bool(record.exc_info) is traced
+    await scope.close()
