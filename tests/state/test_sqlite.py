@@ -339,7 +339,7 @@ async def test_opening_on_a_full_disk_says_that_it_is_full(small_disk: Path, clo
     path = small_disk / "state.db"
     await (await _reopened(path, clock)).close()
     _fill(small_disk)
-    with pytest.raises(StoreFull, match="no space left|full"):
+    with pytest.raises(StoreFull, match=r"no space left|full"):
         await _reopened(path, clock)
     (small_disk / "filler").unlink()
     await (await _reopened(path, clock)).close()
