@@ -127,6 +127,8 @@ def _check_permission(call: Call, params: msgspec.Struct) -> None:
 async def _record(call: Call, raw: Mapping[str, object], error: ApplianceError | None) -> None:
     """Every write and every refused access goes to the audit log; a log that fails is reported, not hidden."""
     method = call.method
+    if method.audited_by_service:
+        return
     if method.verb == "GET" and (error is None or error.status not in (401, 403) or call.identity_or_none is None):
         return
     identity = call.identity_or_none

@@ -192,6 +192,7 @@ class Method:
     timeout_s: float | None = DEFAULT_TIMEOUT_S
     body_limit_bytes: int = BODY_LIMIT_BYTES
     rest_schema: Callable[[], Mapping[str, Mapping[str, object]]] | None = None
+    audited_by_service: bool = False
 
     @functools.cached_property
     def params(self) -> type[msgspec.Struct]:
@@ -244,6 +245,8 @@ class Declaration(typing.TypedDict, total=False):
     body_limit_bytes: int
     rest_schema: Callable[[], Mapping[str, Mapping[str, object]]]
     """JSON schemas of what a `Rest` field takes ("net[n]"), for the documents."""
+    audited_by_service: bool
+    """The service behind it writes the audit log itself, and knows better what is worth a row."""
 
 
 class Resource:
@@ -289,6 +292,7 @@ class Resource:
                     timeout_s=timeout_s,
                     body_limit_bytes=declaration.get("body_limit_bytes", BODY_LIMIT_BYTES),
                     rest_schema=declaration.get("rest_schema"),
+                    audited_by_service=declaration.get("audited_by_service", False),
                 )
             )
             return handler

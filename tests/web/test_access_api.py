@@ -71,6 +71,16 @@ async def test_a_login_replies_what_clients_read(api: Api) -> None:
     assert await api.call("GET", "/access/ticket") == (200, None)
 
 
+async def test_an_attempt_to_log_in_is_one_row_of_the_audit_log(api: Api) -> None:
+    before = len(await api.realm.audit.tail(100))
+    ticket = (await api.login())["Cookie"].partition("=")[2]
+    await api.call("POST", "/access/ticket", username="admin@pve", password="wrong")
+    await api.call("POST", "/access/ticket", username="admin@pve", password=ticket)  # a renewal is no event
+    rows = [(row.who, row.action, row.outcome) for row in await api.realm.audit.tail(100)]
+    assert len(rows) == before + 2
+    assert rows[:2] == [("admin@pve", "login", "failed"), ("admin@pve", "login", "ok")]
+
+
 async def test_a_wrong_login_is_401_and_many_are_429(api: Api) -> None:
     for _ in range(20):
         assert await api.call("POST", "/access/ticket", username="a@pve", password="b") == (

@@ -73,7 +73,8 @@ async def read_ticket(call: Call) -> None:
     """For formatters that want to show a login page."""
 
 
-@api.post("/access/ticket", summary="Log in, renew a ticket, or check credentials", allow=ANYONE, returns=LoginReply)
+@api.post("/access/ticket", summary="Log in, renew a ticket, or check credentials", allow=ANYONE, returns=LoginReply,
+          audited_by_service=True)  # fmt: skip
 async def create_ticket(call: Call, params: LoginParams) -> LoginReply:
     """Failures all read alike, and are limited in rate by address and by user."""
     username = f"{params.username}@{params.realm}" if params.realm else params.username
