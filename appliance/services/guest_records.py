@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from appliance.errors import Conflict, HostError, NotFound
-from appliance.model.guest import GUEST_ID_MIN, GuestId, GuestKind
+from appliance.model.guest import GuestId, GuestKind
 from appliance.state.store import Absent, Delete, Operation, Put, RevisionIs, Store
 
 GUESTS = "guests/"
@@ -102,12 +102,12 @@ class GuestTable:
             raise NotFound(f"{(kind or GuestKind.QEMU).prefix} {guest_id}")
         return guest
 
-    def lowest_free_id(self) -> GuestId:
-        """The lowest VMID nobody has now."""
-        candidate = GUEST_ID_MIN
-        while candidate in self._guests:
-            candidate += 1
-        return GuestId(candidate)
+    def lowest_free_id(self, *, lower: int, upper: int) -> GuestId:
+        """The lowest VMID from `lower` on, below `upper`, that nobody has now. Raises `Conflict` when there is none."""
+        for candidate in range(lower, upper):
+            if candidate not in self._guests:
+                return GuestId(candidate)
+        raise Conflict(f"unable to get any free VMID in range [{lower}, {upper}]")
 
     async def insert(self, record: GuestRecord, *, own_id_range: bool) -> StoredGuest:
         """Create the guest's document and, if asked, reserve its id range. Raises `Conflict` if the VMID is taken."""

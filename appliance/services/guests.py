@@ -17,7 +17,7 @@ from appliance.errors import ApplianceError, Conflict, InvalidParameter, Unsuppo
 from appliance.events import EventBus, GuestConfigChanged
 from appliance.model.guest import GUEST_ID_MAX, GUEST_ID_MIN, GuestId, GuestKind, GuestState
 from appliance.model.volume import VolumeId
-from appliance.services import guest_config, lifecycle
+from appliance.services import cluster_options, guest_config, lifecycle
 from appliance.services.access import AccessService
 from appliance.services.console import ConsoleClient, ConsoleService
 from appliance.services.guest_config import DiskConfig, Existing
@@ -168,9 +168,13 @@ class GuestService:
         return guest.running
 
     async def next_id(self, wanted: int | None = None) -> int:
-        """The lowest free VMID, or `wanted` if it is free. Raises `InvalidParameter` when it is taken or out of range."""
+        """The lowest free VMID of the cluster's `next-id` range, or `wanted` if it is free.
+
+        Raises `InvalidParameter` when `wanted` is taken or out of range, `Conflict` when none is free.
+        """
         if wanted is None:
-            return self._inventory.table.lowest_free_id()
+            bounds = await cluster_options.next_id_range(self._store)
+            return self._inventory.table.lowest_free_id(lower=bounds.lower, upper=bounds.upper)
         if not GUEST_ID_MIN <= wanted <= GUEST_ID_MAX:
             raise InvalidParameter({"vmid": f"must be from {GUEST_ID_MIN} to {GUEST_ID_MAX}"})
         if wanted in self._inventory:

@@ -9,13 +9,14 @@ import msgspec
 from msgspec import Meta
 
 from appliance.errors import Conflict, InvalidParameter
+from appliance.services import cluster_options
+from appliance.services.cluster_options import OPTIONS_KEY, NextIdRange
 from appliance.state.store import Absent, Delete, Operation, Put, RevisionIs
 from appliance.web.api.tasks import TaskRow, sees_all, task_row
 from appliance.web.registry import LOGGED_IN, Allow, Call, PveList, Resource, Vmid
 
 api = Resource()
 
-OPTIONS_KEY = "cluster/options"
 OPTIONS_ATTEMPTS = 5
 RECENT_TASKS = 100
 DEFAULT_OPTIONS = {"console": "xtermjs", "keyboard": "en-us", "mac_prefix": "BC:24:11"}
@@ -81,7 +82,9 @@ class Options(msgspec.Struct, kw_only=True):
     mac_prefix: Annotated[str, Meta(pattern=r"^[0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){0,2}:?$")] | None = None
     max_workers: Annotated[int, Meta(ge=1, le=64)] | None = None
     migration: Text | None = None
-    next_id: Text | None = msgspec.field(name="next-id", default=None)
+    next_id: (
+        Annotated[Text, Meta(description="where free ids are looked for: lower=ID,upper=ID (exclusive)")] | None
+    ) = msgspec.field(name="next-id", default=None)
     notify: Text | None = None
     registered_tags: Text | None = msgspec.field(name="registered-tags", default=None)
     tag_style: Text | None = msgspec.field(name="tag-style", default=None)
@@ -113,10 +116,15 @@ async def read_status(call: Call) -> list[StatusRow]:
 
 @api.get("/cluster/nextid", summary="A free guest id", allow=LOGGED_IN, returns=str)
 async def next_id(call: Call, params: NextIdParams) -> str:
-    """The lowest free one, or `vmid` if it is free. It is not reserved: creating a guest may still find it taken."""
+    """The lowest free one in the range of the option `next-id`, or `vmid` if it is free.
+
+    It is not reserved: creating a guest may still find it taken.
+    """
     try:
         return str(await call.services.guests.next_id(params.vmid))
     except Conflict as error:
+        if params.vmid is None:
+            raise
         raise InvalidParameter({"vmid": error.message}) from error
 
 
@@ -151,7 +159,7 @@ async def read_log(call: Call, params: LogParams) -> list[LogRow]:
 @api.get("/cluster/options", summary="Settings of the whole cluster", allow=LOGGED_IN, returns=Options)
 async def read_options(call: Call) -> dict[str, object]:
     """Without Sys.Audit on / only what pages need: console, keyboard, language, tags."""
-    stored, _ = await _stored_options(call)
+    stored, _ = await cluster_options.read(call.services.store)
     options = {**DEFAULT_OPTIONS, **stored}
     if call.has("/", "Sys.Audit"):
         return options
@@ -164,9 +172,11 @@ async def write_options(call: Call, params: SetOptions) -> None:
     names = {info.encode_name: info.name for info in msgspec.structs.fields(Options)}
     if unknown := [name for name in params.delete if name not in names]:
         raise InvalidParameter({"delete": f"unknown option '{unknown[0][:40]}'"})
+    if params.next_id is not None:
+        _check_next_id(params.next_id)
     changes = {name: value for name, attribute in names.items() if (value := getattr(params, attribute)) is not None}
     for _ in range(OPTIONS_ATTEMPTS):
-        stored, revision = await _stored_options(call)
+        stored, revision = await cluster_options.read(call.services.store)
         new = {name: value for name, value in stored.items() if name not in params.delete} | changes
         write: Operation = Put(OPTIONS_KEY, json.dumps(new).encode()) if new else Delete(OPTIONS_KEY)
         condition = RevisionIs(OPTIONS_KEY, revision) if revision else Absent(OPTIONS_KEY)
@@ -175,8 +185,8 @@ async def write_options(call: Call, params: SetOptions) -> None:
     raise Conflict("cluster options: changed by others at the same time, try again")
 
 
-async def _stored_options(call: Call) -> tuple[dict[str, object], int]:
-    document = await call.services.store.get(OPTIONS_KEY)
-    if document is None:
-        return {}, 0
-    return msgspec.json.decode(document.value, type=dict[str, object]), document.mod_revision
+def _check_next_id(text: str) -> None:
+    try:
+        NextIdRange.parse(text)
+    except ValueError as error:
+        raise InvalidParameter({"next-id": f"invalid format - {error}"}) from error
