@@ -160,8 +160,9 @@ class FakeTasks:
 
     async def list(
         self, *, guest_id: int | None = None, limit: int = 50, start: int = 0, errors: bool = False,
-        running: bool | None = None, kinds: Sequence[str] = (), user: str | None = None, since: float | None = None,
-        until: float | None = None,
+        running: bool | None = None, kinds: Sequence[str] = (), user: str | None = None,
+        user_contains: str | None = None, since: float | None = None, until: float | None = None,
+        outcomes: Sequence[str] = (),
     ) -> Sequence[TaskInfo]:  # fmt: skip
         chosen = [
             info
@@ -171,6 +172,8 @@ class FakeTasks:
             and (not errors or (info.status or "OK") != "OK")
             and (not kinds or info.type in kinds)
             and (user is None or info.user.partition("!")[0] == user)
+            and (user_contains is None or user_contains.lower() in info.user.lower())
+            and (not outcomes or info.outcome in outcomes)
             and (since is None or info.starttime >= since)
             and (until is None or info.starttime <= until)
         ]

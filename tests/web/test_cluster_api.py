@@ -140,6 +140,8 @@ async def test_task_lists_are_filtered_and_private(site: Site) -> None:
     assert [row["upid"] for row in await rows(site, path, statusfilter="error")] == [done]
     assert [row["upid"] for row in await rows(site, path, "eve@pve", source="all")] == [running]
     assert [row["upid"] for row in await rows(site, "/cluster/tasks", "eve@pve")] == [running]
+    assert [row["upid"] for row in await rows(site, path, source="all", userfilter="EVE")] == [running]
+    assert await rows(site, path, "eve@pve", source="all", userfilter="admin") == []
     async with site.client.get(f"/api2/json{path}/{done}/status", headers=site.as_user("eve@pve")) as reply:
         assert reply.status == 403
     async with site.client.delete(f"/api2/json{path}/{done}", headers=site.as_user("eve@pve")) as reply:
@@ -152,3 +154,27 @@ async def test_task_lists_are_filtered_and_private(site: Site) -> None:
 async def test_a_malformed_upid_is_refused(site: Site, upid: str) -> None:
     async with site.client.get(f"/api2/json/nodes/{NODE}/tasks/{upid}/log", headers=site.as_user()) as reply:
         assert reply.status in (400, 404, 501)
+
+
+async def test_a_task_list_is_filtered_before_it_is_cut_off(site: Site) -> None:
+    tasks = site.world.tasks
+    failed = tasks.begin("qmstart")
+    tasks.finish(failed, "command failed")
+    for _ in range(3):
+        tasks.finish(tasks.begin("qmstart"))
+    path = f"/nodes/{NODE}/tasks"
+    assert [row["upid"] for row in await rows(site, path, statusfilter="error,warning", limit="2")] == [failed]
+    params = {"statusfilter": "ok,splendid"}
+    async with site.client.get(f"/api2/json{path}", headers=site.as_user(), params=params) as reply:
+        assert reply.status == 400
+        assert "splendid" in (await reply.json())["errors"]["statusfilter"]
+
+
+@pytest.mark.parametrize("text", ["lower=99", "lower=300,upper=300", "upper=100", "first=1", "lower=x", "200"])
+async def test_a_range_for_new_ids_that_cannot_be_is_refused(site: Site, text: str) -> None:
+    path, headers = "/api2/json/cluster/options", site.as_user()
+    async with site.client.put(path, headers=headers, data={"next-id": text}) as reply:
+        assert reply.status == 400
+        assert list((await reply.json())["errors"]) == ["next-id"]
+    async with site.client.put(path, headers=headers, data={"next-id": "lower=200,upper=300"}) as reply:
+        assert reply.status == 200
