@@ -71,7 +71,7 @@ class NicSpec:
     mtu: int | None = None
     link_down: bool = False
     queues: int = 1
-    # containers only: name inside, and addressing ("dhcp", "manual", "auto" or CIDR)
+    # addressing ("dhcp", "manual", "auto" or CIDR); a VM's is what its cloud-init drive tells it. `name`: containers only
     name: str = ""
     ip: str = ""
     gateway: str = ""

@@ -104,6 +104,22 @@ async def test_a_static_address_belongs_to_its_port_alone(lab: Lab, backend: Net
     assert lab.interfaces() == {"vmbr0", "veth101i0"}
 
 
+async def test_a_vms_static_address_is_its_own_and_may_change_while_the_tap_stays(
+    lab: Lab, backend: NetworkBackend
+) -> None:
+    guest = lab.guest()
+    state = await backend.start()
+    assert state.settings.subnet is not None
+    first, second = (f"{state.settings.subnet[host]}" for host in (10, 11))
+    for address in (first, second):
+        await backend.plug_vm(A, nic(model="virtio", ip=f"{address}/22"))
+        claims = lab.run("nft", "list", "ruleset")
+        assert f'"tap101i0" . {address}' in claims
+        with pytest.raises(Conflict, match="in use by guest 101"):
+            await backend.plug_ct(B, nic(MAC_B, ip=f"{address}/22"), guest.pid)
+    assert f'"tap101i0" . {first}' not in claims
+
+
 async def test_teardown_leaves_no_interface_table_process_or_setting(lab: Lab, backend: NetworkBackend) -> None:
     guest = lab.guest()
     before = lab.sysctl("net.ipv4.ip_forward")

@@ -58,7 +58,7 @@ def to_vm_spec(guest_id: int, config: Mapping[str, str]) -> VmSpec:
         disks=tuple(_disk(disk) for disk in found.values() if disk.slot != "efidisk0"),
         efi_disk=_disk(found["efidisk0"]) if "efidisk0" in found else None,
         scsi_controller=_text(config, "scsihw"),
-        nics=tuple(_nic(config, slot) for slot in _slots(config, "net")),
+        nics=tuple(_nic(config, slot, told_by_cloud_init=has_cloudinit) for slot in _slots(config, "net")),
         serials=tuple(int(slot[len("serial") :]) for slot in _slots(config, "serial")),
         display=_part(config, "vga").get("type", "std"),
         # as PVE does: devices of the order that are gone are passed over
@@ -166,7 +166,10 @@ def _disk(disk: DiskConfig) -> VmDisk:
     )
 
 
-def _nic(config: Mapping[str, str], slot: str) -> NicSpec:
+def _nic(config: Mapping[str, str], slot: str, *, told_by_cloud_init: bool) -> NicSpec:
+    """`ip` is what the guest is told by its cloud-init drive; without one `ipconfigN` reaches nobody."""
+    ip_config = f"ipconfig{slot[len('net') :]}"
+    addresses = _part(config, ip_config) if told_by_cloud_init else {}
     values = parse_one(GuestKind.QEMU, slot, config[slot])
     rate = values.get("rate", "0")
     if "bridge" not in values:
@@ -182,6 +185,10 @@ def _nic(config: Mapping[str, str], slot: str) -> NicSpec:
         mtu=int(values["mtu"]) if "mtu" in values else None,
         link_down=is_true(values.get("link_down", "0")),
         queues=max(1, int(values.get("queues", "1"))),
+        ip=addresses.get("ip", ""),
+        gateway=addresses.get("gw", ""),
+        ip6=addresses.get("ip6", ""),
+        gateway6=addresses.get("gw6", ""),
     )
 
 

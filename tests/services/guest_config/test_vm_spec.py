@@ -139,3 +139,11 @@ def test_the_uuid_is_that_of_smbios1_and_otherwise_steady() -> None:
     text = "3b5f0f6e-6f0e-4d43-9a6c-6f6a0c5d9f10"
     assert spec_of(smbios1=f"uuid={text}").uuid == text
     assert spec_of().uuid == spec_of().uuid
+
+
+def test_a_nic_has_the_addresses_its_cloudinit_drive_tells() -> None:
+    told = {"net1": NIC, "ipconfig1": "ip=10.0.0.5/24,gw=10.0.0.1,ip6=auto", "net2": NIC}
+    first, second = spec_of(ide2="local:cloudinit", **told).nics
+    assert (first.ip, first.gateway, first.ip6, first.gateway6) == ("10.0.0.5/24", "10.0.0.1", "auto", "")
+    assert (second.ip, second.ip6) == ("", "")
+    assert spec_of(**told).nics[0].ip == "", "without the drive the guest is told nothing"
