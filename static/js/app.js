@@ -110,4 +110,5 @@ onChange(() => {
   filter();
   gone();
 });
+document.querySelector('.tabs [aria-current="page"]')?.scrollIntoView({ inline: "center", block: "nearest" });
 connect();

@@ -87,7 +87,9 @@ async function send(form) {
 }
 
 function finish(form, params, data) {
+  const stillOpen = form.isConnected; // the reader may have closed the dialog meanwhile, and gone elsewhere
   form.closest("dialog")?.close();
+  if (!stillOpen) return;
   const next = form.dataset.next?.replace("{vmid}", params.vmid ?? "");
   if (!next) return;
   // a guest's page exists from the moment its creation has been accepted; leave other pages as they are

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from appliance.errors import HostError, NotFound
+from appliance.errors import HostError, PermissionDenied
 from appliance.model.volume import ContentType
 from appliance.version import PVE_API_VERSION
 from appliance.web.pages import contexts
@@ -31,9 +31,10 @@ async def show_node(visit: Visit) -> web.StreamResponse:
 async def show_storage(visit: Visit) -> web.StreamResponse:
     """GET /storage and /storage/{storage}?content=TYPE"""
     storages = visit.viewer.storages()
-    if not storages:
-        raise NotFound("a storage that you may see")
-    name = visit.request.match_info.get("storage", "") or storages[0].storage_id
+    name = visit.request.match_info.get("storage", "")
+    if not storages and not name:
+        raise PermissionDenied("You may see no storage.")
+    name = name or storages[0].storage_id
     content = visit.request.query.get("content", "")
     context = await contexts.storage_content(visit.viewer, name, content)
     kinds = [kind for kind in ContentType if kind in visit.viewer.storage(name).content_types]

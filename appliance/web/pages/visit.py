@@ -51,6 +51,7 @@ class Visit:
             "csrf": self.viewer.services.access.csrf_token(self.ticket),
             "node": self.viewer.node,
             "sees_node": self.viewer.sees_node,
+            "sees_storage": bool(self.viewer.storages()),
             **await contexts.tasks(self.viewer),
         }
         return _html(await self.renderer.page(f"pages/{template}.html", frame | context))

@@ -1,0 +1,52 @@
+"""Real Chromium, driven by Playwright. Each test has a browser of its own, which ends with it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Browser as AsyncBrowser
+from playwright.async_api import async_playwright
+from playwright.sync_api import Browser, sync_playwright
+
+from tests.e2e.busybox import write_template
+from tests.e2e.conftest import images
+from tests.harness import ROOT
+
+__all__ = ["images"]
+
+CHROMIUM = "/usr/bin/chromium"
+ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+SCREENSHOTS = ROOT / ".build" / "screenshots"
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    """For tests against a process of its own."""
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+async def loop_browser() -> AsyncIterator[AsyncBrowser]:
+    """For tests whose server runs on the test's own loop."""
+    async with async_playwright() as playwright:
+        chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield chromium
+        await chromium.close()
+
+
+@pytest.fixture
+def screenshots() -> Path:
+    """Where screenshots are kept as build artefacts."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    return SCREENSHOTS
+
+
+@pytest.fixture(scope="session")
+def busybox_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A container template of a megabyte that starts at once."""
+    return write_template(tmp_path_factory.mktemp("template") / "busybox_1_amd64.tar.gz")

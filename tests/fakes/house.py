@@ -1,0 +1,199 @@
+"""A world with furniture, for pages: guests with figures and configurations, a storage with volumes, networks, a login.
+
+`furnished(directory)` is `fake_services(directory)` with these in place. Some names are hostile on purpose (`HOSTILE`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from appliance.errors import NotAuthenticated, NotFound
+from appliance.model.guest import GuestKind, GuestState, GuestStats
+from appliance.model.network import HostInterface
+from appliance.model.volume import ContentType, StorageUsage, VolumeId, VolumeInfo
+from appliance.services.login import Login
+from appliance.services.node import NodeStatus
+from appliance.services.node_sample import CpuInfo, HostInfo, KernelInfo
+from appliance.services.storage_config import StorageConfig, StorageDocument
+from appliance.services.templates import Template
+from appliance.storage.recipes.recipe import RECIPES, ImageKind
+from appliance.web.services import Services
+from tests.fakes.services import FakeAccess, World, fake_services
+
+GIB = 1 << 30
+MIB = 1 << 20
+PASSWORD = "right"
+CODE = "123456"
+WITH_SECOND_FACTOR = "careful@pve"
+HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}"
+
+
+class HouseAccess(FakeAccess):
+    """Everybody's password is `PASSWORD`; `WITH_SECOND_FACTOR` needs `CODE` as well. `ended` are tickets logged out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended: set[str] = set()
+
+    def csrf_token(self, ticket: str) -> str:
+        return f"csrf-of-{ticket}"
+
+    def verify_ticket(self, ticket: str) -> Any:
+        if ticket in self.ended:
+            raise NotAuthenticated("authentication failure")
+        return super().verify_ticket(ticket)
+
+    async def login(
+        self, username: str, password: str, *, otp: str | None = None, challenge: str | None = None, remote: str
+    ) -> Login:
+        ticket = self.ticket(username)
+        if challenge is not None:
+            good = challenge == f"challenge-of-{username}" and password == f"totp:{CODE}"
+        else:
+            good = password in (PASSWORD, ticket)
+        if not good:
+            raise NotAuthenticated("authentication failure")
+        if username == WITH_SECOND_FACTOR and challenge is None:
+            return Login(username, f"challenge-of-{username}", "", need_tfa=True)
+        return Login(username, ticket, self.csrf_token(ticket))
+
+    async def logout(self, ticket: str) -> None:
+        self.ended.add(ticket)
+
+
+class HouseStorage:
+    """One storage, `local`, with `volumes`."""
+
+    def __init__(self) -> None:
+        self.volumes: list[VolumeInfo] = []
+
+    def add(self, name: str, content: ContentType, size_bytes: int, *, guest_id: int | None = None) -> None:
+        self.volumes.append(
+            VolumeInfo(
+                volume_id=VolumeId("local", name),
+                content=content,
+                format=name.rpartition(".")[2],
+                created_at=1.7e9,
+                size_bytes=size_bytes,
+                used_bytes=size_bytes // 3,
+                guest_id=guest_id,
+            )
+        )
+
+    def storages(self) -> Sequence[StorageConfig]:
+        return [self.storage("local")]
+
+    def storage(self, storage_id: str) -> StorageConfig:
+        if storage_id != "local":
+            raise NotFound(f"storage '{storage_id}'")
+        document = StorageDocument()
+        content = frozenset(document.content)
+        return StorageConfig(
+            storage_id="local", kind="dir", path=Path("/var/lib/x"), content_types=content, document=document
+        )
+
+    async def content(
+        self, storage_id: str, content: ContentType | None = None, guest_id: int | None = None
+    ) -> Sequence[VolumeInfo]:
+        self.storage(storage_id)
+        return [info for info in self.volumes if content in (None, info.content)]
+
+    async def usage(self, storage_id: str) -> StorageUsage:
+        self.storage(storage_id)
+        return StorageUsage(total_bytes=100 * GIB, used_bytes=37 * GIB, available_bytes=63 * GIB)
+
+
+def furnished(directory: Path) -> tuple[Services, World]:
+    """See the module's docstring."""
+    services, world = fake_services(directory)
+    access, storage = HouseAccess(), HouseStorage()
+    world.access = access
+    world.extras.storage = storage
+    configs: dict[int, dict[str, str]] = {}
+    world.extras.configs = configs
+
+    def config(guest_id: int, kind: GuestKind | None = None) -> tuple[dict[str, str], str]:
+        world.guests.get(guest_id, kind)
+        return dict(configs.get(guest_id, {"cores": "2", "memory": "512"})), "0" * 40
+
+    vars(world.guests)["config"] = config
+    interfaces = [_interface("vmbr0", "bridge", "10.64.0.1/22"), _interface("eth0", "", "192.0.2.7/24")]
+    others: dict[str, Any] = {
+        "access": access,
+        "storage": storage,
+        "network": SimpleNamespace(interfaces=_answer(interfaces), problem=""),
+        "node": SimpleNamespace(status=_answer(_status())),
+        "templates": SimpleNamespace(
+            list=lambda: [Template(recipe=recipe, kind=kind) for recipe in RECIPES.values() for kind in ImageKind]
+        ),
+    }
+    return dataclasses.replace(services, **others), world
+
+
+def settle_in(world: World) -> None:
+    """Guests, volumes and tasks as a small office has them."""
+    stats = GuestStats(cpu_seconds=80, memory_bytes=700 * MIB, disk_read_bytes=9 * MIB, net_in_bytes=5 * MIB)
+    web: dict[str, Any] = {
+        "tags": ("web", "production"),
+        "addresses": ("10.64.0.21",),
+        "stats": stats,
+        "cpu_ratio": 0.31,
+    }
+    world.guests.add(100, name="shop", state=GuestState.RUNNING, uptime_s=400_000, maxmem=2 * GIB, **web)
+    ct_stats = GuestStats(memory_bytes=61 * MIB, processes=14, disk_used_bytes=900 * MIB)
+    world.guests.add(
+        101, GuestKind.LXC, name="dns", state=GuestState.RUNNING, uptime_s=3_900, stats=ct_stats, cpu_ratio=0.02,
+        addresses=("10.64.0.22",), description="Resolver of the office.\nAsk before you restart it.",
+    )  # fmt: skip
+    world.guests.add(102, name="build-runner", state=GuestState.PAUSED, stats=stats, cpu_ratio=0.0, uptime_s=77)
+    world.guests.add(103, GuestKind.LXC, name="staging-database-with-a-rather-long-name", tags=("staging",))
+    world.guests.add(104, name="debian-12-base", template=True)
+    world.extras.configs[100] = {
+        "name": "shop", "cores": "2", "memory": "2048", "scsi0": "local:100/vm-100-disk-0.qcow2,size=32G",
+        "net0": "virtio=BC:24:11:00:00:01,bridge=vmbr0", "boot": "order=scsi0", "serial0": "socket", "onboot": "1",
+        "ide2": "local:100/vm-100-cloudinit.qcow2,media=cdrom",
+    }  # fmt: skip
+    storage = cast(HouseStorage, world.extras.storage)
+    storage.add("100/vm-100-disk-0.qcow2", ContentType.IMAGES, 32 * GIB, guest_id=100)
+    storage.add("101/vm-101-disk-0.raw", ContentType.ROOTDIR, 4 * GIB, guest_id=101)
+    storage.add("iso/debian-12.7.0-amd64-netinst.iso", ContentType.ISO, 660 * MIB)
+    storage.add("vztmpl/debian-12-standard_12_amd64.tar.zst", ContentType.VZTMPL, 44 * MIB)
+    storage.add("import/debian-12.qcow2", ContentType.IMPORT, 2 * GIB)
+    world.tasks.finish(world.tasks.begin("qmstart"))
+    world.tasks.finish(world.tasks.begin("vzstart", object_id="103"), "network interface veth103i0 is gone")
+    running = world.tasks.begin("download", object_id="debian-13-cloud.qcow2")
+    world.tasks.logs[running] = ["fetching debian-13-cloud.qcow2", "512 MiB of 2 GiB (25 %)"]
+
+
+def _answer(value: object) -> Any:
+    async def answer() -> object:
+        return value
+
+    return answer
+
+
+def _interface(name: str, kind: str, address: str) -> HostInterface:
+    return HostInterface(
+        name=name, kind=kind, address="02:00:00:00:00:01", mtu=1500, up=True, carrier=True, owned=kind == "bridge",
+        addresses=(address,),
+    )  # fmt: skip
+
+
+def _status() -> NodeStatus:
+    host = HostInfo(
+        cpu=CpuInfo(model="Some Processor 3.0 GHz", sockets=1, cores=4, cpus=8, hvm=True),
+        kernel=KernelInfo(sysname="Linux", release="6.1.0-28-amd64", version="#1 SMP", machine="x86_64"),
+        boot_mode="efi",
+        secure_boot=False,
+    )
+    return NodeStatus(
+        sampled_at=1.7e9, cpu_ratio=0.23, iowait_ratio=0.01, cpu_count=8, load=(1.2, 0.9, 0.7), host=host,
+        memory_total_bytes=32 * GIB, memory_used_bytes=21 * GIB, memory_free_bytes=8 * GIB,
+        memory_available_bytes=11 * GIB, swap_total_bytes=4 * GIB, swap_used_bytes=0, rootfs_total_bytes=200 * GIB,
+        rootfs_used_bytes=167 * GIB, rootfs_available_bytes=33 * GIB, uptime_s=1_234_567, net_in_bytes_s=120_000,
+        net_out_bytes_s=33_000,
+    )  # fmt: skip
