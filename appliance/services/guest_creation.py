@@ -117,15 +117,17 @@ class GuestCreation:
         source = self._inventory.get(source_id, kind)
         if not full and not self._inventory.summary(source).template:
             raise Conflict(f"{source.label}: linked clones are made of templates only")
-        config = self._clone_config(source, new_id, name)
-        if description is not None:
-            config |= guest_config.parse(kind, {"description": description})
-        guest = await self._reserve(kind, new_id, config)
+        described = {} if description is None else guest_config.parse(kind, {"description": description})
+        config = self._clone_config(source, new_id, name) | described
+        # the original's disks are not the clone's: until it has its own, the record names none
+        reserved = {key: value for key, value in config.items() if not guest_config.is_disk_slot(kind, key)}
+        guest = await self._reserve(kind, new_id, reserved)
 
         async def work(task: TaskHandle) -> None:
             async with source.lock.hold(f"clone to {new_id}", log=task.log), guest.lock.hold("create"):
                 if source.state is not GuestState.STOPPED:
                     raise Conflict(f"{source.label} is running: shut it down before it is cloned")
+                config = self._clone_config(source, new_id, name) | described  # it may have changed while we waited
                 made = await self._undoing(
                     guest,
                     self._volumes.clone(kind, new_id, config, full=full, storage=storage, log_line=task.log),
