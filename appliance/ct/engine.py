@@ -21,12 +21,12 @@ from typing import Any, TypeVar
 
 from appliance.clock import Clock
 from appliance.ct import host, interior, oci, provision, records, remains, rootfs, runtime, shim
-from appliance.ct.cgroups import CgroupLayout
 from appliance.ct.host import Places
 from appliance.ct.records import CtRecord, VolumeRecord
 from appliance.ct.running import CtParts, RunningCt, StateCallback
 from appliance.errors import ApplianceError, Conflict, HostError, Unsupported
 from appliance.kernel import pidfd
+from appliance.kernel.cgroups import CgroupLayout
 from appliance.model.guest import Capabilities, CtCredentials, CtResources, CtSpec, GuestId, GuestState
 from appliance.model.volume import OpenedVolume
 from appliance.tasks import TaskScope
@@ -59,7 +59,6 @@ class CtEngine:
         self._maps = rootfs.IdMaps()
         self._running: dict[GuestId, RunningCt] = {}
         self._busy: set[GuestId] = set()
-        self._parent_lock = asyncio.Lock()
 
     @property
     def name(self) -> str:
@@ -118,15 +117,15 @@ class CtEngine:
             raise Conflict(f"ct {spec.guest_id}: already running")
         self._busy.add(spec.guest_id)
         try:
-            async with self._parent_lock:  # nobody removes the parent cgroup from here on
-                pass
-            if await asyncio.to_thread(remains.is_alive, self._places.bundle(spec.guest_id)):
-                raise Conflict(f"ct {spec.guest_id}: already running")
-            try:
-                return await self._launch(spec, resources, on_state)
-            except BaseException:
-                await self._to_its_end(lambda: self._remove_quietly(spec.guest_id))
-                raise
+            with self._places.cgroup_parent.hold():  # the runtime makes a group below it
+                await asyncio.to_thread(self._places.cgroup_parent.settle)
+                if await asyncio.to_thread(remains.is_alive, self._places.bundle(spec.guest_id)):
+                    raise Conflict(f"ct {spec.guest_id}: already running")
+                try:
+                    return await self._launch(spec, resources, on_state)
+                except BaseException:
+                    await self._to_its_end(lambda: self._remove_quietly(spec.guest_id))
+                    raise
         finally:
             self._busy.discard(spec.guest_id)
             await self._to_its_end(self._remove_unused_parent)
@@ -303,10 +302,8 @@ class CtEngine:
         await asyncio.to_thread(remains.clear, self._places.bundle(guest_id), self._places.cgroup(guest_id))
 
     async def _remove_unused_parent(self) -> None:
-        """Remove the parent cgroup when no container of ours needs it; a start waits meanwhile (`_parent_lock`)."""
-        async with self._parent_lock:
-            if not self._busy and not self._running:
-                await asyncio.to_thread(self._places.cgroup(GuestId(0)).remove_parent)
+        """Remove the parent cgroup when no guest needs it."""
+        await asyncio.to_thread(self._places.cgroup_parent.remove, self._places.layout)
 
     async def _remove_quietly(self, guest_id: GuestId) -> None:
         try:

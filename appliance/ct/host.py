@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.ct import confinement, oci
-from appliance.ct.cgroups import Cgroup, CgroupLayout
+from appliance.kernel.cgroups import Cgroup, CgroupLayout, ParentGroup, parent_name
 from appliance.model.guest import GuestId
 
 LXCFS = Path("/var/lib/lxcfs")
 RESOLVER = Path("/etc/resolv.conf")
-_RUN = Path("/run")
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -35,17 +33,14 @@ class Places:
         return self.directory / "runtime"
 
     @property
-    def cgroup_parent(self) -> str:
-        """`appliance`, or a name of its own for another run directory, so that two appliances never meet."""
-        if self.run_dir.parent == _RUN and self.run_dir.name.startswith("appliance"):
-            return self.run_dir.name  # unique on this host by itself, and the mark of this instance
-        return f"appliance-{hashlib.sha256(bytes(self.run_dir)).hexdigest()[:8]}"
+    def cgroup_parent(self) -> ParentGroup:
+        return ParentGroup.named(parent_name(self.run_dir))
 
     def bundle(self, guest_id: GuestId) -> Path:
         return self.directory / str(guest_id)
 
     def cgroup(self, guest_id: GuestId) -> Cgroup:
-        return Cgroup(self.layout, self.cgroup_parent, f"ct-{guest_id}")
+        return Cgroup(self.layout, self.cgroup_parent.name, f"ct-{guest_id}")
 
     def known_ids(self) -> list[GuestId]:
         """Every container that has a bundle, alive or not."""

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.ct import confinement
+from appliance.kernel.cgroup_limits import CPU_PERIOD_US, cpu_quota_us, cpu_shares, cpu_weight
 from appliance.model.guest import CtMount, CtSpec
 
 OCI_VERSION = "1.0.2"
-CPU_PERIOD_US = 100_000
 MIB = 1 << 20
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 LXCFS_FILES = ("cpuinfo", "diskstats", "loadavg", "meminfo", "stat", "swaps", "uptime")
 _FUSE_DEVICE = {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 0o666, "uid": 0, "gid": 0}
-_V1_SHARES_PER_UNIT = 1024 / 100  # PVE's cpuunits are cgroup2 weights (default 100); cgroup v1's default share is 1024
 
 Mount = dict[str, object]
 
@@ -76,11 +75,11 @@ def resources(spec: CtSpec, host: HostFacts) -> dict[str, object]:
     cpu: dict[str, int] = {}
     ceilings = [limit for limit in (spec.cores, spec.cpu_limit) if limit]
     if ceilings:
-        cpu |= {"period": CPU_PERIOD_US, "quota": round(min(ceilings) * CPU_PERIOD_US)}
+        cpu |= {"period": CPU_PERIOD_US, "quota": cpu_quota_us(min(ceilings))}
     if host.cgroup2:
-        limits["unified"] = {"cpu.weight": str(min(max(spec.cpu_units, 1), 10_000))}
+        limits["unified"] = {"cpu.weight": str(cpu_weight(spec.cpu_units))}
     else:
-        cpu["shares"] = min(max(round(spec.cpu_units * _V1_SHARES_PER_UNIT), 2), 262_144)
+        cpu["shares"] = cpu_shares(spec.cpu_units)
     if cpu:
         limits["cpu"] = cpu
     return limits

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from appliance.ct import records, rootfs
-from appliance.ct.cgroups import Cgroup
 from appliance.errors import HostError
+from appliance.kernel.cgroups import Cgroup
 
 
 def is_alive(bundle: Path) -> bool:

@@ -19,13 +19,13 @@ from pathlib import Path
 from appliance import command
 from appliance.command import Completed
 from appliance.ct import rootfs, shim
-from appliance.ct.cgroups import Cgroup
 from appliance.ct.console import ConmonConsole
 from appliance.ct.records import CtRecord
 from appliance.ct.runtime import OciRuntime
 from appliance.ct.waiting import readable
 from appliance.errors import ApplianceError, Conflict, HostError, NotFound, TimedOut, Unsupported
 from appliance.kernel import pidfd
+from appliance.kernel.cgroups import Cgroup
 from appliance.model.guest import ExitReason, GuestId, GuestState, GuestStats
 from appliance.tasks import TaskScope
 

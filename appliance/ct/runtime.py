@@ -17,9 +17,9 @@ from pathlib import Path
 
 from appliance import command
 from appliance.ct import oci, process
-from appliance.ct.cgroups import Cgroup, CgroupLayout
 from appliance.ct.host import Places
 from appliance.errors import ApplianceError, CommandFailed, HostError
+from appliance.kernel.cgroups import Cgroup, CgroupLayout
 from appliance.model.guest import CtMount, CtSpec, GuestId
 
 COMMAND_LIMIT_S = 60.0
@@ -105,11 +105,19 @@ async def choose(places: Places, facts: oci.HostFacts) -> tuple[OciRuntime | Non
 async def self_test(runtime: OciRuntime, places: Places, facts: oci.HostFacts) -> None:
     """Create (not start) a container with everything a real one has, and delete it. Raises what went wrong."""
     bundle = places.directory / f".{_TEST_ID}"
-    cgroup = Cgroup(places.layout, places.cgroup_parent, _TEST_ID)
-    await asyncio.to_thread(_write_test_bundle, bundle, facts, cgroup)
+    cgroup = Cgroup(places.layout, places.cgroup_parent.name, _TEST_ID)
     try:
-        argv = [*runtime.argv, "create", "--bundle", str(bundle), _TEST_ID]  # its init keeps the output open: no pipes
-        await process.run(argv, timeout_s=TEST_LIMIT_S)
+        with places.cgroup_parent.hold():
+            await asyncio.to_thread(places.cgroup_parent.settle)
+            await asyncio.to_thread(_write_test_bundle, bundle, facts, cgroup)
+            argv = [
+                *runtime.argv,
+                "create",
+                "--bundle",
+                str(bundle),
+                _TEST_ID,
+            ]  # its init keeps the output open: no pipes
+            await process.run(argv, timeout_s=TEST_LIMIT_S)
     finally:
         await runtime.delete(_TEST_ID)
         await asyncio.to_thread(_remove_test_bundle, bundle, cgroup)

@@ -4,6 +4,7 @@ Map, from the bottom:
     options          escaping of QEMU's option syntaxes; threads: blocking work that is waited for
     process          launching, watching (pidfd) and identifying the QEMU process
     run_dir          what one running VM keeps under RUN_DIR/vm/ID, and the record an adoption reads
+    groups           each QEMU's control group
     capabilities     what this host's QEMU, KVM and firmware can do
     launch, pci, cpu, devices, drives, command_line
                      pure: VmSpec + VmResources + Launch -> argv; refusal: why not

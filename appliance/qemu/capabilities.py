@@ -46,13 +46,15 @@ class Emulator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
-    """All the engine knows of its host. Empty `no_kvm` and `no_vhost` mean usable; otherwise they hold the reason."""
+    """All the engine knows of its host. Empty `no_kvm`, `no_vhost` and `no_cpu_limit` mean usable; otherwise they hold
+    the reason."""
 
     emulators: Mapping[str, Emulator] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
     host_arch: str = "x86_64"
     no_kvm: str = ""
     no_vhost: str = ""
+    no_cpu_limit: str = ""
     keymaps: frozenset[str] = frozenset()
     boot_roms: frozenset[str] = frozenset()
 
@@ -63,7 +65,8 @@ class HostFacts:
         return self.no_kvm
 
     def summary(self) -> Capabilities:
-        """The engine-neutral form: "start", "kvm", "tcg", "vhost-net", "sandbox", and "arch:", "machine:", "firmware:" names."""
+        """The engine-neutral form: "start", "kvm", "tcg", "vhost-net", "cpu-limit", "sandbox", and "arch:", "machine:",
+        "firmware:" names."""
         available: set[str] = set()
         missing = dict(self.missing)
         for emulator in self.emulators.values():
@@ -81,6 +84,7 @@ class HostFacts:
             missing["start"] = "; ".join(self.missing.values()) or "no QEMU found"
         _note(available, missing, "kvm", self.kvm_problem(self.host_arch))
         _note(available, missing, "vhost-net", self.no_vhost)
+        _note(available, missing, "cpu-limit", self.no_cpu_limit)
         newest = max((emulator.version for emulator in self.emulators.values()), default=(0, 0, 0))
         version = ".".join(map(str, newest))
         return Capabilities(engine="qemu", version=version, available=frozenset(available), missing=missing)

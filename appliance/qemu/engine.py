@@ -1,8 +1,9 @@
 """QemuEngine: starts VMs as QEMU processes and finds them again after a restart of the appliance.
 
 A start, step by step, each undone when a later one fails:
-    1 refuse what this host cannot    2 an empty run directory    3 check and prepare the resources
-    4 the record    5 the process, its vCPUs stopped    6 the record with its pid    7 monitor, links, `cont`
+    1 refuse what this host cannot    2 an empty run directory, the control group    3 check and prepare the resources
+    4 the record    5 the process, its vCPUs stopped, into its group    6 the record with its pid
+    7 monitor, links, `cont`
 
 An adoption believes only what it can verify: the process is the one the record names (pid, start time) and was launched
 with this run directory; a launch that had not reached step 7 is undone.
@@ -16,6 +17,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -29,6 +31,7 @@ from appliance.qemu.capabilities import HostFacts, probe_host
 from appliance.qemu.command_line import build
 from appliance.qemu.console import trim_log
 from appliance.qemu.devices import has_display
+from appliance.qemu.groups import VmGroup, VmGroups, limits_of
 from appliance.qemu.prepare import prepare
 from appliance.qemu.refusal import reasons
 from appliance.qemu.run_dir import RunDir, RunRecord
@@ -48,6 +51,7 @@ class QemuEngine:
 
     def __init__(self, run_dir: Path, scope: TaskScope, clock: Clock) -> None:
         self._run_dir, self._scope, self._clock = run_dir.absolute(), scope, clock
+        self._groups = VmGroups(self._run_dir)
         self._facts: HostFacts | None = None
         self._busy: set[GuestId] = set()
         self._running: dict[GuestId, RunningVm] = {}
@@ -55,7 +59,8 @@ class QemuEngine:
 
     async def probe(self) -> Capabilities:
         """Ask the host; about 0.2 s."""
-        self._facts = await probe_host()
+        facts, no_groups = await asyncio.gather(probe_host(), asyncio.to_thread(self._groups.probe))
+        self._facts = replace(facts, no_cpu_limit=no_groups)
         return self._facts.summary()
 
     def refuse(self, spec: VmSpec) -> Sequence[str]:
@@ -69,30 +74,35 @@ class QemuEngine:
         paths = RunDir.of(self._run_dir, spec.guest_id)
         if problem := paths.socket_path_problem():
             raise HostError(f"vm {spec.guest_id}: {problem}")
+        group = self._groups.of(spec.guest_id)
         with self._claim(spec.guest_id):
             await to_the_end(_refuse_if_running, paths)
             try:
                 await to_the_end(paths.create)
-                vm = await self._launch(spec, resources, paths, on_state=on_state, log=log)
+                await to_the_end(group.make, limits_of(spec))
+                vm = await self._launch(spec, resources, paths, group, on_state=on_state, log=log)
             except BaseException:
+                await to_the_end(group.remove)
                 await to_the_end(paths.remove)
                 raise
         return self._keep(vm)
 
     async def adopt(self, spec: VmSpec, *, on_state: StateCallback) -> RunningVm | None:
         """The VM if its QEMU still runs; otherwise None, and what is left of it is removed. Raises `HostError`."""
-        paths = RunDir.of(self._run_dir, spec.guest_id)
+        paths, group = RunDir.of(self._run_dir, spec.guest_id), self._groups.of(spec.guest_id)
         with self._claim(spec.guest_id):
             found = await asyncio.to_thread(_find, paths, spec)
             pidfd = await asyncio.to_thread(pidfd_open, found[1]) if found else None
             if found is None or pidfd is None:
+                await to_the_end(group.remove)
                 await to_the_end(paths.remove)
                 return None
             record, identity = found
             watch = process.ProcessWatch(identity.pid, pidfd)
             vm = RunningVm(
-                record, paths, watch, scope=self._scope, clock=self._clock, on_state=on_state, task_log=_to_our_log
-            )
+                record, paths, group, watch, scope=self._scope, clock=self._clock, on_state=on_state,
+                task_log=_to_our_log,
+            )  # fmt: skip
             try:
                 attached = await vm.reattach()
             except BaseException:
@@ -149,7 +159,14 @@ class QemuEngine:
         return vm
 
     async def _launch(
-        self, spec: VmSpec, resources: VmResources, paths: RunDir, *, on_state: StateCallback, log: LogLine
+        self,
+        spec: VmSpec,
+        resources: VmResources,
+        paths: RunDir,
+        group: VmGroup,
+        *,
+        on_state: StateCallback,
+        log: LogLine,
     ) -> RunningVm:
         launch, notes = await prepare(spec, resources, self._known_facts(), paths)
         for note in notes:
@@ -159,8 +176,11 @@ class QemuEngine:
         await to_the_end(paths.write_record, record)
         unwanted = await asyncio.to_thread(process.inheritable)
         watch = _spawn(argv, paths, spec.guest_id, unwanted)
-        vm = RunningVm(record, paths, watch, scope=self._scope, clock=self._clock, on_state=on_state, task_log=log)
+        vm = RunningVm(
+            record, paths, group, watch, scope=self._scope, clock=self._clock, on_state=on_state, task_log=log
+        )
         try:
+            await to_the_end(group.attach, watch.pid)
             await to_the_end(_note_process, paths, record, watch.pid)
             await vm.begin(links_down=[nic.slot for nic in spec.nics if nic.link_down])
             for line in await asyncio.to_thread(paths.log_lines):

@@ -13,6 +13,7 @@ import stat
 from pathlib import Path
 
 from appliance.errors import HostError
+from appliance.kernel.cgroup_limits import Limits
 from appliance.model.guest import VmResources, VmSpec
 from appliance.qemu.capabilities import HostFacts
 from appliance.qemu.cloud_init import render, write_drive
@@ -33,6 +34,8 @@ async def prepare(spec: VmSpec, resources: VmResources, facts: HostFacts, paths:
     accelerator = "tcg" if spec.accelerator == "tcg" or problem else "kvm"
     if accelerator == "tcg" and spec.accelerator == "auto":
         notes.append(f"no KVM ({problem}): emulating the processor, which is slow")
+    if spec.cpu_units != Limits().cpu_units and facts.no_cpu_limit:
+        notes.append(f"cpuunits {spec.cpu_units} has no effect: {facts.no_cpu_limit}")
     variables = await _variables(spec, resources, facts, paths, notes)
     launch = Launch(
         facts=facts,

@@ -27,7 +27,7 @@ def reasons(spec: VmSpec, facts: HostFacts) -> list[str]:
     board = board_of(spec.machine, spec.arch)
     if not board:
         return [f"machine {spec.machine!r} is not one of {spec.arch}"]
-    found = [*_machine(spec, facts, emulator, board), *_processor(spec), *_drives(spec, emulator, board)]
+    found = [*_machine(spec, facts, emulator, board), *_processor(spec, facts), *_drives(spec, emulator, board)]
     for nic in spec.nics:
         found.extend(_nic(nic, emulator))
     return found
@@ -62,12 +62,14 @@ def _machine(spec: VmSpec, facts: HostFacts, emulator: Emulator, board: str) -> 
         yield f"uuid {spec.uuid!r} is not a UUID"
 
 
-def _processor(spec: VmSpec) -> Iterator[str]:
+def _processor(spec: VmSpec, facts: HostFacts) -> Iterator[str]:
     if spec.cpu_model and not MODEL.fullmatch(spec.cpu_model):
         yield f"processor {spec.cpu_model!r} is not a model's name"
     yield from (f"processor flag {flag!r} is not +NAME or -NAME" for flag in spec.cpu_flags if not FLAG.fullmatch(flag))
     if spec.sockets < 1 or spec.cores < 1 or not 1 <= spec.vcpus <= spec.sockets * spec.cores:
         yield f"{spec.vcpus} vCPUs do not fit {spec.sockets} sockets of {spec.cores} cores"
+    if spec.cpu_limit and facts.no_cpu_limit:
+        yield f"processor time cannot be limited: {facts.no_cpu_limit}"
     if spec.memory_mib < 1:
         yield f"{spec.memory_mib} MiB of memory"
 

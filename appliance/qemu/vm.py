@@ -20,6 +20,7 @@ from appliance.qemu import stats
 from appliance.qemu.console import SerialConsole
 from appliance.qemu.drives import node_name
 from appliance.qemu.ending import LastWords, exit_reason
+from appliance.qemu.groups import VmGroup
 from appliance.qemu.monitor import Monitor
 from appliance.qemu.ports import Ports
 from appliance.qemu.process import ProcessWatch, read_stat
@@ -50,6 +51,7 @@ class RunningVm:
         self,
         record: RunRecord,
         paths: RunDir,
+        group: VmGroup,
         watch: ProcessWatch,
         *,
         scope: TaskScope,
@@ -57,7 +59,7 @@ class RunningVm:
         on_state: StateCallback,
         task_log: LogLine,
     ) -> None:
-        self._record, self._paths, self._watch = record, paths, watch
+        self._record, self._paths, self._group, self._watch = record, paths, group, watch
         self._scope, self._clock = scope, clock
         self._on_state, self._task_log = on_state, task_log
         self._name = f"vm {record.guest_id}"
@@ -97,7 +99,7 @@ class RunningVm:
         return self._ended.done()
 
     async def wait(self) -> ExitReason:
-        """Return when QEMU has ended and its run directory is gone."""
+        """Return when QEMU has ended and its run directory and control group are gone."""
         return await asyncio.shield(self._ended)
 
     # --- the engine's side -------------------------------------------------------------------------------------
@@ -140,7 +142,7 @@ class RunningVm:
             log.error("%s: process %d does not end after SIGKILL", self._name, self.pid)
         self._watch.close()
         await self._monitor.close()
-        await self._remove_directory()
+        await self._remove_remains()
 
     async def detach(self) -> None:
         """Let go of it: the VM, its process and its run directory stay."""
@@ -308,7 +310,7 @@ class RunningVm:
             for line in words:
                 log.error("%s: qemu: %s", self._name, line)
                 self._task_log(f"QEMU: {line}")
-        await self._remove_directory()
+        await self._remove_remains()
         self._ended.set_result(reason)
         self._set_state(GuestState.STOPPED, reason.detail)
 
@@ -347,8 +349,9 @@ class RunningVm:
         if others:
             await asyncio.wait(others)
 
-    async def _remove_directory(self) -> None:
+    async def _remove_remains(self) -> None:
         """The consoles stay open: the guest's last words are still in them, and they end by themselves after those."""
+        await to_the_end(self._group.clear)
         try:
             await to_the_end(self._paths.remove)
         except OSError as error:

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from appliance.clock import SystemClock
-from appliance.ct.cgroups import CgroupLayout
 from appliance.ct.confinement import parse_capability_mask
 from appliance.ct.engine import CtEngine
 from appliance.ct.host import Places
 from appliance.ct.running import RunningCt
 from appliance.kernel import mount
+from appliance.kernel.cgroups import CgroupLayout
 from appliance.kernel.pidfd import identify
 from appliance.model.guest import CtMount, CtResources, CtSpec, GuestId, GuestState
 from appliance.model.volume import OpenedVolume, VolumeFormat
@@ -146,7 +146,7 @@ async def is_alive(pid: int) -> bool:
 
 def _leftovers(run_dir: Path) -> list[str]:
     places = Places(run_dir, CgroupLayout.detect())
-    groups = [str(root / places.cgroup_parent) for root in places.layout.roots]
+    groups = [str(root / places.cgroup_parent.name) for root in places.layout.roots]
     bundles = [str(path) for path in places.directory.iterdir() if path.name != "runtime"]
     states = [str(path) for path in places.runtime_state.iterdir()] if places.runtime_state.is_dir() else []
     mounts = [str(path) for path in mount.mounts_under(run_dir)]

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from appliance.ct import logfile, remains
-from appliance.ct.cgroups import Cgroup, CgroupLayout
 from appliance.ct.host import Places
 from appliance.ct.records import CtRecord, VolumeRecord, save
 from appliance.ct.running import exit_reason, halt_signal, network_bytes
 from appliance.errors import HostError
-from appliance.kernel.mount import mount_table
+from appliance.kernel.cgroups import Cgroup, CgroupLayout
 from appliance.kernel.pidfd import ProcessIdentity, identify
 from appliance.model.guest import GuestId
 
@@ -139,76 +138,12 @@ def test_the_same_pid_with_another_start_time_is_another_process(tmp_path: Path)
     assert not remains.is_alive(tmp_path)
 
 
-def test_two_run_directories_never_share_a_cgroup() -> None:
-    layout = CgroupLayout({}, None)
-    parents = {Places(Path(text), layout).cgroup_parent for text in ("/run/appliance", "/run/a", "/run/b")}
-    assert len(parents) == 3
-    assert "appliance" in parents
-
-
 def test_removal_never_descends_into_a_mount_point_with_data(tmp_path: Path) -> None:
     bundle = tmp_path / "101"
     (bundle / "rootfs/precious").mkdir(parents=True)
     with pytest.raises(HostError, match="remove"):
         remains.clear(bundle, Cgroup(CgroupLayout({}, None), "appliance", "ct-101"))
     assert (bundle / "rootfs/precious").is_dir()
-
-
-# --- cgroups ----------------------------------------------------------------------------------------------------------
-
-HYBRID = """\
-30 27 0:26 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu,cpuacct
-31 27 0:27 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
-32 27 0:28 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,xattr,name=systemd
-33 27 0:29 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw,nsdelegate
-"""
-PURE = "33 27 0:29 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw,nsdelegate\n"
-
-
-def test_layouts_are_read_from_the_mount_table() -> None:
-    hybrid, pure = CgroupLayout.detect(mount_table(HYBRID)), CgroupLayout.detect(mount_table(PURE))
-    assert set(hybrid.v1) == {"cpu", "cpuacct", "memory", "name=systemd"}
-    assert hybrid.v2 == Path("/sys/fs/cgroup/unified")
-    assert not hybrid.pure_v2
-    assert len(hybrid.roots) == 4
-    assert pure.pure_v2
-
-
-def v2_group(root: Path, files: dict[str, str]) -> Cgroup:
-    group = root / "appliance/ct-101"
-    group.mkdir(parents=True)
-    for name, text in files.items():
-        (group / name).write_text(text)
-    return Cgroup(CgroupLayout({}, root), "appliance", "ct-101")
-
-
-def test_figures_of_a_cgroup2(tmp_path: Path) -> None:
-    files = {
-        "cpu.stat": "usage_usec 2500000\nuser_usec 1\n",
-        "memory.current": "5000\n",
-        "memory.stat": "anon 1\ninactive_file 1000\n",
-        "memory.max": "max\n",
-        "pids.current": "3\n",
-        "io.stat": "8:0 rbytes=10 wbytes=20 rios=1\n8:16 rbytes=1 wbytes=2 rios=1\n",
-    }
-    stats = v2_group(tmp_path, files).stats()
-    assert (stats.cpu_seconds, stats.memory_bytes, stats.memory_max_bytes, stats.processes) == (2.5, 4000, 0, 3)
-    assert (stats.disk_read_bytes, stats.disk_write_bytes) == (11, 22)
-
-
-def test_figures_of_a_group_that_is_gone_are_zero(tmp_path: Path) -> None:
-    stats = Cgroup(CgroupLayout({"memory": tmp_path}, None), "appliance", "ct-1").stats()
-    assert stats.memory_bytes == 0
-    assert stats.processes == 0
-
-
-def test_a_frozen_cgroup2_says_so_in_its_events(tmp_path: Path) -> None:
-    assert v2_group(tmp_path / "a", {"cgroup.events": "populated 1\nfrozen 1\n"}).frozen()
-    assert not v2_group(tmp_path / "b", {"cgroup.events": "populated 1\nfrozen 0\n"}).frozen()
-
-
-def test_kills_for_want_of_memory_are_counted(tmp_path: Path) -> None:
-    assert v2_group(tmp_path, {"memory.events": "oom 2\noom_kill 1\n"}).out_of_memory_kills() == 1
 
 
 def test_places_know_only_numbered_directories(tmp_path: Path) -> None:

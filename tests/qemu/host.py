@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from appliance.clock import SystemClock
+from appliance.kernel.cgroups import Cgroup, CgroupLayout, ParentGroup, parent_name
 from appliance.model.guest import GuestId, GuestState, VmDisk, VmResources, VmSpec
 from appliance.model.volume import OpenedVolume, VolumeFormat
 from appliance.qemu.console import SerialConsole
@@ -71,6 +72,10 @@ class QemuHost:
         """The run directory of a VM."""
         return RunDir.of(self.run_dir, GuestId(guest_id))
 
+    def groups(self) -> list[Path]:
+        """Every control group of this engine's VMs, and the one above them. Blocking."""
+        return groups_below(self.run_dir)
+
     def disk(self, boot: bytes | None = None, name: str = "disk.raw") -> OpenedVolume:
         """A boot disk on this host."""
         return opened(write_disk(self.directory / name, boot))
@@ -105,7 +110,10 @@ async def qemu_host(directory: Path | None = None) -> AsyncIterator[QemuHost]:
                 await vm.stop()
         await host.engine.close()
         await scope.close()
+        running = await host.engine.running_ids()
+        groups = await asyncio.to_thread(host.groups)
         await asyncio.to_thread(remove_everything, own)
+    assert running or not groups, f"control groups were left behind: {groups}"
 
 
 def remove_everything(directory: Path) -> None:
@@ -116,7 +124,17 @@ def remove_everything(directory: Path) -> None:
             os.kill(pid, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
+    layout, parent = CgroupLayout.detect(), parent_name(directory / "run")
+    for name in {path.name for path in groups_below(directory / "run")} - {parent}:
+        Cgroup(layout, parent, name).remove()
+    ParentGroup.named(parent).remove(layout)
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def groups_below(run_dir: Path) -> list[Path]:
+    """The control groups of an engine's VMs and the one above them, in every tree. Blocking."""
+    parents = [root / parent_name(run_dir) for root in CgroupLayout.detect().roots]
+    return [path for parent in parents if parent.exists() for path in (parent, *parent.glob("vm-*"))]
 
 
 async def read_until(console: SerialConsole, marker: bytes) -> bytes:

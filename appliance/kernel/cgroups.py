@@ -1,31 +1,45 @@
-"""Control groups of containers: where they are, who owns them, what they count. Files only; call it in a thread.
+"""Control groups of guests: where they are, who owns them, what they may use. Files only; call it in a thread.
 
 Three layouts (cgroups(7)): *pure v2*, one tree at /sys/fs/cgroup; *v1*, a tree for each controller; *hybrid*, v1 plus a
-v2 tree at /sys/fs/cgroup/unified. The runtime makes a container's groups and sets its limits. Ours are: handing the
-one tree systemd manages (`name=systemd`, and v2) to the container's root, freezing, figures, killing, removing.
+v2 tree at /sys/fs/cgroup/unified. A guest's group is PARENT/ct-ID or PARENT/vm-ID. A container's is made by the OCI
+runtime, which sets its limits; ours are handing the one tree systemd manages (`name=systemd`, and v2) to its root, and
+freezing it. A VM's is made here (`make`, `attach`). Killing, figures (`cgroup_figures`) and removal are the same.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from appliance.errors import HostError, TimedOut
+from appliance.kernel.cgroup_figures import figures_v1, figures_v2, keyed, read
+from appliance.kernel.cgroup_limits import Limits
 from appliance.kernel.mount import Mount, mount_table
 from appliance.model.guest import GuestStats
 
 FREEZE_LIMIT_S = 5.0
 REMOVE_LIMIT_S = 5.0
+_RUN = Path("/run")
 _POLL_S = 0.005
 _TRIES_BEFORE_THAW = 10
 _SYSTEMD = "name=systemd"
 _DELEGATED_V1 = ("", "tasks", "cgroup.procs")
 _DELEGATED_V2 = ("", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control")
+
+
+def parent_name(run_dir: Path) -> str:
+    """`appliance`, or a name of its own for another run directory, so that two appliances never meet."""
+    if run_dir.parent == _RUN and run_dir.name.startswith("appliance"):
+        return run_dir.name  # unique on this host by itself, and the mark of this instance
+    return f"appliance-{hashlib.sha256(bytes(run_dir)).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +57,13 @@ class CgroupLayout:
     def roots(self) -> list[Path]:
         """Every tree once (cpu and cpuacct are often one)."""
         return list(dict.fromkeys([*self.v1.values(), *([self.v2] if self.v2 else [])]))
+
+    def tree_of(self, controller: str) -> Path | None:
+        """The tree in which `controller` can be used; None where this host has it not."""
+        if controller in self.v1:
+            return self.v1[controller]
+        offered = read(self.v2 / "cgroup.controllers").split() if self.v2 is not None else []
+        return self.v2 if controller in offered else None
 
     @property
     def limits_swap(self) -> bool:
@@ -67,8 +88,49 @@ class CgroupLayout:
         return CgroupLayout(v1, v2)
 
 
+class ParentGroup:
+    """The group above the guests of one run directory. The engines share it, and the last to leave removes it.
+
+    One object for each name (`ParentGroup.named`): it is the lock between making a group below and removing this one.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.lock = threading.Lock()
+        self._held = 0
+
+    @staticmethod
+    @cache
+    def named(name: str) -> ParentGroup:
+        """The one of this name in this process."""
+        return ParentGroup(name)
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Nobody begins to remove it meanwhile: for whoever lets a helper program make a group below. Never waits; call
+        it from the loop only, then `settle`."""
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+
+    def settle(self) -> None:
+        """Wait until a removal that had begun before `hold` is over."""
+        with self.lock:
+            pass
+
+    def remove(self, layout: CgroupLayout) -> None:
+        """Remove it where it is empty and nobody holds it."""
+        with self.lock:
+            if self._held == 0:
+                for root in layout.roots:
+                    with contextlib.suppress(OSError):
+                        (root / self.name).rmdir()
+
+
 class Cgroup:
-    """One container's group, `parent/leaf` in every tree. Blocking, safe to call when it is gone."""
+    """One guest's group, `parent/leaf` in every tree. Blocking, safe to call when it is gone."""
 
     def __init__(self, layout: CgroupLayout, parent: str, leaf: str) -> None:
         self._layout = layout
@@ -79,6 +141,32 @@ class Cgroup:
     def path(self) -> str:
         """As OCI's cgroupsPath: absolute from each tree's root."""
         return f"/{self._parent}/{self._leaf}"
+
+    def make(self, limits: Limits) -> None:
+        """Make it, where it is not there yet, with exactly these limits. Raises `HostError` naming the file, and leaves
+        nothing; one where this host has no controller for the processor."""
+        if self._layout.tree_of("cpu") is None:
+            raise HostError(f"cgroup {self.path}: this host has no cpu controller")
+        try:
+            for controller in ("cpu", "pids"):
+                if (root := self._layout.tree_of(controller)) is not None:
+                    self._make_in(root, controller, limits)
+        except OSError as error:
+            self.remove()
+            raise HostError.from_os_error(error, f"cgroup {error.filename or self.path}") from error
+
+    def attach(self, pid: int) -> None:
+        """Move a process with all its threads into the group `make` made; nothing happens when it has ended. Raises
+        `HostError`."""
+        for root in {self._layout.tree_of(controller) for controller in ("cpu", "pids")} - {None}:
+            assert root is not None
+            file = self._in(root) / "cgroup.procs"
+            try:
+                file.write_text(str(pid))
+            except ProcessLookupError:
+                return
+            except OSError as error:
+                raise HostError.from_os_error(error, f"write {pid} to {file}") from error
 
     def delegate(self, owner: int) -> None:
         """Give the group systemd manages to `owner`; controllers stay root's, so limits still bind. Raises `HostError`.
@@ -118,10 +206,8 @@ class Cgroup:
                 _remove_group(directory)
 
     def remove_parent(self) -> None:
-        """Remove the parent where it is empty."""
-        for root in self._layout.roots:
-            with contextlib.suppress(OSError):
-                (root / self._parent).rmdir()
+        """Remove the parent where it is empty and not held."""
+        ParentGroup.named(self._parent).remove(self._layout)
 
     def freeze(self, *, frozen: bool) -> None:
         """Stop or continue every process; returns once it is so. Raises `HostError`, `TimedOut`."""
@@ -145,28 +231,40 @@ class Cgroup:
     def frozen(self) -> bool:
         """Whether it is frozen now."""
         if (root := self._layout.v1.get("freezer")) is not None:
-            return _read(self._in(root) / "freezer.state").strip() == "FROZEN"
+            return read(self._in(root) / "freezer.state").strip() == "FROZEN"
         if self._layout.v2 is not None:
-            return "frozen 1" in _read(self._in(self._layout.v2) / "cgroup.events").splitlines()
+            return "frozen 1" in read(self._in(self._layout.v2) / "cgroup.events").splitlines()
         return False
 
     def out_of_memory_kills(self) -> int:
         """How many processes the kernel killed because the memory limit was reached."""
         if (root := self._layout.v1.get("memory")) is not None:
-            return _keyed(self._in(root) / "memory.oom_control").get("oom_kill", 0)
+            return keyed(self._in(root) / "memory.oom_control").get("oom_kill", 0)
         if self._layout.v2 is not None:
-            return _keyed(self._in(self._layout.v2) / "memory.events").get("oom_kill", 0)
+            return keyed(self._in(self._layout.v2) / "memory.events").get("oom_kill", 0)
         return 0
 
     def stats(self) -> GuestStats:
         """Processor, memory, disk and process figures; zeros for controllers this host lacks."""
         if self._layout.pure_v2:
             assert self._layout.v2 is not None
-            return _stats_v2(self._in(self._layout.v2))
-        return _stats_v1({name: self._in(root) for name, root in self._layout.v1.items()})
+            return figures_v2(self._in(self._layout.v2))
+        return figures_v1({name: self._in(root) for name, root in self._layout.v1.items()})
 
     def _in(self, root: Path) -> Path:
         return root / self._parent / self._leaf
+
+    def _make_in(self, root: Path, controller: str, limits: Limits) -> None:
+        """Raises `OSError`."""
+        v2, group = root == self._layout.v2, self._in(root)
+        with ParentGroup.named(self._parent).lock:
+            group.parent.mkdir(exist_ok=True)
+            if v2:
+                for above in (root, group.parent):
+                    _enable(controller, above)
+            group.mkdir(exist_ok=True)
+        for name, text in limits.files(controller, v2=v2).items():
+            (group / name).write_text(text)
 
     def _set_frozen(self, frozen: bool) -> bool:
         if (root := self._layout.v1.get("freezer")) is not None:
@@ -185,8 +283,15 @@ class Cgroup:
         for root in self._layout.roots:
             group = self._in(root)
             for directory in [group, *_groups_below(group)]:
-                found.update(int(pid) for pid in _read(directory / "cgroup.procs").split())
+                found.update(int(pid) for pid in read(directory / "cgroup.procs").split())
         return found - {0}
+
+
+def _enable(controller: str, group: Path) -> None:
+    """Let the groups directly below use it (cgroup-v2, "Controlling Controllers"). Raises `OSError`."""
+    file = group / "cgroup.subtree_control"
+    if controller not in file.read_text().split():
+        file.write_text(f"+{controller}")
 
 
 def _groups_below(group: Path) -> Iterator[Path]:
@@ -211,70 +316,3 @@ def _remove_group(directory: Path) -> None:
             time.sleep(_POLL_S)
         else:
             return
-
-
-def _stats_v1(groups: Mapping[str, Path]) -> GuestStats:
-    nowhere = Path("/nonexistent")
-    memory, cpu = groups.get("memory", nowhere), groups.get("cpuacct", nowhere)
-    inactive = _keyed(memory / "memory.stat").get("total_inactive_file", 0)
-    transferred = _read(groups.get("blkio", nowhere) / "blkio.throttle.io_service_bytes_recursive")
-    read_bytes, written_bytes = _io_v1(transferred)
-    return GuestStats(
-        cpu_seconds=_number(cpu / "cpuacct.usage") / 1e9,
-        memory_bytes=max(_number(memory / "memory.usage_in_bytes") - inactive, 0),
-        memory_max_bytes=_limit(memory / "memory.limit_in_bytes"),
-        disk_read_bytes=read_bytes,
-        disk_write_bytes=written_bytes,
-        processes=_number(groups.get("pids", nowhere) / "pids.current"),
-    )
-
-
-def _stats_v2(group: Path) -> GuestStats:
-    read_bytes, written_bytes = _io_v2(_read(group / "io.stat"))
-    inactive = _keyed(group / "memory.stat").get("inactive_file", 0)
-    return GuestStats(
-        cpu_seconds=_keyed(group / "cpu.stat").get("usage_usec", 0) / 1e6,
-        memory_bytes=max(_number(group / "memory.current") - inactive, 0),
-        memory_max_bytes=_limit(group / "memory.max"),
-        disk_read_bytes=read_bytes,
-        disk_write_bytes=written_bytes,
-        processes=_number(group / "pids.current"),
-    )
-
-
-def _io_v1(text: str) -> tuple[int, int]:
-    """Lines "MAJOR:MINOR Read|Write|… BYTES" (blkio-controller)."""
-    rows = [line.split() for line in text.splitlines()]
-    totals = {word: sum(int(row[2]) for row in rows if len(row) == 3 and row[1] == word) for word in ("Read", "Write")}
-    return totals["Read"], totals["Write"]
-
-
-def _io_v2(text: str) -> tuple[int, int]:
-    """Lines "MAJOR:MINOR rbytes=… wbytes=… …" (cgroup-v2, IO)."""
-    pairs = [item.split("=") for line in text.splitlines() for item in line.split()[1:]]
-    totals = {word: sum(int(pair[1]) for pair in pairs if pair[0] == word) for word in ("rbytes", "wbytes")}
-    return totals["rbytes"], totals["wbytes"]
-
-
-def _limit(path: Path) -> int:
-    """A limit file; "no limit" ("max", or v1's huge number) is 0."""
-    value = _number(path)
-    return value if value < 1 << 60 else 0
-
-
-def _number(path: Path) -> int:
-    text = _read(path).strip()
-    return int(text) if text.isdigit() else 0
-
-
-def _keyed(path: Path) -> dict[str, int]:
-    rows = (line.split() for line in _read(path).splitlines())
-    return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
-
-
-def _read(path: Path) -> str:
-    """A small file; empty when it or its group is gone."""
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
