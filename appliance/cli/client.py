@@ -21,6 +21,7 @@ CONNECT_TIMEOUT_S = 10.0
 REPLY_TIMEOUT_S = 120.0
 DEFAULT_PORT = 8006
 SOCKET_NAME = "api.sock"
+VERBS = {"get": "GET", "create": "POST", "set": "PUT", "delete": "DELETE"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +118,10 @@ class Api:
         """Call a method; returns what is under "data". Raises `CliError`."""
         return self.request(verb, "/api2/json" + quote(path, safe="/:"), params).get("data")
 
+    def document(self) -> dict[str, Any]:
+        """The appliance's OpenAPI document. Raises `CliError`."""
+        return self.request("GET", "/api2/openapi.json")
+
     def request(self, verb: str, path: str, params: Mapping[str, object] | None = None) -> dict[str, Any]:
         """The whole JSON reply of any path of the server. Raises `CliError`."""
         form = urlencode({name: value for name, value in (params or {}).items() if value is not None})
@@ -136,6 +141,10 @@ class Api:
             raise CliError(
                 f"no appliance is running here: {self.target.socket_path} does not exist", Exit.UNREACHABLE
             ) from error
+        except ssl.SSLCertVerificationError as error:
+            self._connection = None
+            hint = "to trust it, give the fingerprint that `appliance get /nodes` shows there as --ca-fingerprint"
+            raise CliError(f"{self.target.url}: {error.verify_message}; {hint}", Exit.UNREACHABLE) from error
         except (OSError, http.client.HTTPException) as error:
             self._connection = None
             where = self.target.url or self.target.socket_path

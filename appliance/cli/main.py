@@ -2,55 +2,25 @@
 
     appliance get|create|set|delete PATH [--param value …]     any method of the API; --help lists its parameters
     appliance vm|ct list|create|start|… [VMID …]               everyday verbs
-    appliance tasks [UPID]    appliance audit [verify]    appliance token create|list|delete USER [TOKENID]
+    appliance tasks [UPID]    appliance audit [verify]    appliance token create|list|delete USER [NAME]
 
 Each command imports only what it needs. Exit statuses: `errors.Exit`.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from appliance.cli.errors import CliError, Exit
 
 if TYPE_CHECKING:
     from appliance.cli.arguments import Arguments
     from appliance.cli.client import Api
-
-USAGE = """usage: appliance [OPTIONS] COMMAND [ARGUMENTS]
-
-  serve                               run the appliance (serve --help)
-  get|create|set|delete PATH [--name value ...]
-                                      any method of the API; with --help its parameters
-  vm|ct list
-  vm|ct create VMID [--name value ...]
-  vm|ct start|stop|shutdown|reboot|status|config|delete VMID [--name value ...]
-  vm    reset|suspend|resume VMID
-  vm|ct set VMID --name value ...
-  vm|ct resize VMID DISK SIZE
-  vm|ct clone VMID NEWID [--name value ...]
-  vm|ct console VMID                  Ctrl-] leaves
-  tasks [UPID] [--limit n]            recent tasks, or one task's log to its end
-  audit [verify] [--limit n]          the audit log, or whether it is whole
-  token create USER TOKENID [--privsep 0|1 --expire time --comment text]
-  token list USER | token delete USER TOKENID
-
-options, before the command:
-  --socket PATH                       the local appliance's socket (APPLIANCE_SOCKET)
-  --data-dir DIR                      the local appliance started with this data directory
-  --url URL --token USER@REALM!NAME=SECRET [--ca-fingerprint SHA256]
-                                      another appliance (APPLIANCE_URL, _TOKEN, _CA_FINGERPRINT)
-anywhere:
-  --output table|json|text            how replies are shown
-  --no-wait                           do not wait for tasks, print the UPID
-
-exit status: 0 done, 1 failed, 2 wrong arguments or parameters, 3 not allowed, 4 does not exist, 5 conflict,
-  6 appliance not reachable, 130 interrupted (a task goes on)
-"""
 
 
 @dataclass(slots=True)
@@ -86,27 +56,36 @@ Command = Callable[[Context, str, "Arguments"], None]
 def main(argv: Sequence[str]) -> int:
     """Run one command; returns the exit status."""
     try:
-        return _run(list(argv))
+        status = _run(list(argv))
+        sys.stdout.flush()
+        return status
     except CliError as error:
+        sys.stdout.flush()
         print(f"appliance: {error.message}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has left: say nothing more
+        # the reader of our output has left: say nothing more, not even when the interpreter flushes it at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FAILED
 
 
 def _run(argv: list[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(USAGE, end="")
-        return Exit.OK if argv else Exit.USAGE
+    if argv[:1] == ["help"]:
+        argv = [*argv[1:], "--help"]
+    if not argv:
+        _usage(sys.stderr)
+        return Exit.USAGE
     from appliance.cli.arguments import parse
     from appliance.cli.client import Api, target_from_environment
 
     output, wait, argv = _take_anywhere(argv)
     target = target_from_environment()
     while argv and argv[0].startswith("-"):
+        if argv[0] in ("-h", "--help"):
+            _usage(sys.stdout)
+            return Exit.OK
         target = _with_option(target, argv)
     if not argv:
         raise CliError("a command is missing; see appliance --help", Exit.USAGE)
@@ -116,6 +95,12 @@ def _run(argv: list[str]) -> int:
     with Api(target) as api:
         _command(word)(Context(api, output, wait), word, parse(rest))
     return Exit.OK
+
+
+def _usage(out: TextIO) -> None:
+    from appliance.cli.help import USAGE
+
+    print(USAGE, end="", file=out)
 
 
 def _command(word: str) -> Command:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 FORMATS = ("table", "json", "text")
 _SIZES = {"mem", "maxmem", "disk", "maxdisk", "swap", "maxswap", "size", "used", "avail", "total", "netin", "netout"}
+_TIMES = {"time", "starttime", "endtime", "expire", "ctime"}
 
 
 def render(value: Any, form: str, columns: Sequence[str] = ()) -> str:
@@ -20,7 +22,7 @@ def render(value: Any, form: str, columns: Sequence[str] = ()) -> str:
     if isinstance(value, Mapping):
         return _pairs(value, form)
     if isinstance(value, list):
-        if value and all(isinstance(row, Mapping) for row in value):
+        if (value or (columns and form == "table")) and all(isinstance(row, Mapping) for row in value):
             return _rows(value, form, columns or _columns_of(value))
         return "\n".join(_cell(entry) for entry in value)
     return _cell(value)
@@ -34,6 +36,20 @@ def size(value: object) -> str:
             return f"{number:.0f} B" if unit == "B" else f"{number:.1f} {unit}"
         number /= 1024
     return f"{number:.1f} TiB"
+
+
+def when(value: float) -> str:
+    """A point in time for people, in local time; 0 is never."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value)) if value else "never"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 45s, 12m 5s, 3h 2m, 8d 1h."""
+    left = int(seconds)
+    for name, length, smaller, smaller_length in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+        if left >= length:
+            return f"{left // length}{name} {left % length // smaller_length}{smaller}"
+    return f"{left}s"
 
 
 def _columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -65,6 +81,10 @@ def _pairs(value: Mapping[str, Any], form: str) -> str:
 def _shown(name: str, value: Any) -> str:
     if name in _SIZES and isinstance(value, (int, float)):
         return size(value)
+    if name in _TIMES and isinstance(value, (int, float)):
+        return when(value)
+    if name == "uptime" and isinstance(value, (int, float)):
+        return duration(value)
     if isinstance(value, float):
         return f"{value:.3g}"
     return _cell(value)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import time
 from typing import Any, TextIO
 
 from appliance.cli.client import Api
 from appliance.cli.errors import CliError, Exit
 
-POLL_S = 0.3
+WAIT_S = 0.5
+"""How long the server may hold the question whether a task still runs; new log lines show at this pace."""
 LOG_PAGE = 500
 _UPID = re.compile(r"UPID:[^:\s]+(:[0-9A-Fa-f]{8,9}){3}:[^:\s]*:[^:\s]*:[^:\s]+:")
 
@@ -24,13 +24,13 @@ def follow(api: Api, upid: str, *, out: TextIO) -> dict[str, Any]:
     shown = 0
     try:
         while True:
-            status: dict[str, Any] = api.get(f"/nodes/localhost/tasks/{upid}/status")
+            status: dict[str, Any] = api.get(f"/nodes/localhost/tasks/{upid}/status", wait=WAIT_S)
             shown = _show_log(api, upid, shown, out)
             if status["status"] == "stopped":
                 break
-            time.sleep(POLL_S)
     except KeyboardInterrupt as error:
-        raise CliError(f"no longer waiting; the task goes on: {upid}", Exit.INTERRUPTED) from error
+        text = f"no longer waiting; the task goes on. To see its end, or to end it:\n  appliance tasks {upid}\n"
+        raise CliError(f"{text}  appliance tasks cancel {upid}", Exit.INTERRUPTED) from error
     ending = str(status.get("exitstatus", "unknown"))
     if ending == "OK" or ending.startswith("WARNINGS"):
         return status
