@@ -161,10 +161,9 @@ class Appliance:
         """Wait for a task and return its exit status; raises `TaskFailed` with its log unless OK or with warnings."""
         node = self.node(api)
         deadline = time.monotonic() + limit_s
-        while (status := node.tasks(upid).status.get())["status"] != "stopped":
+        while (status := node.tasks(upid).status.get(wait=20))["status"] != "stopped":
             if time.monotonic() > deadline:
                 raise TaskFailed(f"{upid} still runs after {limit_s:g} s")
-            time.sleep(0.1)
         if status["exitstatus"] != "OK" and not status["exitstatus"].startswith("WARNINGS"):
             lines = "\n".join(row["t"] for row in node.tasks(upid).log.get(limit=100))
             raise TaskFailed(f"{upid}: {status['exitstatus']}\n{lines}")

@@ -14,8 +14,10 @@ def client(appliance: Appliance) -> aiohttp.ClientSession:
     """A session with a login by ticket."""
     login = requests.post(
         f"https://127.0.0.1:{appliance.port}/api2/json/access/ticket",
-        data={"username": "admin@pve", "password": appliance.password}, verify=str(appliance.data_dir / 'pki' / 'ca.pem'), timeout=30,
-    ).json()["data"]  # fmt: skip
+        data={"username": "admin@pve", "password": appliance.password},
+        verify=str(appliance.data_dir / "pki" / "ca.pem"),
+        timeout=30,
+    ).json()["data"]
     headers = {"CSRFPreventionToken": login["CSRFPreventionToken"], "Cookie": f"PVEAuthCookie={login['ticket']}"}
     return aiohttp.ClientSession(
         base_url=f"https://127.0.0.1:{appliance.port}",
@@ -40,10 +42,7 @@ async def _define_vms(appliance: Appliance, count: int) -> None:
                 async with session.post(f"/api2/json/nodes/{node}/qemu", data=form) as response:
                     response.raise_for_status()
                     upid = (await response.json())["data"]
-                while True:
-                    async with session.get(f"/api2/json/nodes/{node}/tasks/{upid}/status") as response:
-                        if (await response.json())["data"]["status"] == "stopped":
-                            return
-                    await asyncio.sleep(0.05)
+                async with session.get(f"/api2/json/nodes/{node}/tasks/{upid}/status?wait=30") as response:
+                    response.raise_for_status()
 
         await asyncio.gather(*(one(number) for number in range(count)))

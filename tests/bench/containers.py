@@ -87,14 +87,10 @@ async def _task(session: aiohttp.ClientSession, base: str, url: str) -> None:
     async with session.post(url) as response:
         response.raise_for_status()
         upid = (await response.json())["data"]
-    while True:
-        async with session.get(f"{base}/tasks/{upid}/status") as response:
-            status = (await response.json())["data"]
-        if status["status"] == "stopped":
-            if status["exitstatus"] != "OK":
-                raise RuntimeError(f"{url}: {status['exitstatus']}")
-            return
-        await asyncio.sleep(0.002)
+    async with session.get(f"{base}/tasks/{upid}/status?wait=30") as response:
+        status = (await response.json())["data"]
+    if status.get("exitstatus") != "OK":
+        raise RuntimeError(f"{url}: {status}")
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from appliance.errors import InvalidParameter
+from appliance.errors import InvalidParameter, TimedOut
 from appliance.services.task_records import TaskOutcome
 from appliance.web.registry import LOGGED_IN, Call, NodeParams, PveBool, PveList, Resource, Vmid
 from appliance.web.wire import Page
@@ -20,6 +21,7 @@ api = Resource()
 
 LIST_LIMIT = 10_000
 LOG_LIMIT = 50_000
+WAIT_LIMIT_S = 50.0
 Upid = Annotated[str, Meta(pattern=r"^UPID:[^:/\s]+(:[0-9A-Fa-f]{8,9}){3}:[^:\s]*:[^:\s]*:[^:\s]+:$", max_length=512)]
 
 
@@ -90,6 +92,14 @@ class TaskParams(NodeParams, kw_only=True):
     upid: Upid
 
 
+class StatusParams(TaskParams, kw_only=True):
+    """Names one task, and how long its end may be waited for."""
+
+    wait: Annotated[
+        float, Meta(ge=0, le=WAIT_LIMIT_S, description="answer when the task has ended, at most so many seconds later")
+    ] = 0.0
+
+
 class LogParams(TaskParams, kw_only=True):
     """A range of lines."""
 
@@ -128,9 +138,13 @@ async def index_task(call: Call, params: TaskParams) -> list[dict[str, str]]:
 
 @api.get("/nodes/{node}/tasks/{upid}/status", summary="Whether a task runs, and how it ended", allow=LOGGED_IN,
          returns=TaskStatus)  # fmt: skip
-async def read_status(call: Call, params: TaskParams) -> TaskStatus:
-    """Poll this until `status` is "stopped"; `exitstatus` "OK" or "WARNINGS: n" is success."""
+async def read_status(call: Call, params: StatusParams) -> TaskStatus:
+    """Poll this until `status` is "stopped"; `exitstatus` "OK" or "WARNINGS: n" is success. `wait` is our addition."""
     info = await _visible_task(call, params.upid)
+    if params.wait and info.endtime is None:
+        with contextlib.suppress(TimedOut):
+            await call.services.tasks.wait(params.upid, timeout_s=params.wait)
+        info = await call.services.tasks.get(params.upid)
     user, _, token = info.user.partition("!")
     return TaskStatus(
         upid=info.upid,
