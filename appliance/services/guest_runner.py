@@ -131,6 +131,7 @@ class GuestRunner:
         if guest.state is GuestState.PAUSED:
             await running.resume()
         await running.shutdown()
+        log_line(f"asked to shut down; waiting for its end, up to {timeout_s:g} s")
         ended, overruled = asyncio.ensure_future(guest.ended.wait()), asyncio.ensure_future(guest.overruled.wait())
         try:
             await asyncio.wait((ended, overruled), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
