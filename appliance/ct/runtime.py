@@ -119,8 +119,10 @@ async def self_test(runtime: OciRuntime, places: Places, facts: oci.HostFacts) -
             ]  # its init keeps the output open: no pipes
             await process.run(argv, timeout_s=TEST_LIMIT_S)
     finally:
-        await runtime.delete(_TEST_ID)
-        await asyncio.to_thread(_remove_test_bundle, bundle, cgroup)
+        try:
+            await runtime.delete(_TEST_ID)
+        finally:  # also when this is what a failed start of the appliance cancels
+            await asyncio.to_thread(_remove_test_bundle, bundle, cgroup)
 
 
 def _write_test_bundle(bundle: Path, facts: oci.HostFacts, cgroup: Cgroup) -> None:
