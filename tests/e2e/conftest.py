@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,11 +17,8 @@ IMAGES = ROOT / ".build" / "images"
 
 @pytest.fixture(scope="session")
 def images() -> tuple[Path, Path]:
-    """The two images of `debian-12`, (VM disk, container root), built once for all processes of the test run."""
-    IMAGES.mkdir(parents=True, exist_ok=True)
-    with (IMAGES / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return asyncio.run(_build_both())
+    """The two images of `debian-12`, (VM disk, container root), built once: the builder locks, also between processes."""
+    return asyncio.run(_build_both())
 
 
 async def _build_both() -> tuple[Path, Path]:
