@@ -36,7 +36,7 @@ export function connect() {
     document.getElementById("offline").hidden = true;
     tell();
   });
-  socket.addEventListener("message", (message) => apply(message.data));
+  socket.addEventListener("message", (message) => apply(JSON.parse(message.data)));
   socket.addEventListener("close", closed);
 }
 
@@ -59,10 +59,13 @@ async function closed(event) {
   setTimeout(connect, wait * (0.75 + Math.random() / 2));
 }
 
-function apply(html) {
-  const template = document.createElement("template");
-  template.innerHTML = html;
-  for (const element of [...template.content.children]) place(element);
+function apply(fragments) {
+  for (const html of fragments) {
+    // each by itself: after a <div> a parser takes no <tr> any more
+    const template = document.createElement("template");
+    template.innerHTML = html;
+    for (const element of [...template.content.children]) place(element);
+  }
   document.dispatchEvent(new CustomEvent("live:change"));
 }
 

@@ -33,7 +33,7 @@ class Page:
 
     async def next(self) -> str:
         async with asyncio.timeout(LIMIT_S):
-            return str(await self._socket.receive_str())
+            return "\n".join(await self._socket.receive_json())
 
     async def next_with(self, words: str) -> str:
         while words not in (text := await self.next()):

@@ -1,7 +1,7 @@
 """The one websocket of a page: GET /ws/page.
 
     page → server    {"topics": ["tasks", "guest:100:summary", …]}   at most `MESSAGES_LIMIT_BYTES`
-    server → page    HTML: one or more elements with ids, each replacing its namesake
+    server → page    ["HTML", …]: fragments, each of one or more elements with ids that replace their namesakes
 
 What changes while the page is open is rendered again and pushed, for what the viewer may see at that moment. A viewer
 whose session has ended is sent away with `SESSION_ENDED`.
@@ -100,6 +100,6 @@ class OpenPage:
             return
         try:
             async with asyncio.timeout(events.SEND_TIMEOUT_S):
-                await self._socket.send_str("\n".join(fragments))
+                await self._socket.send_str(msgspec.json.encode(fragments).decode())
         except (TimeoutError, ConnectionError):
             await self._socket.close(code=WSCloseCode.GOING_AWAY, message=b"too slow")
