@@ -6,6 +6,7 @@ it was asked for travels as the port number that PVE's clients hand on: everythi
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Collection
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -16,6 +17,7 @@ from msgspec import Meta
 
 from appliance.errors import InvalidParameter, NotAuthenticated, Unsupported
 from appliance.model.guest import GuestId, GuestKind
+from appliance.services import host_facts
 from appliance.services.host_shell import HostShell
 from appliance.services.identity import Identity
 from appliance.web import keys, middleware
@@ -45,6 +47,8 @@ class Ticket(msgspec.Struct, kw_only=True):
     port: int
     upid: str
     password: str | None = None
+    cert: str | None = None
+    """The CA's certificate in PEM, for viewers that check whom they talk to."""
 
 
 class TermParams(GuestParams, kw_only=True):
@@ -109,6 +113,8 @@ async def open_vm_display(call: Call, params: VncParams) -> Ticket:
     ticket = await _ticket(call, GuestKind.QEMU, params.vmid, DISPLAY)
     if params.generate_password:
         ticket.password = ticket.ticket[-8:]
+    certificates = await asyncio.to_thread(host_facts.read_certificates, call.services.config.data_dir / "pki")
+    ticket.cert = next((each.pem for each in certificates if each.filename == "pve-root-ca.pem"), "")
     return ticket
 
 
