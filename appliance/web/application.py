@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
+from appliance.services.login import REMOTE_BURST, REMOTE_REFILL_S
+from appliance.services.ratelimit import FailureLimiter
 from appliance.web import dispatch, keys, middleware, openapi
 from appliance.web.api import (
     absent,
@@ -65,6 +67,7 @@ def build_application(
     app[keys.TABLE] = ApiTable(resources)
     app[keys.SOCKETS] = SocketRegistry()
     app[keys.DOCUMENTS] = keys.Documents()
+    app[keys.STRANGERS] = FailureLimiter(burst=REMOTE_BURST, refill_s=REMOTE_REFILL_S)
     app[keys.KEPT_RESOURCES] = resources_api.Kept()
     app[keys.STATIC] = static or StaticFiles(services.config.static_dir)
     app[RENDERER] = Renderer(services.config.templates_dir, app[keys.STATIC])

@@ -18,6 +18,7 @@ import msgspec
 from aiohttp import web
 
 from appliance.errors import ApplianceError, HostError, InvalidParameter, NotFound, TimedOut
+from appliance.services.ratelimit import remote_key
 from appliance.web import keys, wire
 from appliance.web.body import read_parameters
 from appliance.web.parameters import fields_of, parse
@@ -28,8 +29,10 @@ log = logging.getLogger(__name__)
 JSON_PREFIX = "/api2/json"
 AUDIT_TIMEOUT_S = 5.0
 AUDIT_DETAIL_LIMIT = 500
+VALUE_LIMIT = 80
 _SECRET = re.compile(r"pass|secret|key|ticket|otp|token|csrf|value|cicustom|totp|recovery|env|description|notes", re.I)
-_URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@")
+_URL_SECRETS = re.compile(r"(?<=://)[^/@\s]*@|(?<=\?)\S+")
+"""The credentials of a URL, and its query, which may be a signature that opens the file."""
 _LOCALHOST = "localhost"
 
 
@@ -125,36 +128,57 @@ def _check_permission(call: Call, params: msgspec.Struct) -> None:
 
 
 async def _record(call: Call, raw: Mapping[str, object], error: ApplianceError | None) -> None:
-    """Every write and every refused access goes to the audit log; a log that fails is reported, not hidden."""
-    method = call.method
+    """Every write and every refused access goes to the audit log; a log that fails is reported, not hidden.
+
+    Strangers, who have changed nothing, cannot fill the disk with it: of each address only so many rows are written.
+    """
+    method, identity = call.method, call.identity_or_none
     if method.audited_by_service:
         return
-    if method.verb == "GET" and (error is None or error.status not in (401, 403) or call.identity_or_none is None):
+    if method.verb == "GET" and (error is None or error.status not in (401, 403) or identity is None):
         return
-    identity = call.identity_or_none
+    if identity is None and not _is_worth_a_row(call):
+        return
+    who = identity.auth_id if identity else "-"
     try:
         async with asyncio.timeout(AUDIT_TIMEOUT_S):
             await call.services.audit.record(
-                who=identity.auth_id if identity else "-",
+                who=who,
                 remote=call.remote,
                 action=f"{method.verb} {method.path}",
                 target=call.request.path.removeprefix(JSON_PREFIX)[:AUDIT_DETAIL_LIMIT],
                 outcome="ok" if error is None else f"{int(error.status)} {error.message}"[:AUDIT_DETAIL_LIMIT],
-                detail=describe_parameters(raw),
+                detail=describe_parameters(method, raw),
             )
     except (HostError, TimeoutError) as failure:
-        log.error("audit: %s %s by %s not recorded: %s", method.verb, call.request.path, call.user, failure)
+        log.error("audit: %s %s by %s not recorded: %s", method.verb, call.request.path, who, failure)
 
 
-def describe_parameters(raw: Mapping[str, object]) -> str:
-    """Names and values for the audit log; what may be secret or long is named only."""
+def _is_worth_a_row(call: Call) -> bool:
+    strangers, place, now = call.request.app[keys.STRANGERS], remote_key(call.remote), call.services.clock.monotonic()
+    if strangers.wait_s(place, now) > 0:
+        return False
+    strangers.failed(place, now)
+    return True
+
+
+def describe_parameters(method: Method, raw: Mapping[str, object]) -> str:
+    """Names and values for the audit log; what is unknown, long or may be secret is named only."""
     shown = (
-        f"{name}=…"
-        if _SECRET.search(name) or len(str(value)) > 80
-        else f"{name}={_URL_CREDENTIALS.sub('', str(value))}"
+        f"{name[:VALUE_LIMIT]}={_URL_SECRETS.sub('', str(value)) if _may_be_told(method, name, value) else '…'}"
         for name, value in raw.items()
     )
     return " ".join(shown)[:AUDIT_DETAIL_LIMIT]
+
+
+def _may_be_told(method: Method, name: str, value: object) -> bool:
+    """A misspelled "password" is a secret too: only values of parameters the method knows are told."""
+    field = fields_of(method.params).get(name)
+    if field is None or field.kind == "rest":
+        known = name in method.rest_names or name.rstrip("0123456789") in method.rest_names
+    else:
+        known = not field.unlogged
+    return known and not _SECRET.search(name) and len(str(value)) <= VALUE_LIMIT
 
 
 @contextlib.contextmanager

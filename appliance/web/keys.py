@@ -12,6 +12,7 @@ from appliance.errors import NotAuthenticated
 if TYPE_CHECKING:
     from appliance.errors import UserError
     from appliance.services.identity import Identity
+    from appliance.services.ratelimit import FailureLimiter
     from appliance.web.api.resources import Kept
     from appliance.web.services import Services
     from appliance.web.sockets import SocketRegistry
@@ -50,6 +51,8 @@ DOCUMENTS: web.AppKey[Documents] = web.AppKey("documents")
 KEPT_RESOURCES: web.AppKey[Kept] = web.AppKey("kept_resources")
 TABLE: web.AppKey[ApiTable] = web.AppKey("table")
 SOCKETS: web.AppKey[SocketRegistry] = web.AppKey("sockets")
+STRANGERS: web.AppKey[FailureLimiter] = web.AppKey("strangers")
+"""Rows of the audit log about callers who are not logged in, by address."""
 CALLER: web.RequestKey[Caller] = web.RequestKey("caller")
 UPGRADED: web.RequestKey[web.WebSocketResponse] = web.RequestKey("upgraded")
 """The websocket a request has become: from then on no HTTP reply is possible."""

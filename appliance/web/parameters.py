@@ -34,6 +34,9 @@ Rest = Annotated[dict[str, str], _REST]
 """A field of this type takes every parameter no other field declares, as strings (`net0`, `scsi1` … of a guest's
 configuration); the handler must check the names itself. Declare it `field(default_factory=dict)`."""
 
+UNLOGGED: dict[str, object] = {"unlogged": True}
+"""`Meta(extra=UNLOGGED)` marks a parameter whose value may hold a secret although its name does not say so."""
+
 UNKNOWN = "property is not defined in schema and the schema does not allow additional properties"
 MISSING = "property is missing and it is not optional"
 INTEGER_LIMIT = 1 << 63
@@ -53,6 +56,7 @@ class Field:
     required: bool
     choices: tuple[str, ...] = ()
     has_pattern: bool = False
+    unlogged: bool = False
 
 
 @functools.cache
@@ -139,6 +143,7 @@ def _field(info: msgspec.structs.FieldInfo) -> Field:
         required=info.required,
         choices=_choices(inner),
         has_pattern=any(meta.pattern is not None for meta in metas),
+        unlogged=any(meta.extra == UNLOGGED for meta in metas),
     )
 
 

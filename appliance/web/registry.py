@@ -211,6 +211,11 @@ class Method:
         """Whether the handler wants a second argument."""
         return len(inspect.signature(self.handler).parameters) > 1
 
+    @functools.cached_property
+    def rest_names(self) -> frozenset[str]:
+        """What a `Rest` field takes; a family ("net[n]") by its stem."""
+        return frozenset(name.removesuffix("[n]") for name in self.rest_schema()) if self.rest_schema else frozenset()
+
     @property
     def path_parts(self) -> Sequence[str]:
         """Names of the parameters in the path."""

@@ -14,9 +14,11 @@ import pytest
 from aiohttp import FormData, web
 from aiohttp.test_utils import TestClient, TestServer
 
-from appliance.errors import Conflict, NotFound, TooManyRequests
+from appliance.errors import Conflict, HostError, NotFound, TooManyRequests
+from appliance.services.login import REMOTE_BURST
 from appliance.web import registry
 from appliance.web.application import RESOURCES, build_application
+from appliance.web.dispatch import describe_parameters
 from appliance.web.registry import ANYONE, LOGGED_IN, Allow, Call, GuestParams, PveBool, Resource
 from appliance.web.table import ApiTable
 from tests.fakes.services import NODE, TOKEN, World, fake_services
@@ -244,6 +246,53 @@ async def test_writes_are_recorded_without_their_secrets(client: Client, world: 
     assert row.target == "/test/localhost/guests/100"
     assert "cores=3" in row.detail
     assert "hunter2" not in row.detail
+
+
+async def test_values_of_unknown_parameters_are_not_recorded(client: Client, world: World) -> None:
+    async with client.post("/api2/json/test/localhost/guests/100", headers=ADMIN, data={"pasword": "hunter2"}) as reply:
+        assert reply.status == 400
+    assert "pasword=…" in world.audit.rows[-1].detail
+    assert "hunter2" not in str(world.audit.rows[-1])
+
+
+def test_what_may_hold_a_secret_is_named_only() -> None:
+    methods = {(method.verb, method.path): method for method in ApiTable(RESOURCES).methods()}
+    node, vm = "/nodes/{node}", "/nodes/{node}/qemu/{vmid}"
+    url = "https://me:hunter2@host/x.iso?signature=hunter2"
+    for verb, path, name, value, shown in (
+        ("POST", f"{vm}/agent/exec", "command", ["chpasswd", "hunter2"], "command=…"),
+        ("POST", f"{vm}/agent/exec", "input-data", "hunter2", "input-data=…"),
+        ("POST", f"{vm}/agent/file-write", "content", "hunter2", "content=…"),
+        ("PUT", f"{vm}/config", "cipassword", "hunter2", "cipassword=…"),
+        ("PUT", f"{vm}/config", "net0", "virtio,bridge=vmbr0", "net0=virtio,bridge=vmbr0"),
+        ("PUT", f"{vm}/config", "memory", 512, "memory=512"),
+        ("POST", f"{node}/storage/{{storage}}/download-url", "url", url, "url=https://host/x.iso?"),
+        ("POST", "/access/domains", "client-key", "hunter2", "client-key=…"),
+        ("POST", "/access/domains", "bind", "hunter2", "bind=…"),
+    ):
+        assert describe_parameters(methods[verb, path], {name: value}) == shown
+
+
+async def test_strangers_cannot_fill_the_audit_log(client: Client, world: World) -> None:
+    for _ in range(REMOTE_BURST + 5):
+        async with client.post("/api2/json/test/localhost/guests/100") as reply:
+            assert reply.status == 401
+    assert len(world.audit.rows) == REMOTE_BURST
+    async with client.post("/api2/json/test/localhost/guests/100", headers=browser(world, "eve@pve")) as reply:
+        assert reply.status == 403
+    assert world.audit.rows[-1].who == "eve@pve"
+
+
+async def test_an_audit_log_that_fails_hides_no_answer(
+    client: Client, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fails(**row: str) -> None:
+        raise HostError("audit log: no space")
+
+    monkeypatch.setattr(world.audit, "record", fails)
+    async with client.post("/api2/json/test/localhost/guests/100") as reply:
+        assert reply.status == 401
+    assert "by - not recorded: audit log: no space" in caplog.text
 
 
 async def test_reading_is_not_recorded(client: Client, world: World) -> None:

@@ -13,6 +13,7 @@ from appliance.services import guest_agent
 from appliance.services.ports import RunningGuest
 from appliance.web.api.guest_params import stored_config
 from appliance.web.api.guest_rows import has_agent
+from appliance.web.parameters import UNLOGGED
 from appliance.web.registry import LOGGED_IN, Allow, Call, GuestParams, PveBool, Resource
 
 UNRESTRICTED = "VM.GuestAgent.Unrestricted"
@@ -29,8 +30,10 @@ class CommandParams(GuestParams, kw_only=True):
 class ExecParams(GuestParams, kw_only=True):
     """A program and its arguments."""
 
-    command: Annotated[list[str], Meta(min_length=1, max_length=256)]
-    input_data: Annotated[str, Meta(max_length=65536)] | None = msgspec.field(name="input-data", default=None)
+    command: Annotated[list[str], Meta(min_length=1, max_length=256, extra=UNLOGGED)]
+    input_data: Annotated[str, Meta(max_length=65536, extra=UNLOGGED)] | None = msgspec.field(
+        name="input-data", default=None
+    )
 
 
 class ExecStatusParams(GuestParams, kw_only=True):
@@ -58,7 +61,7 @@ class WriteFileParams(GuestParams, kw_only=True):
     """Which file, with what."""
 
     file: FilePath
-    content: Annotated[str, Meta(max_length=61440)]
+    content: Annotated[str, Meta(max_length=61440, extra=UNLOGGED)]
 
 
 class FileContent(msgspec.Struct, kw_only=True):
