@@ -28,6 +28,10 @@ class Identity:
         """`user@realm` or `user@realm!token`, as ACLs and task ids write it."""
         return self.user if self.token is None else f"{self.user}!{self.token}"
 
+    def owns(self, auth_id: str) -> bool:
+        """Whether what `auth_id` has begun belongs to this caller: to a user also what their tokens began, not vice versa."""
+        return self.auth_id in (auth_id, auth_id.partition("!")[0])
+
 
 def split_user_id(text: str, *, parameter: str = "userid") -> tuple[str, str]:
     """(name, realm) of a user id. Raises `InvalidParameter` under the name `parameter`."""

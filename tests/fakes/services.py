@@ -171,7 +171,7 @@ class FakeTasks:
             and (running is None or (info.endtime is None) == running)
             and (not errors or (info.status or "OK") != "OK")
             and (not kinds or info.type in kinds)
-            and (user is None or info.user.partition("!")[0] == user)
+            and (user is None or user in (info.user, info.user.partition("!")[0]))
             and (user_contains is None or user_contains.lower() in info.user.lower())
             and (not outcomes or info.outcome in outcomes)
             and (since is None or info.starttime >= since)

@@ -252,6 +252,20 @@ async def test_a_separated_token_is_refused_what_was_not_granted_to_it(api: Api)
     assert (await api.call("GET", "/access/users", headers=wrong))[0] == 401
 
 
+async def test_a_separated_token_sees_and_ends_only_its_own_tasks(api: Api) -> None:
+    token = {"Authorization": await _token(api, privsep=1)}
+    of_user = api.world.tasks.begin("qmstart", user="admin@pve")
+    of_token = api.world.tasks.begin("qmstart", user=token["Authorization"].partition("=")[2].partition("=")[0])
+    for path in (f"/nodes/{NODE}/tasks?source=active", "/cluster/tasks"):
+        assert [row["upid"] for row in (await api.call("GET", path, headers=token))[1]] == [of_token]
+    for verb, path in (("GET", "/status"), ("GET", "/log"), ("DELETE", "")):
+        assert (await api.call(verb, f"/nodes/{NODE}/tasks/{of_user}{path}", headers=token))[0] == 403
+        assert (await api.call(verb, f"/nodes/{NODE}/tasks/{of_token}{path}", headers=token))[0] == 200
+    lines = (await api.call("GET", "/cluster/log", headers=token))[1]
+    assert lines
+    assert {row["user"] for row in lines} == {"admin@pve!ci"}
+
+
 async def test_a_password_is_changed_and_the_old_session_ends(api: Api) -> None:
     await api.realm.add_user("joe@pve")
     joe = await api.login("joe@pve", GOOD)

@@ -131,7 +131,7 @@ async def next_id(call: Call, params: NextIdParams) -> str:
 @api.get("/cluster/tasks", summary="Recent tasks of all nodes", allow=LOGGED_IN, returns=list[TaskRow])
 async def list_tasks(call: Call) -> list[TaskRow]:
     """Running and finished, newest first. Everybody sees their own; Sys.Audit on the node shows all."""
-    user = None if sees_all(call) else call.identity.user
+    user = None if sees_all(call) else call.user
     return [task_row(info) for info in await call.services.tasks.list(limit=RECENT_TASKS, user=user)]
 
 
@@ -140,7 +140,7 @@ async def read_log(call: Call, params: LogParams) -> list[LogRow]:
     """The newest rows of the audit log. Everybody sees their own; Sys.Syslog on / shows all."""
     everything = call.has("/", "Sys.Syslog")
     rows = await call.services.audit.tail(1000 if not everything else params.max)
-    shown = [row for row in rows if everything or row.who.partition("!")[0] == call.identity.user]
+    shown = [row for row in rows if everything or call.identity.owns(row.who)]
     return [
         LogRow(
             uid=row.n,

@@ -110,7 +110,7 @@ class LogParams(TaskParams, kw_only=True):
 
 @api.get("/nodes/{node}/tasks", summary="Tasks of this node, newest first", allow=LOGGED_IN, returns=list[TaskRow])
 async def list_tasks(call: Call, params: ListParams) -> list[TaskRow]:
-    """Everybody sees their own tasks; Sys.Audit on the node shows all."""
+    """Everybody sees their own tasks, API tokens only their own; Sys.Audit on the node shows all."""
     _check_outcomes(params.statusfilter)
     running = {"archive": False, "active": True, "all": None}[params.source]
     rows = await call.services.tasks.list(
@@ -120,7 +120,7 @@ async def list_tasks(call: Call, params: ListParams) -> list[TaskRow]:
         errors=params.errors,
         running=running,
         kinds=(params.typefilter,) if params.typefilter else (),
-        user=None if sees_all(call) else call.identity.user,
+        user=None if sees_all(call) else call.user,
         user_contains=params.userfilter,
         since=params.since,
         until=params.until,
@@ -178,7 +178,7 @@ async def read_log(call: Call, params: LogParams) -> Page:
 async def cancel_task(call: Call, params: TaskParams) -> None:
     """One's own, or any with Sys.Modify on the node. What it has begun is undone by the task itself."""
     info = await call.services.tasks.get(params.upid)
-    if not _is_own(call, info):
+    if not call.identity.owns(info.user):
         call.check(f"/nodes/{call.node}", "Sys.Modify")
     await call.services.tasks.cancel(params.upid)
 
@@ -213,12 +213,8 @@ def _check_outcomes(words: Iterable[str]) -> None:
         raise InvalidParameter({"statusfilter": text})
 
 
-def _is_own(call: Call, info: TaskInfo) -> bool:
-    return info.user.partition("!")[0] == call.identity.user
-
-
 async def _visible_task(call: Call, upid: str) -> TaskInfo:
     info = await call.services.tasks.get(upid)
-    if not _is_own(call, info):
+    if not call.identity.owns(info.user):
         call.check(f"/nodes/{call.node}", "Sys.Audit")
     return info

@@ -97,13 +97,13 @@ class Viewer:
 
     async def tasks(self, *, guest_id: int | None = None, limit: int = RECENT_TASKS) -> Sequence[TaskInfo]:
         """The newest tasks: everybody's with Sys.Audit on the node, else one's own."""
-        user = None if self.sees_node else self.identity.user
+        user = None if self.sees_node else self.identity.auth_id
         return await self.services.tasks.list(guest_id=guest_id, limit=limit, user=user)
 
     async def task(self, upid: str) -> TaskInfo:
         """One task. Raises `NotFound` also for what the viewer may not see."""
         info = await self.services.tasks.get(upid)
-        if not self.sees_node and info.user.partition("!")[0] != self.identity.user:
+        if not self.sees_node and not self.identity.owns(info.user):
             raise NotFound(f"task {upid}")
         return info
 

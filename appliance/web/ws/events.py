@@ -95,7 +95,7 @@ class Feed:
         return self._services.access.has(self._identity, path, privilege)
 
     def _is_own(self, upid: str) -> bool:
-        return upid.rstrip(":").rpartition(":")[2].partition("!")[0] == self._identity.user
+        return self._identity.owns(upid.rstrip(":").rpartition(":")[2])
 
 
 def coalesce(events: Sequence[bus.Event]) -> Sequence[bus.Event]:
