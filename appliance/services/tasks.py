@@ -138,6 +138,7 @@ class TaskService:
     async def run(self, kind: str, *, object_id: str, user: str, work: Work) -> str:
         """Record a task and start `work`; returns the UPID. The task goes on whatever becomes of the caller.
 
+        `work` always begins, even if the task is cancelled at once; only the end of the appliance can prevent it.
         Raises `StoreError` (nothing was started then), `TooManyRequests`, `ServiceStopping`.
         """
         if self._closing:
@@ -180,10 +181,13 @@ class TaskService:
 
     async def _see_through(self, run: _Running, work: Work) -> None:
         try:
-            run.work = self._works.start(self._work(run.handle, work), name=run.info.upid)
+            begun = self._works.start(self._work(run.handle, work), name=run.info.upid)
         except ServiceStopping:
             await self._finish(run, STOPPED_STATUS)
             return
+        # A task cancelled before its first step runs none of its code: work that has begun can undo what its caller did.
+        await asyncio.sleep(0)
+        run.work = begun
         if run.cancelled:
             run.work.cancel()
         teller = self._scope.start(self._tell(run), name=f"tell {run.info.upid}")

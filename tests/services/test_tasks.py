@@ -211,6 +211,21 @@ async def test_a_task_cancelled_before_its_first_step_ends(tasks: TaskService) -
     assert (await tasks.wait(upid, timeout_s=PATIENCE_S)).status == "interrupted by user"
 
 
+async def test_work_begins_even_if_its_task_is_cancelled_at_once_so_that_it_can_clean_up(tasks: TaskService) -> None:
+    cleaned = asyncio.Event()
+
+    async def work(_: TaskHandle) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaned.set()
+
+    upid = await run(tasks, work)
+    await tasks.cancel(upid)
+    await tasks.wait(upid, timeout_s=PATIENCE_S)
+    assert cleaned.is_set()
+
+
 async def test_cancelling_an_ended_task_changes_nothing_and_an_unknown_one_does_not_exist(tasks: TaskService) -> None:
     upid = await run(tasks, nothing)
     before = await tasks.wait(upid, timeout_s=PATIENCE_S)
