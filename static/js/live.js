@@ -33,6 +33,7 @@ export function connect() {
   told = "";
   socket.addEventListener("open", () => {
     retries = 0;
+    document.body.dataset.live = "connected";
     document.getElementById("offline").hidden = true;
     tell();
   });
@@ -48,6 +49,7 @@ function tell() {
 }
 
 async function closed(event) {
+  delete document.body.dataset.live;
   if (event.code === SESSION_ENDED && !(await renew())) return toLogin();
   const wait = Math.min(LONGEST_RETRY_MS, FIRST_RETRY_MS * 2 ** retries);
   retries += 1;

@@ -56,6 +56,7 @@ def log_in(browser: Browser, appliance: Appliance) -> Page:
     page.fill("#password", appliance.password)
     page.click("#login button")
     expect(page.locator("h1")).to_have_text("Guests")
+    expect(page.locator("body")).to_have_attribute("data-live", "connected")  # its scripts run
     return page
 
 
@@ -136,7 +137,7 @@ def test_a_vm_is_made_in_the_dialog_and_boots_in_its_console_and_on_its_display(
         page.screenshot(path=screenshots / "real-vm-display.png")
         page.click(".tabs >> text=Console")
         expect(page.locator("#console")).to_have_attribute("data-status", "connected")
-        wait_for_screen(page, r"(?i)debian|systemd|linux version", limit_s=BOOT_LIMIT_S)
+        wait_for_screen(page, r"\[ +OK +\]|Linux version", limit_s=BOOT_LIMIT_S)
         page.screenshot(path=screenshots / "real-vm-console.png")
         config = appliance.node(api).qemu(guest_id).config.get()
         assert "size=10G" in config["scsi0"]
@@ -153,6 +154,7 @@ def test_a_file_is_uploaded_with_its_hash_checked_and_deleted(
     path.write_bytes(b"\0" * 300_000)
     page = log_in(browser, appliance)
     page.goto("/storage/local?content=iso")
+    expect(page.locator("body")).to_have_attribute("data-live", "connected")
     page.click("#upload")
     page.set_input_files("#f-filename", path)
     page.fill("#f-checksum", "0" * 64)
@@ -160,6 +162,7 @@ def test_a_file_is_uploaded_with_its_hash_checked_and_deleted(
     failed = page.locator("#dialog [data-form-error], #toasts .bad").filter(visible=True)
     expect(failed.first).to_be_visible(timeout=TASK_LIMIT_MS)
     page.reload()
+    expect(page.locator("body")).to_have_attribute("data-live", "connected")
     expect(page.locator("[data-volume]")).to_have_count(0)
     page.click("#upload")
     page.set_input_files("#f-filename", path)

@@ -96,6 +96,7 @@ async def test_every_page_and_dialog_fits_and_has_no_error(
     for name, (path, opener) in DIALOGS.items():
         if page.url.partition("://")[2].partition("/")[2] != path[1:]:
             await page.goto(path)
+        await expect(page.locator("body")).to_have_attribute("data-live", "connected")  # its scripts run
         await page.click(opener)
         await page.wait_for_selector("#dialog[open] #dialog-title")
         await page.screenshot(path=screenshots / f"dialog-{name}-{size}-{scheme}.png")
@@ -145,6 +146,7 @@ async def test_a_refused_form_shows_each_error_at_its_field_and_keeps_what_was_t
     faults: list[str] = []
     page = await opened(loop_browser, site, "wide", "light", faults)
     await page.goto("/")
+    await expect(page.locator("body")).to_have_attribute("data-live", "connected")
     await page.click("#create-ct")
     await page.fill("#f-hostname", "not a host name!")
     await page.click("#create")
