@@ -211,7 +211,9 @@ async def test_a_task_cancelled_before_its_first_step_ends(tasks: TaskService) -
     assert (await tasks.wait(upid, timeout_s=PATIENCE_S)).status == "interrupted by user"
 
 
-async def test_work_begins_even_if_its_task_is_cancelled_at_once_so_that_it_can_clean_up(tasks: TaskService) -> None:
+async def test_work_begins_even_if_its_task_is_cancelled_at_once_so_that_it_can_clean_up(
+    tasks: TaskService, host: Host
+) -> None:
     cleaned = asyncio.Event()
 
     async def work(_: TaskHandle) -> None:
@@ -220,9 +222,17 @@ async def test_work_begins_even_if_its_task_is_cancelled_at_once_so_that_it_can_
         finally:
             cleaned.set()
 
-    upid = await run(tasks, work)
-    await tasks.cancel(upid)
-    await tasks.wait(upid, timeout_s=PATIENCE_S)
+    async def cancel_what_starts(events: AsyncIterator[Event]) -> None:
+        started = await anext(events)
+        assert isinstance(started, TaskStarted)
+        await tasks.cancel(started.upid)
+
+    with host.events.subscribe() as events:
+        cancelling = asyncio.ensure_future(cancel_what_starts(aiter(events)))
+        await asyncio.sleep(0)
+        upid = await run(tasks, work)
+        await cancelling
+        assert (await tasks.wait(upid, timeout_s=PATIENCE_S)).status == "interrupted by user"
     assert cleaned.is_set()
 
 
