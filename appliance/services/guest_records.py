@@ -14,6 +14,7 @@ import msgspec
 from appliance.errors import Conflict, HostError, NotFound
 from appliance.model.guest import GuestId, GuestKind
 from appliance.state.store import Absent, Delete, Operation, Put, RevisionIs, Store
+from appliance.tasks import to_its_end
 
 GUESTS = "guests/"
 IDMAPS = "idmaps/"
@@ -127,11 +128,20 @@ class GuestTable:
         raise HostError(f"guest {record.guest_id}: no range of {ID_COUNT} user ids is free")
 
     async def replace(self, guest: StoredGuest, **changes: object) -> StoredGuest:
-        """Write `changes` of the record. Raises `Conflict` when somebody else has changed the document meanwhile."""
+        """Write `changes` of the record. Raises `Conflict` when somebody else has changed the document meanwhile.
+
+        Memory follows the store also when the caller is cancelled, and after a conflict.
+        """
+        return await to_its_end(self._replace(guest, changes), name=f"write {GUESTS}{guest.guest_id}")
+
+    async def _replace(self, guest: StoredGuest, changes: Mapping[str, object]) -> StoredGuest:
         record = msgspec.structs.replace(guest.record, **changes)
         key = f"{GUESTS}{record.guest_id}"
         result = await self._store.txn([RevisionIs(key, guest.revision)], [Put(key, encode(record))])
         if not result.succeeded:
+            document = await self._store.get(key)
+            if document is not None:
+                guest.record, guest.revision = decode(key, document.value), document.mod_revision
             raise Conflict(f"{guest.kind.prefix} {guest.guest_id}: its configuration was changed by somebody else")
         guest.record, guest.revision = record, result.revision
         return guest

@@ -57,6 +57,21 @@ async def test_a_change_made_by_somebody_else_meanwhile_is_not_overwritten() -> 
     await two.replace(two.get(100), config={"name": "theirs"})
     with pytest.raises(Conflict):
         await one.replace(guest, config={"name": "ours"})
+    assert guest.record.config == {"name": "theirs"}
+    await one.replace(guest, config={"name": "ours, with theirs known"})
+
+
+async def test_a_writer_cancelled_half_way_still_knows_what_is_stored() -> None:
+    store = FakeStore()
+    table = GuestTable(store)
+    guest = await table.insert(record(100), own_id_range=False)
+    writing = asyncio.ensure_future(table.replace(guest, config={"name": "first"}))
+    await asyncio.sleep(0)
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    assert guest.record.config == {"name": "first"}
+    await table.replace(guest, config={"name": "second"})
 
 
 async def test_a_guest_of_the_other_kind_does_not_exist() -> None:
