@@ -189,6 +189,16 @@ async def test_who_may_not_see_a_storage_sees_nothing(site: Site) -> None:
     assert (await call(site, "DELETE", f"{LOCAL}/content/100/vm-100-disk-0.raw", user="bob@pve"))[0] == 404
 
 
+async def test_who_may_only_upload_deletes_nothing(site: Site) -> None:
+    site.world.access.grant("bob@pve", "/storage/local", "Datastore.Audit", "Datastore.AllocateTemplate")
+    _, upid, _ = await upload(site, form("iso", "x.iso", b"abc"), user="bob@pve")
+    assert await done(site, upid) == "OK"
+    path = f"{LOCAL}/content/iso/x.iso"
+    assert (await call(site, "DELETE", path, user="bob@pve"))[0] == 403
+    site.world.access.grant("bob@pve", "/storage/local", "Datastore.Allocate")
+    assert (await call(site, "DELETE", path, {"delay": "10"}, user="bob@pve"))[0] == 200
+
+
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://x/y.iso", "x"])
 async def test_only_http_urls_are_downloaded(site: Site, url: str) -> None:
     data = {"url": url, "content": "iso", "filename": "x.iso"}

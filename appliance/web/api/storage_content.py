@@ -186,9 +186,12 @@ async def annotate(call: Call, params: AnnotateParams) -> None:
     "/nodes/{node}/storage/{storage}/content/{volume:path}", summary="Delete a volume", allow=LOGGED_IN, returns=str
 )
 async def delete_volume(call: Call, params: DeleteParams) -> str | None:
-    """Starts a task. With `delay`, waits so long for its end and then returns nothing. Refused for volumes in use."""
+    """Starts a task. With `delay`, waits so long for its end and then returns nothing. Refused for volumes in use.
+
+    Needs Datastore.Allocate; for a backup Datastore.AllocateSpace and VM.Backup on its guest do, too.
+    """
     info = await _visible(call, params)
-    _check_write(call, info)
+    _check_delete(call, info)
     _check_unused(call, info)
     upid = await call.services.storage.delete_volume(info.volume_id, user=call.user)
     if params.delay is not None:
@@ -298,6 +301,14 @@ def _check_write(call: Call, info: VolumeInfo) -> None:
     path = f"/storage/{info.volume_id.storage}"
     wider = ((path, "Datastore.AllocateTemplate"),) if info.content in FILE_CONTENT else ()
     call.check_any((path, "Datastore.Allocate"), *wider)
+
+
+def _check_delete(call: Call, info: VolumeInfo) -> None:
+    path = f"/storage/{info.volume_id.storage}"
+    is_backup = info.content is ContentType.BACKUP and info.guest_id is not None
+    if is_backup and call.has(path, "Datastore.AllocateSpace") and call.has(f"/vms/{info.guest_id}", "VM.Backup"):
+        return
+    call.check(path, "Datastore.Allocate")
 
 
 def _check_unused(call: Call, info: VolumeInfo) -> None:

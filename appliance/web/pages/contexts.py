@@ -144,6 +144,7 @@ async def storage_content(viewer: Viewer, storage_id: str, content: str) -> Cont
         "content": wanted,
         "content_words": CONTENT_WORDS,
         "may_write": may_write,
+        "may_delete": viewer.may(path, "Datastore.Allocate"),
         "node": viewer.node,
         "usage": await _usage(viewer, storage_id) if not problem and config.enabled else None,
     }
