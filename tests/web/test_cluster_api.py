@@ -97,10 +97,26 @@ async def test_the_log_is_the_audit_trail(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/cluster/ha/resources", "/cluster/ha/status/current", "/cluster/backup", f"/nodes/{NODE}/replication"]
+    ("path", "filters"),
+    [
+        ("/cluster/ha/resources", {"type": "vm"}),
+        ("/cluster/ha/status/current", {}),
+        ("/cluster/backup", {}),
+        ("/cluster/sdn/zones", {"pending": "1", "running": "0", "type": "vlan"}),
+        (f"/nodes/{NODE}/replication", {"guest": "100"}),
+    ],
 )
-async def test_what_is_absent_is_an_empty_list(site: Site, path: str) -> None:
+async def test_what_is_absent_is_an_empty_list_however_it_is_filtered(
+    site: Site, path: str, filters: dict[str, str]
+) -> None:
     assert await rows(site, path) == []
+    assert await rows(site, path, **filters) == []
+
+
+async def test_what_is_absent_needs_the_privilege_it_would_need(site: Site) -> None:
+    for path, status in (("ha/resources", 403), ("acme/plugins", 403), ("sdn/zones", 200)):
+        async with site.client.get(f"/api2/json/cluster/{path}", headers=site.as_user("eve@pve")) as reply:
+            assert reply.status == status
 
 
 async def test_guests_without_a_backup_job_are_all_of_them(site: Site) -> None:
