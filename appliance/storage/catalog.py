@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -13,7 +12,7 @@ from typing import Final
 from appliance.errors import ApplianceError, NotFound
 from appliance.model.guest import GuestId
 from appliance.model.volume import ContentType, VolumeId, VolumeInfo
-from appliance.storage import inspection, naming
+from appliance.storage import inspection, naming, trees
 from appliance.storage.records import Records
 
 log = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ class Catalog:
         is_tree = place.format == "subvol"
         try:
             measured = inspection.measure(path, place.format)
-            used = inspection.tree_bytes(path) if count_tree and is_tree else measured.used_bytes
+            used = trees.tree_bytes(path) if count_tree and is_tree else measured.used_bytes
         except FileNotFoundError as error:
             raise NotFound(f"volume '{self._id}:{name}'") from error
         assumed = ContentType.ROOTDIR if is_tree else ContentType.IMAGES
@@ -93,6 +92,6 @@ class Catalog:
 def remove_any(path: Path) -> None:
     """Remove a file or a whole tree; not an error when absent."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        trees.remove_tree(path)
     else:
         path.unlink(missing_ok=True)

@@ -5,6 +5,7 @@
     catalog.py        listing, and the sweep at start
     publication.py    how a volume appears and vanishes at one moment
     inspection.py     measuring, and judging images before QEMU sees them; qcow2_header.py reads their first bytes
+    trees.py          counting and removing what a container made of a directory volume
     receiving.py      streams with a checksum
     tools.py          qemu-img, mkfs, cp: bounded
 

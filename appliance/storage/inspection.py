@@ -10,14 +10,12 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from appliance.errors import HostError, InvalidParameter, NotFound
 from appliance.model.volume import ContentType
 from appliance.storage import naming, qcow2_header
 from appliance.storage.records import Records
 
-TREE_ENTRIES_LIMIT: Final = 500_000
 _CHAIN_LIMIT = 8
 
 
@@ -122,25 +120,6 @@ def temporaries(root: Path) -> Iterator[Path]:
     directories = [*_entries(images), *(root / directory for directory in naming.FILE_DIRECTORIES.values())]
     for directory in directories:
         yield from (path for path in _entries(directory) if path.name.startswith(naming.TEMPORARY_PREFIX))
-
-
-def tree_bytes(path: Path) -> int:
-    """Bytes occupied below a directory, hard links counted once; stops counting at `TREE_ENTRIES_LIMIT` entries."""
-    total, seen, count = 0, set[tuple[int, int]](), 0
-    pending = [path]
-    while pending and count < TREE_ENTRIES_LIMIT:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                count += 1
-                status = entry.stat(follow_symlinks=False)
-                if status.st_nlink > 1 and not entry.is_dir(follow_symlinks=False):
-                    if (status.st_dev, status.st_ino) in seen:
-                        continue
-                    seen.add((status.st_dev, status.st_ino))
-                total += status.st_blocks * 512
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(Path(entry.path))
-    return total
 
 
 def is_attached(path: Path) -> bool:

@@ -1,0 +1,123 @@
+"""Directory trees a container made: counted and removed whatever they hold. Blocks.
+
+Such a tree may be deeper than a path can be long, deeper than Python may recurse and than a process may hold files open,
+and it may change while its container runs. So nothing here recurses, no link is followed, and at most two directories
+are open at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import Final
+
+from appliance.kernel.openat2 import open_in_root
+
+TREE_ENTRIES_LIMIT: Final = 500_000
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_GONE_OR_TOO_DEEP = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EAGAIN)
+
+
+def tree_bytes(path: Path) -> int:
+    """Bytes occupied below a directory, hard links counted once; stops counting at `TREE_ENTRIES_LIMIT` entries.
+
+    What vanishes meanwhile, and what lies deeper than a path can tell, is not counted. Raises `FileNotFoundError` when
+    there is no such directory, `OSError`.
+    """
+    total, seen, count = 0, set[tuple[int, int]](), 0
+    pending = ["."]
+    root = os.open(path, _DIRECTORY)
+    try:
+        while pending and count < TREE_ENTRIES_LIMIT:
+            below = pending.pop()
+            for name, status in _entries(root, below):
+                count += 1
+                is_directory = stat.S_ISDIR(status.st_mode)
+                if status.st_nlink > 1 and not is_directory:
+                    if (status.st_dev, status.st_ino) in seen:
+                        continue
+                    seen.add((status.st_dev, status.st_ino))
+                total += status.st_blocks * 512
+                if is_directory:
+                    pending.append(f"{below}/{name}")
+    finally:
+        os.close(root)
+    return total
+
+
+def _entries(root: int, below: str) -> list[tuple[str, os.stat_result]]:
+    found: list[tuple[str, os.stat_result]] = []
+    try:
+        fd = open_in_root(root, below, _DIRECTORY)
+    except OSError as error:
+        if error.errno in _GONE_OR_TOO_DEEP:
+            return []
+        raise
+    try:
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                try:
+                    found.append((entry.name, entry.stat(follow_symlinks=False)))
+                except FileNotFoundError:
+                    continue
+                if len(found) >= TREE_ENTRIES_LIMIT:
+                    break
+    finally:
+        os.close(fd)
+    return found
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory with all below it; nobody else may use it any more. Raises `OSError`.
+
+    Directories that hold directories give them to the top one first, so that the tree grows flatter instead of the
+    walk deeper.
+    """
+    top = os.open(path, _DIRECTORY)
+    try:
+        moved = 0
+        while names := _remove_files(top):
+            for name in names:
+                try:
+                    os.rmdir(name, dir_fd=top)
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                    moved = _flatten(top, name, moved)
+    finally:
+        os.close(top)
+    path.rmdir()
+
+
+def _flatten(top: int, name: str, moved: int) -> int:
+    """Move what directories are in `name` to the top under fresh names, and remove it; how many have been moved."""
+    fd = os.open(name, _DIRECTORY, dir_fd=top)
+    try:
+        for below in _remove_files(fd):
+            while True:
+                moved += 1
+                try:
+                    os.rename(below, f".{moved}", src_dir_fd=fd, dst_dir_fd=top)
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                        raise
+                else:
+                    break
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=top)
+    return moved
+
+
+def _remove_files(directory: int) -> list[str]:
+    """Remove all but the directories; their names."""
+    names: list[str] = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                names.append(entry.name)
+            else:
+                os.unlink(entry.name, dir_fd=directory)
+    return names
