@@ -13,6 +13,7 @@ from appliance.errors import CommandFailed, HostError, InvalidParameter, NoSpace
 from appliance.events import EventBus, Lagged, StorageContentChanged
 from appliance.model.volume import VolumeId
 from appliance.tasks import TaskScope
+from tests.leaks import Snapshot
 
 
 def test_a_full_disk_becomes_no_space_and_names_the_object() -> None:
@@ -87,6 +88,29 @@ async def test_a_cancelled_command_leaves_no_process() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+LEAVES_THE_GROUP = "setsid sleep 1 & "
+"""A grandchild that is not killed with the group and holds the pipes open."""
+
+
+@pytest.mark.parametrize(
+    "script",
+    [LEAVES_THE_GROUP, f"{LEAVES_THE_GROUP} exec sleep 30", "exec yes", "exec sleep 30"],
+    ids=["its child lives on", "killed, its child lives on", "too much output", "silent"],
+)
+async def test_however_a_command_ends_its_pipes_are_closed_when_run_returns(script: str) -> None:
+    await command.run(["true"], timeout_s=5)
+    before = Snapshot.take().descriptors
+    with pytest.raises((TimedOut, CommandFailed)):
+        await command.run(["sh", "-c", script], timeout_s=0.3)
+    assert Snapshot.take().descriptors == before
+    task = asyncio.ensure_future(command.run(["sh", "-c", script], timeout_s=60))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert Snapshot.take().descriptors == before
 
 
 async def test_a_failed_command_names_itself_and_its_last_words() -> None:
