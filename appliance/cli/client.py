@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import json
 import os
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,15 @@ def _chain(tls: ssl.SSLSocket) -> list[bytes]:
     return [bytes(certificate.public_bytes(der)) for certificate in inner.get_unverified_chain()]
 
 
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What a request carries: `size` bytes in all."""
+
+    parts: Iterable[bytes]
+    size: int
+    content_type: str
+
+
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
         super().__init__("localhost", timeout=REPLY_TIMEOUT_S)
@@ -125,16 +135,20 @@ class Api:
     def request(self, verb: str, path: str, params: Mapping[str, object] | None = None) -> dict[str, Any]:
         """The whole JSON reply of any path of the server. Raises `CliError`."""
         form = urlencode({name: value for name, value in (params or {}).items() if value is not None})
-        headers = {"Accept": "application/json", **self.target.headers()}
-        body = None
         if verb in ("GET", "DELETE"):
-            path += f"?{form}" if form else ""
-        else:
-            body = form.encode()
-            headers["Content-Type"] = "application/x-www-form-urlencoded"
+            return self.send(verb, f"{path}?{form}" if form else path, None)
+        body = Body((form.encode(),), len(form), "application/x-www-form-urlencoded")
+        return self.send(verb, path, body)
+
+    def send(self, verb: str, path: str, body: Body | None) -> dict[str, Any]:
+        """One request with any body; the whole JSON reply. Raises `CliError`."""
+        headers = {"Accept": "application/json", **self.target.headers()}
+        if body is not None:
+            headers |= {"Content-Type": body.content_type, "Content-Length": str(body.size)}
         try:
             connection = self._connect()
-            connection.request(verb, path, body=body, headers=headers)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused half-way: the reply says why
+                connection.request(verb, path, body=body.parts if body else None, headers=headers)
             reply = connection.getresponse()
             content = reply.read()
         except FileNotFoundError as error:

@@ -25,6 +25,7 @@ The whole API:
   create|set|delete PATH    act and change; PATH --help lists the parameters
 
 The appliance:
+  upload FILE               an ISO, disk image or container template into a storage
   tasks [UPID]              recent tasks; or one task's log, to its end
   audit [verify]            who changed what; or whether that log is whole
   token create|list|delete  API tokens
@@ -80,6 +81,19 @@ default) has the privileges given to it alone, at most its user's; with --privse
 Examples:
   appliance token create admin@pve backup --privsep 0 --comment "nightly job"
   appliance --url https://10.0.0.5 --token 'admin@pve!backup=SECRET' --ca-fingerprint SHA256 vm list
+
+"""
+
+UPLOAD = """usage: appliance upload FILE [--storage NAME] [--content iso|vztmpl|import|snippets] [--filename NAME]
+                        [--checksum SUM --checksum-algorithm sha256]
+
+Sends a file to a storage (default: local). What it is follows from its name: .iso, .qcow2 and .raw
+(disk images to import), .tar.gz, .tar.xz and .tar.zst (container templates); else say it by --content.
+
+Examples:
+  appliance upload debian-12.iso
+  appliance upload disk.vmdk.img --content import --filename web.raw
+  appliance create /nodes/localhost/storage/local/download-url --url https://… --content iso --filename x.iso
 
 """
 

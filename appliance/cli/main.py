@@ -3,6 +3,7 @@
     appliance get|create|set|delete PATH [--param value …]     any method of the API; --help lists its parameters
     appliance vm|ct list|create|start|… [VMID …]               everyday verbs
     appliance tasks [UPID]    appliance audit [verify]    appliance token create|list|delete USER [NAME]
+    appliance upload FILE
 
 Each command imports only what it needs. Exit statuses: `errors.Exit`.
 """
@@ -109,6 +110,8 @@ def _command(word: str) -> Command:
             from appliance.cli.generic import run
         case "vm" | "ct":
             from appliance.cli.guests import run
+        case "upload":
+            from appliance.cli.upload import run
         case "tasks" | "audit" | "token":
             from appliance.cli.admin import run
         case _:

@@ -67,8 +67,11 @@ def cli(appliance: Appliance) -> CommandLine:
 
 
 @pytest.fixture(scope="module")
-def template(appliance: Appliance, busybox_template: Path) -> str:
-    return appliance.upload(appliance.api(), busybox_template, "vztmpl", "busybox_1_amd64.tar.gz")
+def template(cli: CommandLine, busybox_template: Path) -> str:
+    checksum = hashlib.sha256(busybox_template.read_bytes()).hexdigest()
+    said = cli.run("upload", busybox_template, "--checksum", checksum, "--checksum-algorithm", "sha256")
+    assert said.endswith("TASK OK\n")
+    return "local:vztmpl/busybox_1_amd64.tar.gz"
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +213,21 @@ def test_replies_are_tables_json_or_tab_separated(cli: CommandLine, vm: int) -> 
         assert process.stderr is not None
         process.stdout.close()  # as `| head` does
         assert process.stderr.read() == b""
+
+
+def test_a_file_is_sent_to_a_storage_or_refused(cli: CommandLine, tmp_path: Path) -> None:
+    image = tmp_path / "what.bin"
+    image.write_bytes(bytes(3 << 20))
+    assert "--content" in cli.run("upload", image, status=USAGE)
+    cli.run("upload", image, "--content", "iso", "--filename", "empty.iso")
+    (row,) = cli.data("get", "/nodes/localhost/storage/local/content", "--content", "iso")
+    assert (row["volid"], row["size"]) == ("local:iso/empty.iso", 3 << 20)
+    cli.run("delete", "/nodes/localhost/storage/local/content/local:iso/empty.iso")
+    told = cli.run("upload", image, "--content", "nonsense", status=USAGE)
+    assert "content" in told
+    cli.run("upload", image, "--content", "iso", "--filename", "x.iso", "--storage", "nowhere", status=NOT_FOUND)
+    assert str(tmp_path / "no.iso") in cli.run("upload", tmp_path / "no.iso", status=FAILED)
+    assert cli.run("upload", "--help").startswith("usage: appliance upload FILE")
 
 
 def test_tasks_are_listed_followed_and_cancelled(cli: CommandLine, vm: int) -> None:
