@@ -78,6 +78,7 @@ async def _reader(fd: int) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]
 
 def _argv(runtime: OciRuntime, container: str, bundle: Path) -> list[str]:
     return [
+        *("env", f"--chdir={bundle}"),  # conmon leaves a file "oom" in its working directory
         *(PROGRAM, "--api-version", "1", "--cid", container, "--cuuid", container, "--name", container),
         *("--runtime", str(runtime.program), "--runtime-arg", f"--root={runtime.state_dir}"),
         *("--bundle", str(bundle), "--full-attach", "--terminal", "--no-new-keyring", "--no-sync-log"),

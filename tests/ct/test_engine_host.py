@@ -132,6 +132,7 @@ async def test_the_memory_limit_kills(host: Host) -> None:
     guest = await host.start(shell("exec tail /dev/zero", memory_mib=32))
     reason = await ended(guest)
     assert (reason.kind, reason.detail) == ("crashed", "killed: out of memory")
+    assert not Path("oom").exists(), "the shim writes into its own directory, not into ours"
 
 
 async def test_the_process_limit_holds(host: Host) -> None:
