@@ -179,6 +179,10 @@ class AccessService:
         """The user of a login ticket. Raises `NotAuthenticated`: forged, too old, revoked, the user disabled or gone."""
         return self._running.sessions.verify_ticket(ticket)
 
+    def still_holds(self, identity: Identity, ticket: str) -> bool:
+        """Whether an open connection of `identity`, by this ticket ("" for none), may go on; see `Sessions`."""
+        return self._running.sessions.still_holds(identity, ticket)
+
     def csrf_token(self, ticket: str) -> str:
         """The token that must accompany writes made with this (verified) ticket."""
         return self._running.sessions.csrf_token(ticket)

@@ -74,6 +74,22 @@ class Sessions:
             raise NotAuthenticated(_INVALID_TICKET)
         return Identity(parsed.data)
 
+    def still_holds(self, identity: Identity, ticket: str) -> bool:
+        """Whether a connection opened by `identity` with this ticket ("" for none) may go on.
+
+        Not when it was revoked, or user or token disabled, deleted or expired. The ticket's age was judged when the
+        connection was opened, and does not count.
+        """
+        if not self._tokens.is_usable(identity):
+            return False
+        parsed = tickets.parse(ticket)
+        if parsed is None:
+            return True
+        user = self.active_user(identity.user)
+        bound_to, now = _session(identity.user, user), float(parsed.issued)
+        genuine = self._sign.verify(Kind.LOGIN, parsed, now=now, life_s=tickets.LOGIN_LIFE_S, bound_to=bound_to)
+        return genuine and all(revoked.digest != parsed.digest for revoked in user.revoked)
+
     def csrf_token(self, ticket: str) -> str:
         """The token that must accompany writes made with this (verified) ticket."""
         return self._sign.csrf_token(ticket)

@@ -125,6 +125,16 @@ def check_origin(request: web.Request, caller: keys.Caller) -> None:
         raise PermissionDenied(f"websocket from another origin: {reason_phrase(origin)}")
 
 
+def session_holds(request: web.Request) -> bool:
+    """Whether whoever opened this websocket would still be let in: asked again whenever access control has changed."""
+    caller = request[keys.CALLER]
+    if caller.identity is None:
+        return False
+    if caller.remote == keys.LOCAL:  # the host's own root: nobody can be logged out of their own machine
+        return True
+    return request.app[keys.SERVICES].access.still_holds(caller.identity, caller.ticket)
+
+
 async def _caller_of(request: web.Request) -> keys.Caller:
     access = request.app[keys.SERVICES].access
     remote = request.remote or keys.LOCAL

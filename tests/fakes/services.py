@@ -59,6 +59,12 @@ class FakeAccess:
             raise NotAuthenticated("authentication failure")
         return Identity(user)
 
+    def still_holds(self, identity: Identity, ticket: str) -> bool:
+        try:
+            return not ticket or self.verify_ticket(ticket) == identity
+        except NotAuthenticated:
+            return False
+
     def verify_csrf(self, ticket: str, token: str) -> None:
         if token != f"csrf-of-{ticket}":
             raise NotAuthenticated("permission denied - invalid csrf token")

@@ -12,6 +12,7 @@ import pytest
 import websockets
 from websockets.asyncio.client import ClientConnection
 
+from appliance.events import AccessChanged
 from appliance.model.guest import GuestKind
 from appliance.web.ws.console import LAGGED, NOT_AUTHENTICATED
 from tests.fakes.services import NODE
@@ -145,6 +146,22 @@ async def test_a_ticket_opens_one_guest_for_one_user(site: Site, consoles: dict[
     assert await refused(site, VM, ticket, "eve@pve") == 401
     assert await refused(site, VM, ticket, "mallory@pve") == 403
     assert await refused(site, VM, "PVEVNC:forged") == 401
+
+
+async def test_a_console_ends_with_the_right_to_it(site: Site, consoles: dict[str, FakeViewer]) -> None:
+    site.world.access.grant("eve@pve", "/vms/100", "VM.Console")
+    answer = await ticket_for(site, VM, user="eve@pve")
+    async with opened(site, VM, answer["ticket"], "eve@pve") as socket, asyncio.timeout(TIMEOUT_S):
+        await socket.send(f"{answer['user']}:{answer['ticket']}\n")
+        assert await socket.recv() == b"OK"
+        site.world.events.publish(AccessChanged())
+        await socket.send(b"0:5:hello")
+        assert await socket.recv() == b"hello"
+        site.world.access.grant("eve@pve", "/vms/100", "VM.Audit")
+        site.world.events.publish(AccessChanged())
+        with pytest.raises(websockets.ConnectionClosed):
+            await socket.recv()
+        assert socket.close_code == NOT_AUTHENTICATED
 
 
 async def test_a_port_that_is_no_console_is_refused(site: Site, consoles: dict[str, FakeViewer]) -> None:

@@ -12,6 +12,7 @@ import websockets
 from websockets.asyncio.client import ClientConnection
 
 from appliance.events import (
+    AccessChanged,
     Event,
     GuestConfigChanged,
     GuestStateChanged,
@@ -79,6 +80,17 @@ async def test_another_sites_page_cannot_listen(site: Site) -> None:
     headers = site.as_user() | {"Connection": "upgrade", "Upgrade": "websocket", "Origin": "https://evil.example"}
     async with site.client.get("/ws/events", headers=headers) as reply:
         assert reply.status == 403
+
+
+async def test_the_stream_ends_with_the_session(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with listening(site) as socket:
+        site.world.events.publish(AccessChanged())
+        assert await message(socket) == {"type": "access"}
+        monkeypatch.setattr(site.world.access, "still_holds", lambda identity, ticket: False)
+        site.world.events.publish(AccessChanged())
+        with pytest.raises(websockets.ConnectionClosed):
+            await socket.recv()
+        assert socket.close_code == events.SESSION_ENDED
 
 
 async def test_a_page_that_fell_behind_is_told_to_read_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Collection
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -20,12 +21,16 @@ from appliance.model.guest import GuestId, GuestKind
 from appliance.services import host_facts
 from appliance.services.host_shell import HostShell
 from appliance.services.identity import Identity
+from appliance.tasks import TaskScope
 from appliance.web import keys, middleware
 from appliance.web.registry import Allow, Call, GuestParams, NodeParams, PveBool, Resource
-from appliance.web.ws import console
+from appliance.web.ws import console, events
 
 if TYPE_CHECKING:
+    from appliance.events import Subscription
     from appliance.services.tasks import TaskHandle
+
+log = logging.getLogger(__name__)
 
 api = Resource()
 
@@ -36,6 +41,9 @@ CT_CONSOLE = "console"
 SERIALS = ("serial0", "serial1", "serial2", "serial3")
 HOST_SHELL = "shell"
 PORTS = {DISPLAY: 5900, **{name: 5901 + i for i, name in enumerate(SERIALS)}, CT_CONSOLE: 5910, HOST_SHELL: 5911}
+EVENTS_LIMIT = 256
+Needed = tuple[str, str]
+"""An ACL path and the privilege that must be held on it."""
 NAMES = {port: name for name, port in PORTS.items()}
 
 
@@ -168,7 +176,7 @@ async def host_websocket(call: Call, params: HostSocketParams) -> web.StreamResp
     owner = _owner_of(call, params.vncticket, path)
     shell = await HostShell.open()
     try:
-        return await _relay_terminal(call, shell, path, owner)
+        return await _relay_terminal(call, shell, (path, "Sys.Console"), owner)
     finally:
         await shell.end()
 
@@ -209,20 +217,20 @@ def _owner_of(call: Call, ticket: str, path: str) -> Identity:
 async def _terminal(call: Call, guest_id: GuestId, name: str, owner: Identity) -> web.StreamResponse:
     client = await call.services.guests.attach_console(guest_id, name)
     try:
-        return await _relay_terminal(call, client, f"/vms/{guest_id}", owner)
+        return await _relay_terminal(call, client, (f"/vms/{guest_id}", "VM.Console"), owner)
     finally:
         client.close()
 
 
-async def _relay_terminal(call: Call, client: console.Terminal, path: str, owner: Identity) -> web.StreamResponse:
+async def _relay_terminal(call: Call, client: console.Terminal, needed: Needed, owner: Identity) -> web.StreamResponse:
     def accept(user: str, ticket: str) -> bool:
         try:
-            verified = call.services.access.verify_console_ticket(ticket, path)
+            verified = call.services.access.verify_console_ticket(ticket, needed[0])
         except NotAuthenticated:
             return False
         return verified == owner and user in (owner.user, owner.auth_id)
 
-    async with _opened(call) as socket:
+    async with _opened(call, needed) as socket:
         await console.relay_terminal(socket, client, accept_greeting=accept)
     return socket
 
@@ -230,7 +238,7 @@ async def _relay_terminal(call: Call, client: console.Terminal, path: str, owner
 async def _display(call: Call, guest_id: GuestId) -> web.StreamResponse:
     reader, writer = await call.services.guests.open_display(guest_id)
     try:
-        async with _opened(call) as socket:
+        async with _opened(call, (f"/vms/{guest_id}", "VM.Console")) as socket:
             await console.relay_display(socket, reader, writer)
     finally:
         writer.close()
@@ -238,13 +246,28 @@ async def _display(call: Call, guest_id: GuestId) -> web.StreamResponse:
 
 
 @contextlib.asynccontextmanager
-async def _opened(call: Call) -> AsyncIterator[web.WebSocketResponse]:
-    """An upgraded connection, counted, and closed at the end whatever happens."""
-    socket = console.new_socket()
-    with call.request.app[keys.SOCKETS].register(socket, call.remote):
+async def _opened(call: Call, needed: Needed) -> AsyncIterator[web.WebSocketResponse]:
+    """An upgraded connection, counted, and closed at the end whatever happens; it ends with the right to have it."""
+    socket, scope = console.new_socket(), TaskScope("console")
+    with (
+        call.request.app[keys.SOCKETS].register(socket, call.remote),
+        call.services.events.subscribe(limit=EVENTS_LIMIT) as seen,
+    ):
         await socket.prepare(call.request)
         call.request[keys.UPGRADED] = socket
+        scope.start(_close_when_revoked(call, needed, seen, socket), name=f"rights of {call.user}")
         try:
             yield socket
         finally:
+            await scope.close()
             await socket.close()
+
+
+async def _close_when_revoked(call: Call, needed: Needed, seen: Subscription, socket: web.WebSocketResponse) -> None:
+    while True:
+        event = await seen.next()
+        if not events.concerns_access([event]) or (middleware.session_holds(call.request) and call.has(*needed)):
+            continue
+        log.info("console on %s of %s: closed, the right to it is gone", needed[0], call.user)
+        await socket.close(code=console.NOT_AUTHENTICATED, message=b"no longer permitted")
+        return

@@ -25,6 +25,8 @@ QUEUE_LIMIT = 2048
 HEARTBEAT_S = 30.0
 SEND_TIMEOUT_S = 20.0
 MESSAGE_LIMIT_BYTES = 4096
+SESSION_ENDED = 4001
+"""Close code: log in again."""
 
 Renderer = Callable[[Sequence[bus.Event]], Awaitable[Sequence[str]]]
 """Turns one batch into messages. A batch is either what happened, coalesced, or a single `Lagged`."""
@@ -49,7 +51,7 @@ async def stream(request: web.Request, *, render: Renderer) -> web.StreamRespons
         await socket.prepare(request)
         request[keys.UPGRADED] = socket
         async with asyncio.TaskGroup() as group:
-            sender = group.create_task(_send(socket, Feed(services, identity, seen), render))
+            sender = group.create_task(_send(request, socket, Feed(services, identity, seen), render))
             async for message in socket:
                 if message.type is WSMsgType.ERROR:
                     break
@@ -112,9 +114,17 @@ def coalesce(events: Sequence[bus.Event]) -> Sequence[bus.Event]:
     return list(latest.values())
 
 
-async def _send(socket: web.WebSocketResponse, feed: Feed, render: Renderer) -> None:
+def concerns_access(batch: Sequence[bus.Event]) -> bool:
+    """Whether sessions and privileges must be looked at again."""
+    return any(isinstance(event, (bus.AccessChanged, bus.Lagged)) for event in batch)
+
+
+async def _send(request: web.Request, socket: web.WebSocketResponse, feed: Feed, render: Renderer) -> None:
     try:
         async for batch in feed.batches():
+            if concerns_access(batch) and not middleware.session_holds(request):
+                await socket.close(code=SESSION_ENDED, message=b"session ended")
+                return
             messages = await render(batch)
             async with asyncio.timeout(SEND_TIMEOUT_S):
                 for message in messages:

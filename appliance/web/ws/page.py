@@ -4,7 +4,7 @@
     server → page    ["HTML", …]: fragments, each of one or more elements with ids that replace their namesakes
 
 What changes while the page is open is rendered again and pushed, for what the viewer may see at that moment. A viewer
-whose session has ended is sent away with `SESSION_ENDED`.
+whose session has ended is sent away with `events.SESSION_ENDED`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,12 @@ from collections.abc import Sequence
 import msgspec
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from appliance import events as bus
-from appliance.errors import NotAuthenticated
 from appliance.web import keys, middleware
 from appliance.web.pages.fragments import PageFeed
 from appliance.web.pages.render import RENDERER
 from appliance.web.pages.viewer import Viewer
 from appliance.web.ws import events
 
-SESSION_ENDED = 4001
 MESSAGES_LIMIT_BYTES = 8192
 
 
@@ -46,7 +43,7 @@ async def serve(request: web.Request) -> web.StreamResponse:
     ):
         await socket.prepare(request)
         request[keys.UPGRADED] = socket
-        page = OpenPage(socket, PageFeed(Viewer(services, identity), request.app[RENDERER]), ticket=caller.ticket)
+        page = OpenPage(request, socket, PageFeed(Viewer(services, identity), request.app[RENDERER]))
         async with asyncio.TaskGroup() as group:
             pushing = group.create_task(page.push(events.Feed(services, identity, seen)))
             await page.listen()
@@ -57,10 +54,10 @@ async def serve(request: web.Request) -> web.StreamResponse:
 class OpenPage:
     """One page's websocket: rendering and sending happen one after another, whoever asks."""
 
-    def __init__(self, socket: web.WebSocketResponse, feed: PageFeed, *, ticket: str) -> None:
+    def __init__(self, request: web.Request, socket: web.WebSocketResponse, feed: PageFeed) -> None:
+        self._request = request
         self._socket = socket
         self._feed = feed
-        self._ticket = ticket
         self._turn = asyncio.Lock()
 
     async def listen(self) -> None:
@@ -79,21 +76,11 @@ class OpenPage:
     async def push(self, feed: events.Feed) -> None:
         """Send what changes, batch by batch."""
         async for batch in feed.batches():
-            if not self._session_holds(batch):
-                await self._socket.close(code=SESSION_ENDED, message=b"session ended")
+            if events.concerns_access(batch) and not middleware.session_holds(self._request):
+                await self._socket.close(code=events.SESSION_ENDED, message=b"session ended")
                 return
             async with self._turn:
                 await self._send(await self._feed.after(batch))
-
-    def _session_holds(self, batch: Sequence[bus.Event]) -> bool:
-        """Tickets are checked again when users or permissions have changed (logout is such a change)."""
-        if not self._ticket or not any(isinstance(event, bus.AccessChanged) for event in batch):
-            return True
-        try:
-            self._feed.viewer.services.access.verify_ticket(self._ticket)
-        except NotAuthenticated:
-            return False
-        return True
 
     async def _send(self, fragments: Sequence[str]) -> None:
         if not fragments:
