@@ -6,6 +6,7 @@ Replies are mappings with Proxmox VE's field names.
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,7 @@ from appliance.services.totp import FAILURE_LIMIT
 _EMAIL = re.compile(r"[^\s@]+@[^\s@]+")
 _LIMITS = {"comment": 2048, "email": 254, "firstname": 1024, "lastname": 1024}
 CHPASSWD_TIMEOUT_S = 20.0
+EPOCH_RANGE = 1 << 40
 
 Reply = dict[str, object]
 
@@ -111,7 +113,8 @@ class UserService:
             self._check_create(caller, user_id, groups)
             if user_id in directory.users:
                 raise Conflict(f"user '{user_id}' already exists")
-            created = change.apply(User(password=stored))
+            # tickets of a namesake who was deleted are bound to that one's epoch
+            created = change.apply(User(password=stored, session_epoch=secrets.randbelow(EPOCH_RANGE)))
             return _join_groups(directory.with_user(user_id, created), user_id, groups)
 
         await self._store.edit(edit)

@@ -199,6 +199,25 @@ async def test_logout_ends_this_ticket_only(realm: Realm) -> None:
     assert realm.access.verify_ticket(two) == ADMIN
 
 
+async def test_an_open_connection_holds_until_its_session_is_ended_not_until_its_ticket_is_old(realm: Realm) -> None:
+    joe = await realm.add_user("joe@pve")
+    first = await realm.log_in("joe@pve", "a good password")
+    await realm.clock.advance(1)
+    second = await realm.log_in("joe@pve", "a good password")
+    await realm.access.logout(first)
+    assert not realm.access.still_holds(joe, first)
+    await realm.clock.advance(3 * 3600)
+    assert realm.access.still_holds(joe, second)
+    assert not realm.access.still_holds(ADMIN, second)
+    await realm.access.tokens.create(joe, "joe@pve", "ci")
+    token = Identity("joe@pve", "ci")
+    assert realm.access.still_holds(token, "")
+    await realm.access.tokens.delete(joe, "joe@pve", "ci")
+    assert not realm.access.still_holds(token, "")
+    await realm.access.users.update(ADMIN, "joe@pve", UserChange(enable=False))
+    assert not realm.access.still_holds(joe, second)
+
+
 async def test_too_many_logouts_end_all_sessions_instead_of_growing(realm: Realm) -> None:
     kept = await realm.log_in()
     for _ in range(65):
@@ -215,9 +234,12 @@ async def test_a_user_made_again_does_not_get_the_old_ones_tickets_or_rights(rea
     token = await realm.access.tokens.create(ADMIN, "joe@pve", "ci")
     grant = AclChange(path="/", roles=["Administrator"], users=["joe@pve"], tokens=["joe@pve!ci"])
     await realm.access.acl.change(ADMIN, grant)
+    ticket = await realm.log_in("joe@pve", "a good password")
     await realm.access.users.delete(ADMIN, "joe@pve")
     joe = await realm.add_user("joe@pve")
     assert realm.access.privileges(joe, "/") == frozenset()
+    with pytest.raises(NotAuthenticated):
+        realm.access.verify_ticket(ticket)
     await realm.access.tokens.create(ADMIN, "joe@pve", "ci", privsep=True)
     assert realm.access.privileges(Identity("joe@pve", "ci"), "/") == frozenset()
     with pytest.raises(NotAuthenticated):
