@@ -1,7 +1,7 @@
 """The QEMU engine: virtual machines in QEMU processes that outlive the appliance.
 
 Map, from the bottom:
-    options          escaping of QEMU's option syntaxes; threads: blocking work that is waited for
+    options          escaping of QEMU's option syntaxes
     process          launching, watching (pidfd) and identifying the QEMU process
     run_dir          what one running VM keeps under RUN_DIR/vm/ID, and the record an adoption reads
     groups           each QEMU's control group

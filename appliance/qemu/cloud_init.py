@@ -22,7 +22,7 @@ from appliance.errors import HostError
 from appliance.lazy import LazyModule
 from appliance.model.guest import CloudInitSpec, NicSpec
 from appliance.model.volume import OpenedVolume, VolumeFormat
-from appliance.qemu.threads import to_the_end
+from appliance.threads import to_the_end
 
 if TYPE_CHECKING:
     import pycdlib

@@ -35,7 +35,7 @@ from appliance.errors import HostError, TimedOut
 from appliance.kernel.fallocate import punch_hole
 from appliance.kernel.getfd import pidfd_getfd
 from appliance.qemu.run_dir import read_tail
-from appliance.qemu.threads import to_the_end
+from appliance.threads import to_the_end
 
 HISTORY_LIMIT_BYTES = 64 << 10
 READ_LIMIT_BYTES = 64 << 10

@@ -35,9 +35,9 @@ from appliance.qemu.groups import VmGroup, VmGroups, limits_of
 from appliance.qemu.prepare import prepare
 from appliance.qemu.refusal import reasons
 from appliance.qemu.run_dir import RunDir, RunRecord
-from appliance.qemu.threads import to_the_end
 from appliance.qemu.vm import LogLine, RunningVm, StateCallback
 from appliance.tasks import TaskScope
+from appliance.threads import to_the_end
 
 TRIM_INTERVAL_S = 10.0
 

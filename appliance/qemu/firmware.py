@@ -15,7 +15,7 @@ from pathlib import Path
 from appliance.command import run
 from appliance.errors import HostError
 from appliance.model.volume import OpenedVolume, VolumeFormat
-from appliance.qemu.threads import to_the_end
+from appliance.threads import to_the_end
 
 _IMG_TIMEOUT_S = 30.0
 _BLANK_CHECK_BYTES = 1 << 16

@@ -25,8 +25,8 @@ from appliance.qemu.monitor import Monitor
 from appliance.qemu.ports import Ports
 from appliance.qemu.process import ProcessWatch, read_stat
 from appliance.qemu.run_dir import RunDir, RunRecord
-from appliance.qemu.threads import to_the_end
 from appliance.tasks import TaskScope
+from appliance.threads import to_the_end
 
 LAUNCH_TIMEOUT_S = 60.0
 QUIT_TIMEOUT_S = 10.0

@@ -25,6 +25,7 @@ from appliance.model.volume import VolumeFormat, VolumeId
 from appliance.storage import inspection, naming
 from appliance.storage.catalog import remove_any
 from appliance.storage.records import Records, VolumeRecord
+from appliance.threads import to_the_end
 
 T = TypeVar("T")
 BeforeEffect = Callable[[str], None]
@@ -78,16 +79,25 @@ class Publisher:
         """
         final = self._root / naming.locate(name).path
         temporary = _temporary(final)
+        published = False
+
+        def publish() -> None:
+            nonlocal published
+            self._publish(name, temporary, final)
+            published = True
+
         try:
             self._before_effect("write the record")
             async with self._links:
-                await self.in_thread(f"create {name}", self._announce, name, record, final)
+                await self._to_the_end(f"create {name}", self._announce, name, record, final)
             self._before_effect("write the data")
             await make(temporary)
             self._before_effect("publish")
-            await self.in_thread(f"create {name}", self._publish, name, temporary, final)
+            await self._to_the_end(f"create {name}", publish)
         except BaseException:
-            await asyncio.shield(asyncio.to_thread(self._undo, name, temporary, final))
+            if published:  # and cancelled meanwhile: nobody will know of it
+                await to_the_end(final.rename, temporary)
+            await to_the_end(self._undo, name, temporary, final)
             raise
         self._on_change()
         return VolumeId(self._id, name)
@@ -96,20 +106,35 @@ class Publisher:
         """Remove a volume. Raises `NotFound`, `Conflict` while it is protected or linked clones stand on it."""
         final = self._root / naming.locate(volume_id.name).path
         doing = f"delete {volume_id}"
+        gone = _temporary(final)
+        aside = False
+
+        def set_aside() -> None:
+            nonlocal aside
+            self._set_aside(volume_id, final, gone)
+            aside = True
+
         async with self.reserve(volume_id.name):
             self._before_effect("set aside")
-            async with self._links:
-                gone = await self.in_thread(doing, self._set_aside, volume_id, final)
-            self._before_effect("remove the data")
-            await self.in_thread(doing, remove_any, gone)
-            self._before_effect("remove the record")
-            await self.in_thread(doing, self._forget, volume_id.name, final)
+            try:
+                async with self._links:
+                    await self._to_the_end(doing, set_aside)
+            finally:
+                if aside:  # it is no volume any more, and goes even if we are cancelled
+                    await self._to_the_end(doing, self._remove_data, volume_id.name, gone, final)
         self._on_change()
 
     async def in_thread(self, doing: str, function: Callable[..., T], *arguments: object) -> T:
         """Run `function` in a thread; an `OSError` becomes a `HostError` that names the storage."""
         try:
             return await asyncio.to_thread(function, *arguments)
+        except OSError as error:
+            raise HostError.from_os_error(error, f"storage {self._id}: {doing}") from error
+
+    async def _to_the_end(self, doing: str, function: Callable[..., T], *arguments: object) -> T:
+        """`in_thread` for what changes something: never left behind by a cancellation, never undone while it runs."""
+        try:
+            return await to_the_end(function, *arguments)
         except OSError as error:
             raise HostError.from_os_error(error, f"storage {self._id}: {doing}") from error
 
@@ -140,17 +165,23 @@ class Publisher:
             with contextlib.suppress(OSError):
                 self._forget(name, final)
 
-    def _set_aside(self, volume_id: VolumeId, final: Path) -> Path:
+    def _set_aside(self, volume_id: VolumeId, final: Path, gone: Path) -> None:
         if not os.path.lexists(final):
             raise NotFound(f"volume '{volume_id}'")
         if self._records.get(volume_id.name).protected:
             raise Conflict(f"volume {volume_id}: is protected")
         if children := self._records.children(volume_id.name):
             raise Conflict(f"volume {volume_id}: linked clones stand on it: {', '.join(sorted(children)[:5])}")
-        gone = _temporary(final)
         final.rename(gone)
         sync_directory(final.parent)
-        return gone
+
+    def _remove_data(self, name: str, gone: Path, final: Path) -> None:
+        self._before_effect("remove the data")
+        try:
+            remove_any(gone)
+        finally:
+            self._before_effect("remove the record")
+            self._forget(name, final)
 
     def _forget(self, name: str, final: Path) -> None:
         self._records.remove(name)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, ParamSpec
 
 from appliance.errors import HostError, InvalidParameter, TooLarge
+from appliance.threads import to_the_end
+
+P = ParamSpec("P")
 
 CHECKSUM_ALGORITHMS: Final = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")
 
@@ -28,22 +30,55 @@ async def write_stream(
     and whatever `chunks` raises. The caller removes the file after an error.
     """
     digest = new_digest(checksum[0]) if checksum is not None else None
-    fd = await _in_thread(
-        path, os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644
-    )
+    target = _Target(path, digest)
     size = 0
     try:
+        await target.call(target.open)
         async for chunk in chunks:
             size += len(chunk)
             if size > size_limit_bytes:
                 raise TooLarge(f"{path.name}: larger than the limit of {size_limit_bytes} bytes")
-            await _in_thread(path, _write_all, fd, chunk, digest)
+            await target.call(target.write, chunk)
         if digest is not None and checksum is not None:
             _compare(digest.hexdigest(), checksum)
-        await _in_thread(path, os.fsync, fd)
+        await target.call(target.sync)
     finally:
-        os.close(fd)
+        target.close()
     return size
+
+
+class _Target:
+    """The file being written. No call outlives its await: a descriptor closed under a thread would be another file's."""
+
+    def __init__(self, path: Path, digest: hashlib._Hash | None) -> None:
+        self._path = path
+        self._digest = digest
+        self._fd = -1
+
+    async def call(self, work: Callable[P, None], /, *arguments: P.args, **named: P.kwargs) -> None:
+        """Run one of the methods below in a thread, to its end. Raises `HostError`."""
+        try:
+            await to_the_end(work, *arguments, **named)
+        except OSError as error:
+            raise HostError.from_os_error(error, f"write {self._path.name}") from error
+
+    def open(self) -> None:
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+
+    def write(self, chunk: bytes) -> None:
+        view = memoryview(chunk)
+        while view:
+            view = view[os.write(self._fd, view) :]
+        if self._digest is not None:
+            self._digest.update(chunk)
+
+    def sync(self) -> None:
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def new_digest(algorithm: str) -> hashlib._Hash:
@@ -57,20 +92,3 @@ def _compare(actual: str, checksum: tuple[str, str]) -> None:
     algorithm, wanted = checksum
     if not hmac.compare_digest(actual.encode(), wanted.strip().lower().encode()):
         raise InvalidParameter({"checksum": f"the {algorithm} of the data is {actual}, not the one given"})
-
-
-def _write_all(fd: int, chunk: bytes, digest: hashlib._Hash | None) -> None:
-    view = memoryview(chunk)
-    while view:
-        view = view[os.write(fd, view) :]
-    if digest is not None:
-        digest.update(chunk)
-
-
-async def _in_thread(path: Path, function: object, *arguments: object) -> int:
-    assert callable(function)
-    try:
-        result = await asyncio.to_thread(function, *arguments)
-    except OSError as error:
-        raise HostError.from_os_error(error, f"write {path.name}") from error
-    return result if isinstance(result, int) else 0

@@ -13,7 +13,20 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "appliance"
 
-LEAVES = {"clock", "command", "config", "errors", "events", "files", "lazy", "log", "model", "tasks", "version"}
+LEAVES = {
+    "clock",
+    "command",
+    "config",
+    "errors",
+    "events",
+    "files",
+    "lazy",
+    "log",
+    "model",
+    "tasks",
+    "threads",
+    "version",
+}
 LEVELS: list[set[str]] = [
     LEAVES,
     {"kernel", "state"},

@@ -30,6 +30,7 @@ from appliance.errors import NotFound, TimedOut
 from appliance.files import sync_directory
 from appliance.storage.recipes import apt_sources, bootstrap, disk_image, root_files
 from appliance.storage.recipes.recipe import RECIPES, ImageKind, Recipe
+from appliance.threads import to_the_end
 
 FORMAT_VERSION: Final = 1
 """Raise when the code (not a recipe's data) changes what an image holds."""
@@ -179,16 +180,16 @@ def _base_path(out_dir: Path, recipe: Recipe, sources: str) -> Path:
 
 @asynccontextmanager
 async def _lock(path: Path) -> AsyncIterator[None]:
-    fd = await asyncio.to_thread(os.open, path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = await to_the_end(path.open, "ab")
     try:
         deadline = time.monotonic() + LOCK_TIMEOUT_S
-        while not _try_lock(fd):
+        while not _try_lock(lock.fileno()):
             if time.monotonic() > deadline:
                 raise TimedOut(f"another build in {path.parent}", LOCK_TIMEOUT_S)
             await asyncio.sleep(_LOCK_POLL_S)
         yield
     finally:
-        os.close(fd)
+        lock.close()
 
 
 def _try_lock(fd: int) -> bool:

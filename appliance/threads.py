@@ -1,0 +1,30 @@
+"""Blocking work that must be over before its caller goes on, cancelled or not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def to_the_end(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """`asyncio.to_thread`, but a cancellation is raised only when `work` has returned (its result is lost then).
+
+    Otherwise what the caller does next, closing a descriptor or removing what was begun, would race with the thread
+    that still uses or makes it. Not for work that may hang for ever on a stuck storage.
+    """
+    future = asyncio.get_running_loop().run_in_executor(None, partial(work, *args, **kwargs))
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        while not future.done():
+            with contextlib.suppress(asyncio.CancelledError):  # cancelled again: it is on record already
+                await asyncio.wait([future])
+        if not future.cancelled():
+            future.exception()  # nobody else will ask for it
+        raise
