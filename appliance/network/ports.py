@@ -146,6 +146,8 @@ class Ports:
         address = _static_address(nic)
         if address in others and others[address].bridge == nic.bridge:
             raise Conflict(f"{nic.slot}: address {address} is in use by guest {others[address].guest_id}")
+        if address and nic.bridge == self.managed and address == str(self.state.settings.gateway):
+            raise Conflict(f"{nic.slot}: address {address} is the gateway of bridge {nic.bridge}")
         if not address and self.reservations is not None and nic.bridge == self.managed:
             before = self.reservations.items()
             in_use = {port.mac for port in self.known.values()}

@@ -120,6 +120,13 @@ async def test_a_vms_static_address_is_its_own_and_may_change_while_the_tap_stay
     assert f'"tap101i0" . {first}' not in claims
 
 
+async def test_no_guest_can_be_given_the_gateways_address(lab: Lab, backend: NetworkBackend) -> None:
+    state = await backend.start()
+    with pytest.raises(Conflict, match="is the gateway of bridge vmbr0"):
+        await backend.plug_vm(A, nic(model="virtio", ip=f"{state.settings.gateway}/22"))
+    assert lab.interfaces() == {"vmbr0"}
+
+
 async def test_teardown_leaves_no_interface_table_process_or_setting(lab: Lab, backend: NetworkBackend) -> None:
     guest = lab.guest()
     before = lab.sysctl("net.ipv4.ip_forward")
