@@ -135,6 +135,11 @@ def test_a_container_through_the_everyday_verbs_and_its_console(cli: CommandLine
     cli.run("ct", "start", CT)
     assert cli.run("ct", "list", "--output", "text").split("\t")[:3] == ["721", "box", "running"]
     _use_console(cli, CT)
+    made = cli.data("token", "create", "admin@pve", "desk", "--privsep", 0)
+    fingerprint = cli.data("get", "/nodes")[0]["ssl_fingerprint"]
+    url = f"https://127.0.0.1:{cli.appliance.port}"
+    _use_console(cli, CT, "--url", url, "--token", f"admin@pve!desk={made['value']}", "--ca-fingerprint", fingerprint)
+    cli.run("token", "delete", "admin@pve", "desk")
     cli.run("ct", "stop", CT)
     cli.run("ct", "clone", CT, CT_COPY, "--hostname", "other")
     assert cli.data("ct", "config", CT_COPY)["hostname"] == "other"
@@ -155,12 +160,12 @@ def test_a_container_through_the_everyday_verbs_and_its_console(cli: CommandLine
     ]
 
 
-def _use_console(cli: CommandLine, guest_id: int) -> None:
+def _use_console(cli: CommandLine, guest_id: int, *options: str) -> None:
     """Type a command, read the answer, leave with Ctrl-]; the terminal is as it was."""
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (33, 101))
     before = termios.tcgetattr(slave)
-    process = cli.start("ct", "console", guest_id, stdin=slave, stdout=slave, stderr=slave)
+    process = cli.start(*options, "ct", "console", guest_id, stdin=slave, stdout=slave, stderr=slave)
     try:
         _read_until(master, b"Ctrl-] leaves")
         os.write(master, b"\n")
