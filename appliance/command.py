@@ -92,7 +92,8 @@ class _Protocol(asyncio.subprocess.SubprocessStreamProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self.closed.set_result(None)
+        if not self.closed.done():  # uvloop calls this twice when `close` meets the end of the last pipe
+            self.closed.set_result(None)
 
 
 _Child = tuple[asyncio.SubprocessTransport, _Protocol]
