@@ -95,12 +95,15 @@ def hash_of(row: Row) -> str:
     return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(row, hash=""))).hexdigest()
 
 
-def verify_file(path: Path, anchor: Anchor | None = None) -> VerifyResult:
-    """Check the whole chain, and that it contains `anchor`. Blocking. Raises `HostError` when it cannot be read."""
+def verify_file(path: Path, anchor: Anchor | None = None, *, size_bytes: int | None = None) -> VerifyResult:
+    """Check the whole chain (with `size_bytes` so much of it), and that it contains `anchor`.
+
+    Blocking. Raises `HostError` when the file cannot be read.
+    """
     head, rows = Anchor(0, GENESIS), 0
     met = anchor is None or anchor.n == 0
     try:
-        for line_number, line in _lines(path):
+        for line_number, line in _lines(path, size_bytes):
             row = _decode(line)
             if isinstance(row, str):
                 return VerifyResult(False, rows, head, line_number, row)
@@ -118,11 +121,11 @@ def verify_file(path: Path, anchor: Anchor | None = None) -> VerifyResult:
     return VerifyResult(True, rows, head)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def _lines(path: Path, size_bytes: int | None) -> Iterator[tuple[int, bytes]]:
     with path.open("rb") as file:
-        number = 0
-        while line := file.readline(ROW_LIMIT_BYTES + 1):
-            number += 1
+        number = position = 0
+        while (size_bytes is None or position < size_bytes) and (line := file.readline(ROW_LIMIT_BYTES + 1)):
+            number, position = number + 1, position + len(line)
             yield number, line
             if len(line) > ROW_LIMIT_BYTES:
                 return
@@ -201,9 +204,17 @@ class AuditLog:
         await self.record(who="appliance", remote="local", action=action, target="", outcome=outcome, detail=detail)
 
     async def verify(self) -> VerifyResult:
-        """Check the file against the chain and the newest anchor there is. Raises `HostError`."""
-        async with self._flushing:
-            return await asyncio.to_thread(verify_file, self.path, self._head)
+        """Check the file against the chain and the newest row written before the call; later rows need not wait for it.
+
+        Raises `HostError`.
+        """
+
+        def check() -> VerifyResult:
+            with self._file_lock:
+                head, size_bytes = self._head, os.fstat(self._fd).st_size if self._fd >= 0 else None
+            return verify_file(self.path, head, size_bytes=size_bytes)
+
+        return await asyncio.to_thread(check)
 
     async def tail(self, limit: int = 100) -> Sequence[Row]:
         """The newest rows, newest first; rows that cannot be read are left out."""

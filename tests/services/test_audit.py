@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import HostError
+from appliance.services import audit
 from appliance.services.audit import Anchor, AuditLog, verify_file
 from tests.fakes.clock import FakeClock
 from tests.fakes.store import FakeStore
@@ -131,6 +133,30 @@ async def test_a_running_log_verifies_against_what_it_wrote(tmp_path: Path) -> N
     assert (await log.verify()).ok
     (tmp_path / "log").write_bytes(b"")
     assert not (await log.verify()).ok
+    await log.close()
+
+
+async def test_rows_are_written_while_a_long_log_is_being_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly(path: Path, anchor: Anchor, *, size_bytes: int) -> audit.VerifyResult:
+        begun.set()
+        go_on.wait(10)
+        return verify_file(path, anchor, size_bytes=size_bytes)
+
+    log = AuditLog(tmp_path / "log", FakeClock())
+    await log.start()
+    await log.record(who="a", remote="b", action="c", target="d", outcome="ok")
+    monkeypatch.setattr(audit, "verify_file", slowly)
+    verifying = asyncio.create_task(log.verify())
+    await asyncio.to_thread(begun.wait, 10)
+    async with asyncio.timeout(10):
+        await log.record(who="a", remote="b", action="c", target="e", outcome="ok")
+    go_on.set()
+    result = await verifying
+    assert (result.ok, result.rows, log.head.n) == (True, 1, 2)
     await log.close()
 
 
