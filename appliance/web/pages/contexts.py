@@ -5,7 +5,7 @@ The same functions serve whole pages and the fragments pushed when something cha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -13,7 +13,7 @@ from appliance.errors import ApplianceError, HostError
 from appliance.model.guest import GuestKind, GuestState
 from appliance.model.volume import ContentType
 from appliance.services import guest_config
-from appliance.web.pages.viewer import Viewer, kind_word
+from appliance.web.pages.viewer import GuestRights, Viewer, kind_word
 
 if TYPE_CHECKING:
     from appliance.services.guest_view import GuestView
@@ -83,6 +83,15 @@ def guest_counts(viewer: Viewer) -> Context:
 def guest_row(viewer: Viewer, guest: GuestView) -> Context:
     """One row of the list."""
     return {"guest": guest, "right": viewer.rights(guest.guest_id), "node": viewer.node}
+
+
+def guest_row_key(guest: GuestView, right: GuestRights) -> Hashable:
+    """Everything a row shows: equal keys make equal rows, whoever looks."""
+    stats = guest.stats
+    return (
+        guest.guest_id, guest.kind, guest.name, guest.state, guest.template, guest.tags, guest.lock, guest.problem,
+        guest.uptime_s, guest.maxmem, guest.addresses, round(guest.cpu_ratio, 4), stats and stats.memory_bytes, right,
+    )  # fmt: skip
 
 
 def guest_head(viewer: Viewer, guest_id: int) -> Context:

@@ -13,9 +13,11 @@ Each fragment is one element with an id, which replaces the element of that id (
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from appliance import events as bus
 from appliance.errors import ApplianceError
@@ -24,10 +26,14 @@ from appliance.web.pages import contexts
 from appliance.web.pages.render import Renderer
 from appliance.web.pages.viewer import Viewer
 
+if TYPE_CHECKING:
+    from appliance.services.guest_view import GuestView
+
 log = logging.getLogger(__name__)
 
 TOPIC_LIMIT = 12
 LOG_LINES_LIMIT = 1000
+ROWS_AT_ONCE = 20
 _TASK_EVENTS = (bus.TaskStarted, bus.TaskProgressed, bus.TaskFinished)
 _GUEST_EVENTS = (bus.GuestStateChanged, bus.GuestConfigChanged, bus.GuestListChanged)
 GuestEvent = bus.GuestStateChanged | bus.GuestConfigChanged | bus.GuestListChanged
@@ -136,12 +142,22 @@ class PageFeed:
             return ()
         found: list[str] = []
         for guest in self.viewer.guests():
-            if guest.guest_id in changed or (sampled and guest.state is GuestState.RUNNING):
-                row = contexts.guest_row(self.viewer, guest)
-                found += await self._render("guest_row", row, key=str(guest.guest_id))
+            if guest.guest_id not in changed and not (sampled and guest.state is GuestState.RUNNING):
+                continue
+            found += await self._guest_row(guest)
+            if len(found) % ROWS_AT_ONCE == 0:
+                await asyncio.sleep(0)  # a thousand rows take a while: others have their turn in between
         if changed:
             found += await self._render("guest_counts", contexts.guest_counts(self.viewer))
         return found
+
+    async def _guest_row(self, guest: GuestView) -> Sequence[str]:
+        """Rendered once for all pages that show the same."""
+        context = contexts.guest_row(self.viewer, guest)
+        key = contexts.guest_row_key(guest, self.viewer.rights(guest.guest_id))
+        return self._unless_sent(
+            f"guest_row:{guest.guest_id}", await self.renderer.shared("fragments/guest_row.html", context, key)
+        )
 
     async def _guest(self, guest_id: int, tab: str) -> Sequence[str]:
         found = [*await self._render("guest_head", contexts.guest_head(self.viewer, guest_id))]
@@ -188,7 +204,9 @@ class PageFeed:
     async def _render(self, name: str, context: contexts.Context, *, key: str = "") -> Sequence[str]:
         """The fragment, unless the page has it already."""
         html = await self.renderer.fragment(f"fragments/{name}.html", context)
-        known = f"{name}:{key}"
+        return self._unless_sent(f"{name}:{key}", html)
+
+    def _unless_sent(self, known: str, html: str) -> Sequence[str]:
         if self._sent.get(known) == hash(html):
             return ()
         self._sent[known] = hash(html)

@@ -7,7 +7,7 @@ milliseconds), single fragments on the loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +36,7 @@ TASK_WORDS: Mapping[str, str] = {
     "imgdel": "Delete volume", "download": "Download", "aptemplate": "Build template", "aplinfo": "Build template",
     "startall": "Start all guests", "stopall": "Stop all guests", "vzdump": "Back up",
 }  # fmt: skip
+SHARED_LIMIT = 4096
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -64,6 +65,7 @@ class Renderer:
         }
         self._loaded = asyncio.Lock()
         self._ready = False
+        self._shared: dict[tuple[str, Hashable], str] = {}
 
     async def page(self, name: str, context: Mapping[str, object]) -> str:
         """A template, rendered in a thread."""
@@ -74,6 +76,15 @@ class Renderer:
         """A small template, rendered at once."""
         await self.ready()
         return self._environment.get_template(name).render(context)
+
+    async def shared(self, name: str, context: Mapping[str, object], key: Hashable) -> str:
+        """A fragment that many pages want at once: `key` stands for everything it shows."""
+        known = self._shared.get((name, key))
+        if known is None:
+            if len(self._shared) >= SHARED_LIMIT:
+                self._shared.clear()
+            known = self._shared[name, key] = await self.fragment(name, context)
+        return known
 
     async def ready(self) -> None:
         """Compile every template, once."""
