@@ -69,11 +69,17 @@ def resolv_conf(spec: CtSpec, host_resolver: str) -> str:
 
 def replace_block(text: str, lines: Sequence[str]) -> str:
     """`text` with its marked block replaced by `lines`, or with the block added at its end."""
-    block = "\n".join([BEGIN, *lines, END]) + "\n"
-    pattern = re.compile(rf"^{re.escape(BEGIN)}\n.*?^{re.escape(END)}\n?", re.MULTILINE | re.DOTALL)
-    if pattern.search(text):
-        return pattern.sub(lambda _: block, text, count=1)
-    return f"{text}{'' if not text or text.endswith(chr(10)) else chr(10)}{block}"
+    block = [BEGIN, *lines, END]
+    present = text.split("\n")
+    if present[-1] == "":
+        present.pop()
+    # by lines, not by a pattern: the text is the container's, and one pass is all it can make us spend
+    try:
+        begin = present.index(BEGIN)
+        end = present.index(END, begin)
+    except ValueError:
+        begin, end = len(present), len(present) - 1
+    return "\n".join([*present[:begin], *block, *present[end + 1 :], ""])
 
 
 def interfaces(present: str, nics: Sequence[NicSpec]) -> str:

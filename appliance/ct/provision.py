@@ -18,6 +18,7 @@ from appliance.ct.tree import RootTree
 from appliance.errors import HostError, InvalidParameter, NoSpace, NotFound
 from appliance.model.guest import CtCredentials
 from appliance.model.volume import OpenedVolume
+from appliance.threads import to_the_end
 
 UNPACK_LIMIT_S = 1800.0
 ID_LIMIT = 65_536
@@ -32,13 +33,16 @@ async def populate(root: OpenedVolume, template: Path, *, credentials: CtCredent
     if not await asyncio.to_thread(template.is_file):
         raise NotFound(f"template {template.name}")
     about = f"volume {root.volume_id or root.path}"
-    fd, _ = await asyncio.to_thread(rootfs.open_detached, root, about=about)
+    opened: list[int] = []  # filled in the thread: a cancellation must not lose a mount
     try:
+        await to_the_end(lambda: opened.append(rootfs.open_detached(root, about=about)[0]))
+        (fd,) = opened
         log(f"extracting {template.name}")
         log(await _unpack(fd, template, root.size_bytes or UNSIZED_LIMIT_BYTES, about))
-        await asyncio.to_thread(_personalise, RootTree(fd, about), credentials)
+        await to_the_end(_personalise, RootTree(fd, about), credentials)
     finally:
-        await asyncio.shield(asyncio.to_thread(os.close, fd))
+        for each in opened:
+            await to_the_end(os.close, each)
 
 
 async def _unpack(fd: int, template: Path, byte_limit: int, about: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import stat
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from appliance.errors import GuestFault, HostError
 from appliance.kernel.openat2 import open_in_root
 
 READ_LIMIT_BYTES = 1 << 20
+NAMES_LIMIT = 10_000
 _DEPTH_LIMIT = 40
 
 
@@ -41,13 +43,14 @@ class RootTree:
         return True
 
     def names(self, path: str) -> list[str]:
-        """The entries of a directory; empty when it is none."""
+        """The entries of a directory, at most `NAMES_LIMIT`; empty when it is none."""
         try:
             fd = open_in_root(self._root, path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError:
             return []
         try:
-            return os.listdir(fd)  # noqa: PTH208  a descriptor has no path
+            with os.scandir(fd) as entries:
+                return [entry.name for entry in itertools.islice(entries, NAMES_LIMIT)]
         finally:
             os.close(fd)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from appliance.ct import interior
-from appliance.ct.tree import READ_LIMIT_BYTES, RootTree
+from appliance.ct.tree import NAMES_LIMIT, READ_LIMIT_BYTES, RootTree
 from appliance.errors import GuestFault
 from appliance.model.guest import CtMount, CtSpec, GuestId, NicSpec
 
@@ -70,6 +71,19 @@ def test_the_name_servers_are_the_guests_else_the_hosts_but_never_the_hosts_loop
     own = interior.resolv_conf(replace(SPEC, nameserver="198.51.100.1 198.51.100.2", search_domain="lan"), host)
     assert own.splitlines()[1:4] == ["search lan", "nameserver 198.51.100.1", "nameserver 198.51.100.2"]
     assert interior.resolv_conf(SPEC, "nameserver 127.0.0.1\n") == ""
+
+
+def test_a_hosts_file_full_of_beginnings_without_an_end_costs_no_time() -> None:
+    hostile = f"{interior.BEGIN}\n" * (READ_LIMIT_BYTES // len(interior.BEGIN))
+    began = time.process_time()
+    assert interior.replace_block(hostile, ["127.0.1.1 web"]).endswith(f"127.0.1.1 web\n{interior.END}\n")
+    assert time.process_time() - began < 2  # one pass takes 10 ms, a pass for each beginning minutes
+
+
+def test_a_directory_with_too_many_names_is_not_read_to_its_end(root: Path, tree: RootTree) -> None:
+    for number in range(NAMES_LIMIT + 5):
+        (root / str(number)).touch()
+    assert len(tree.names("/")) == NAMES_LIMIT
 
 
 def test_only_the_marked_block_of_hosts_changes() -> None:
