@@ -50,14 +50,14 @@ async def read_parameters(request: web.Request, method: Method) -> tuple[dict[st
 def _merge(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
     """One value a name; a repeated name makes a list, which only list parameters accept."""
     merged: dict[str, object] = {}
-    for name, value in pairs:
+    for number, (name, value) in enumerate(pairs, 1):
+        if number > PARAMETER_LIMIT:
+            raise TooLarge(f"more than {PARAMETER_LIMIT} parameters")
         if name not in merged:
             merged[name] = value
             continue
         before = merged[name]
         merged[name] = [*before, value] if isinstance(before, list) else [before, value]
-        if len(merged) > PARAMETER_LIMIT:
-            raise TooLarge(f"more than {PARAMETER_LIMIT} parameters")
     return merged
 
 

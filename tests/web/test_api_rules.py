@@ -311,6 +311,7 @@ async def test_reading_is_not_recorded(client: Client, world: World) -> None:
         ("application/x-www-form-urlencoded", b"x=%ff", 400),
         ("application/x-www-form-urlencoded", b"\xff\xfe", 400),
         ("application/x-www-form-urlencoded", b"&".join(b"a%d=1" % i for i in range(2000)), 413),
+        ("application/json", b"{" + b",".join(b'"a%d":1' % i for i in range(2000)) + b"}", 413),
         ("application/json", b" " * (registry.BODY_LIMIT_BYTES + 1), 413),
         ("multipart/form-data", b"no boundary", 400),
         ("multipart/form-data; boundary=x", b"--x\r\nbroken", 400),
