@@ -33,23 +33,36 @@ class HostShell:
 
     @classmethod
     async def open(cls) -> HostShell:
-        """Raises `TooManyRequests` when `SHELL_LIMIT` are open, `Unsupported` when the host has no login program."""
+        """Raises `TooManyRequests` when `SHELL_LIMIT` are open, `Unsupported` when the host has no login program,
+        `HostError`."""
         if cls._open >= SHELL_LIMIT:
             raise TooManyRequests(f"{SHELL_LIMIT} host shells are open", retry_after_s=30)
-        master, slave = os.openpty()
+        with contextlib.ExitStack() as undo:
+            cls._open += 1
+            undo.callback(cls._forget)
+            try:
+                master, slave = os.openpty()
+                undo.callback(os.close, master)  # hangs up what may have been started
+                process = await cls._log_in(master, slave)
+            except FileNotFoundError as error:
+                raise Unsupported(f"host shell: {ARGV[0]}: {error.strerror}") from error
+            except OSError as error:
+                raise HostError.from_os_error(error, "host shell") from error
+            undo.pop_all()
+        return cls(master, process)
+
+    @classmethod
+    def _forget(cls) -> None:
+        cls._open -= 1
+
+    @staticmethod
+    async def _log_in(master: int, slave: int) -> asyncio.subprocess.Process:
         try:
             os.set_blocking(master, False)
             environment = {"PATH": os.environ.get("PATH", os.defpath), "TERM": "xterm-256color"}
-            process = await asyncio.create_subprocess_exec(
-                *ARGV, stdin=slave, stdout=slave, stderr=slave, env=environment
-            )
-        except OSError as error:
-            os.close(master)
-            raise Unsupported(f"host shell: {ARGV[0]}: {error.strerror}") from error
+            return await asyncio.create_subprocess_exec(*ARGV, stdin=slave, stdout=slave, stderr=slave, env=environment)
         finally:
             os.close(slave)
-        cls._open += 1
-        return cls(master, process)
 
     async def read(self) -> bytes:
         """The next bytes; b"" when the session has ended."""
@@ -89,16 +102,22 @@ class HostShell:
         if self._master < 0:
             return
         master, self._master = self._master, -1
-        type(self)._open -= 1
+        self._forget()
         os.close(master)
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGHUP)
         try:
             await asyncio.wait_for(self._process.wait(), END_TIMEOUT_S)
         except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
+            await self._kill()
+        except asyncio.CancelledError:
+            await self._kill()
+            raise
+
+    async def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await asyncio.shield(self._process.wait())
 
     async def _ready(self, *, read: bool) -> None:
         loop = asyncio.get_running_loop()
