@@ -115,6 +115,7 @@ class GuestCreation:
     ) -> str:
         """A copy under a new VMID. A linked clone needs a template; a running guest cannot be cloned. Returns the UPID."""
         source = self._inventory.get(source_id, kind)
+        self._inventory.require_unlocked(source)
         if not full and not self._inventory.summary(source).template:
             raise Conflict(f"{source.label}: linked clones are made of templates only")
         described = {} if description is None else guest_config.parse(kind, {"description": description})
@@ -125,25 +126,25 @@ class GuestCreation:
 
         async def work(task: TaskHandle) -> None:
             async with source.lock.hold(f"clone to {new_id}", log=task.log), guest.lock.hold("create"):
-                if source.state is not GuestState.STOPPED:
-                    raise Conflict(f"{source.label} is running: shut it down before it is cloned")
-                config = self._clone_config(source, new_id, name) | described  # it may have changed while we waited
-                made = await self._undoing(
-                    guest,
-                    self._volumes.clone(kind, new_id, config, full=full, storage=storage, log_line=task.log),
-                )
-                await self._publish_made(guest, made)
+                await self._publish_made(guest, await self._undoing(guest, copy(task)))
+
+        async def copy(task: TaskHandle) -> Made:
+            self._inventory.require_unlocked(source)
+            if source.state is not GuestState.STOPPED:
+                raise Conflict(f"{source.label} is running: shut it down before it is cloned")
+            config = self._clone_config(source, new_id, name) | described  # it may have changed while we waited
+            return await self._volumes.clone(kind, new_id, config, full=full, storage=storage, log_line=task.log)
 
         return await self._run(guest, lifecycle_task(kind, "clone"), user, work, object_id=source_id)
 
-    async def destroy(self, kind: GuestKind, guest_id: GuestId, *, user: str) -> str:
+    async def destroy(self, kind: GuestKind, guest_id: GuestId, *, user: str, skip_lock: bool = False) -> str:
         """Remove a stopped guest and the volumes named for it. Returns the UPID."""
         guest = self._inventory.get(guest_id, kind)
-        self._check_destroyable(guest)
+        self._check_destroyable(guest, skip_lock=skip_lock)
 
         async def work(task: TaskHandle) -> None:
             async with guest.lock.hold(f"destroy by {user}", log=task.log):
-                self._check_destroyable(guest)
+                self._check_destroyable(guest, skip_lock=skip_lock)
                 await self._inventory.table.replace(guest.stored, busy="destroy")
                 for problem in await self._finish_destroy(guest, task.log):
                     task.warn(problem)
@@ -199,7 +200,8 @@ class GuestCreation:
         else:
             guest_config.to_ct_spec(guest_id, config, id_base=0, id_count=65_536)
 
-    def _check_destroyable(self, guest: GuestRuntime) -> None:
+    def _check_destroyable(self, guest: GuestRuntime, *, skip_lock: bool) -> None:
+        self._inventory.require_unlocked(guest, skip=skip_lock)
         lifecycle.require(lifecycle.Action.DESTROY, guest.kind, guest.guest_id, guest.state)
         if self._inventory.summary(guest).protection:
             raise Conflict(f"can't remove {guest.label} - protection mode enabled")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from appliance.clock import Clock
 from appliance.model.guest import GuestId, GuestKind
 from appliance.model.volume import VolumeId
+from appliance.services import lifecycle
 from appliance.services.guest_lock import GuestLock
 from appliance.services.guest_records import GuestTable, StoredGuest, used_macs
 from appliance.services.guest_runner import GuestRuntime
@@ -61,6 +62,10 @@ class GuestInventory:
             cached = (guest.stored.revision, summarize(guest.stored.record))
             self._summaries[guest.guest_id] = cached
         return cached[1]
+
+    def require_unlocked(self, guest: GuestRuntime, *, skip: bool = False) -> None:
+        """See `lifecycle.require_unlocked`. Called before an operation's task, and again once it holds the guest's lock."""
+        lifecycle.require_unlocked(guest.kind, guest.guest_id, guest.stored.record.config, skip=skip)
 
     def macs(self) -> frozenset[str]:
         """Every MAC address in use, upper case."""

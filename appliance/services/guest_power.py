@@ -1,6 +1,7 @@
 """Power operations as tasks: each waits for the guest's lock, checks the state under it, and acts through the runner.
 
-A stop overrules an orderly shutdown that waits for the same guest (ADR 5).
+A stop overrules an orderly shutdown that waits for the same guest (ADR 5). `skip_lock` is PVE's `skiplock`: act in spite
+of the configuration's `lock`. Shutting all guests down, as a host does that goes down, never minds it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class GuestPower:
         self._tasks = tasks
         self._clock = clock
 
-    async def start(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
+    async def start(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
         guest = self._inventory.get(guest_id, kind)
         self._check_startable(guest)
 
@@ -44,10 +45,11 @@ class GuestPower:
             self._check_startable(guest)
             await self._runner.launch(guest, log_line)
 
-        return await self._task(Action.START, guest, user, operate)
+        return await self._task(Action.START, guest, user, operate, skip_lock=skip_lock)
 
-    async def stop(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
+    async def stop(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
         guest = self._inventory.get(guest_id, kind)
+        self._inventory.require_unlocked(guest, skip=skip_lock)
         guest.overruled.set()
 
         async def operate(guest: GuestRuntime, log_line: LogLine) -> None:
@@ -55,14 +57,25 @@ class GuestPower:
                 log_line("already stopped")
             await self._runner.stop(guest)
 
-        return await self._task(Action.STOP, guest, user, operate)
+        return await self._task(Action.STOP, guest, user, operate, skip_lock=skip_lock)
 
-    async def shutdown(self, kind: GuestKind, guest_id: int, *, timeout_s: float | None, force: bool, user: str) -> str:
+    async def shutdown(
+        self,
+        kind: GuestKind,
+        guest_id: int,
+        *,
+        timeout_s: float | None,
+        force: bool,
+        user: str,
+        skip_lock: bool = False,
+    ) -> str:
         async def operate(guest: GuestRuntime, log_line: LogLine) -> None:
             limit_s = SHUTDOWN_LIMIT_S[kind] if timeout_s is None else timeout_s
             await self._runner.shutdown(guest, timeout_s=limit_s, force=force, log_line=log_line)
 
-        return await self._task(Action.SHUTDOWN, self._inventory.get(guest_id, kind), user, operate)
+        return await self._task(
+            Action.SHUTDOWN, self._inventory.get(guest_id, kind), user, operate, skip_lock=skip_lock
+        )
 
     async def reboot(self, kind: GuestKind, guest_id: int, *, timeout_s: float | None, user: str) -> str:
         """An orderly shutdown and a start, so that changes of the configuration take effect."""
@@ -74,14 +87,14 @@ class GuestPower:
 
         return await self._task(Action.REBOOT, self._inventory.get(guest_id, kind), user, operate)
 
-    async def reset(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
-        return await self._simple(Action.RESET, kind, guest_id, user, self._runner.reset)
+    async def reset(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
+        return await self._simple(Action.RESET, kind, guest_id, user, self._runner.reset, skip_lock=skip_lock)
 
-    async def suspend(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
-        return await self._simple(Action.SUSPEND, kind, guest_id, user, self._runner.pause)
+    async def suspend(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
+        return await self._simple(Action.SUSPEND, kind, guest_id, user, self._runner.pause, skip_lock=skip_lock)
 
-    async def resume(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
-        return await self._simple(Action.RESUME, kind, guest_id, user, self._runner.resume)
+    async def resume(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
+        return await self._simple(Action.RESUME, kind, guest_id, user, self._runner.resume, skip_lock=skip_lock)
 
     async def start_all(self, *, user: str, onboot_only: bool = True, guest_ids: Sequence[int] | None = None) -> str:
         """Start guests in their order, as one task; a guest that fails is a warning and delays nobody."""
@@ -130,6 +143,7 @@ class GuestPower:
         guest = self._inventory.get(guest_id)
         async with guest.lock.hold("startall", log=task.log):
             if guest.state is GuestState.STOPPED:
+                self._inventory.require_unlocked(guest)
                 task.log(f"starting {guest.label}")
                 await self._runner.launch(guest, task.log)
 
@@ -154,16 +168,28 @@ class GuestPower:
             raise Conflict(f"{guest.label}: {guest.stored.record.busy} is under way")
 
     async def _simple(
-        self, action: Action, kind: GuestKind, guest_id: int, user: str, act: Callable[[GuestRuntime], Awaitable[None]]
+        self,
+        action: Action,
+        kind: GuestKind,
+        guest_id: int,
+        user: str,
+        act: Callable[[GuestRuntime], Awaitable[None]],
+        *,
+        skip_lock: bool,
     ) -> str:
         async def operate(guest: GuestRuntime, log_line: LogLine) -> None:
             await act(guest)
 
-        return await self._task(action, self._inventory.get(guest_id, kind), user, operate)
+        return await self._task(action, self._inventory.get(guest_id, kind), user, operate, skip_lock=skip_lock)
 
-    async def _task(self, action: Action, guest: GuestRuntime, user: str, operate: Operation) -> str:
+    async def _task(
+        self, action: Action, guest: GuestRuntime, user: str, operate: Operation, *, skip_lock: bool = False
+    ) -> str:
+        self._inventory.require_unlocked(guest, skip=skip_lock)
+
         async def work(task: TaskHandle) -> None:
             async with guest.lock.hold(f"{action.value} by {user}", log=task.log):
+                self._inventory.require_unlocked(guest, skip=skip_lock)
                 lifecycle.require(action, guest.kind, guest.guest_id, guest.state)
                 await operate(guest, task.log)
 

@@ -199,12 +199,14 @@ class GuestService:
         delete: Sequence[str],
         digest: str | None,
         user: str,
+        skip_lock: bool = False,
     ) -> None:
         """Write keys and delete keys; makes and removes volumes as they ask. Applies as ADR 6 says. Returns when done."""
         guest = self._inventory.get(guest_id, kind)
         parsed = await asyncio.to_thread(guest_config.parse, kind, put)
         async with guest.lock.hold(f"configuration by {user}"):
             config = guest.stored.record.config
+            self._inventory.require_unlocked(guest, skip=skip_lock or "lock" in delete)
             guest_config.check_digest(config, digest)
             plan = guest_config.plan_update(kind, config, parsed, delete)
             if not plan.changed:
@@ -244,7 +246,9 @@ class GuestService:
 
         return await self._locked_task(kind, guest_id, lifecycle_task(kind, "template"), user, change)
 
-    async def resize(self, kind: GuestKind, guest_id: int, *, slot: str, size: str, user: str) -> str:
+    async def resize(
+        self, kind: GuestKind, guest_id: int, *, slot: str, size: str, user: str, skip_lock: bool = False
+    ) -> str:
         """Grow the disk in `slot` to `size` ("32G", "+5G"), live where it runs."""
         self._disk_to_resize(self._inventory.get(guest_id, kind), slot, size)
 
@@ -257,7 +261,7 @@ class GuestService:
             await self._inventory.table.replace(guest.stored, config=config, grow=left)
             self._events.publish(GuestConfigChanged(guest_id=guest.guest_id, kind=kind))
 
-        return await self._locked_task(kind, guest_id, "resize", user, grow)
+        return await self._locked_task(kind, guest_id, "resize", user, grow, skip_lock=skip_lock)
 
     async def _grow(
         self, guest: GuestRuntime, slot: str, volume: VolumeId, size_bytes: int, task: TaskHandle
@@ -308,11 +312,15 @@ class GuestService:
         task_kind: str,
         user: str,
         act: Callable[[GuestRuntime, TaskHandle], Awaitable[None]],
+        *,
+        skip_lock: bool = False,
     ) -> str:
         guest = self._inventory.get(guest_id, kind)
+        self._inventory.require_unlocked(guest, skip=skip_lock)
 
         async def work(task: TaskHandle) -> None:
             async with guest.lock.hold(f"{task_kind} by {user}", log=task.log):
+                self._inventory.require_unlocked(guest, skip=skip_lock)
                 await act(guest, task)
 
         return await self._tasks.run(task_kind, object_id=str(guest_id), user=user, work=work)
@@ -373,34 +381,43 @@ class GuestService:
             await self._access.set_pool(GuestId(new_id), pool)
         return upid
 
-    async def destroy(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
+    async def destroy(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
         """Remove a stopped guest, its volumes, its pool membership and the permissions on it."""
-        return await self._creation.destroy(kind, GuestId(guest_id), user=user)
+        return await self._creation.destroy(kind, GuestId(guest_id), user=user, skip_lock=skip_lock)
 
-    async def start(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
-        return await self._power.start(kind, guest_id, user=user)
+    async def start(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
+        return await self._power.start(kind, guest_id, user=user, skip_lock=skip_lock)
 
-    async def stop(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
-        return await self._power.stop(kind, guest_id, user=user)
+    async def stop(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
+        return await self._power.stop(kind, guest_id, user=user, skip_lock=skip_lock)
 
     async def shutdown(
-        self, kind: GuestKind, guest_id: int, *, user: str, timeout_s: float | None = None, force_stop: bool = False
+        self,
+        kind: GuestKind,
+        guest_id: int,
+        *,
+        user: str,
+        timeout_s: float | None = None,
+        force_stop: bool = False,
+        skip_lock: bool = False,
     ) -> str:
-        return await self._power.shutdown(kind, guest_id, timeout_s=timeout_s, force=force_stop, user=user)
+        return await self._power.shutdown(
+            kind, guest_id, timeout_s=timeout_s, force=force_stop, user=user, skip_lock=skip_lock
+        )
 
     async def reboot(self, kind: GuestKind, guest_id: int, *, user: str, timeout_s: float | None = None) -> str:
         return await self._power.reboot(kind, guest_id, timeout_s=timeout_s, user=user)
 
-    async def reset(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
+    async def reset(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
         if kind is GuestKind.LXC:
             raise Unsupported(f"ct {guest_id}: containers cannot be reset; stop and start it")
-        return await self._power.reset(kind, guest_id, user=user)
+        return await self._power.reset(kind, guest_id, user=user, skip_lock=skip_lock)
 
-    async def suspend(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
-        return await self._power.suspend(kind, guest_id, user=user)
+    async def suspend(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
+        return await self._power.suspend(kind, guest_id, user=user, skip_lock=skip_lock)
 
-    async def resume(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
-        return await self._power.resume(kind, guest_id, user=user)
+    async def resume(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
+        return await self._power.resume(kind, guest_id, user=user, skip_lock=skip_lock)
 
     async def start_all(self, *, user: str, guest_ids: Sequence[int] | None = None, force: bool = False) -> str:
         return await self._power.start_all(user=user, onboot_only=not force, guest_ids=guest_ids)

@@ -9,6 +9,7 @@ STOPPED -> STARTING -> RUNNING <-> PAUSED
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 from appliance.errors import Conflict
@@ -67,6 +68,13 @@ def require(action: Action, kind: GuestKind, guest_id: GuestId, state: GuestStat
     if action is Action.DESTROY:
         raise Conflict(f"{subject} is running - destroy failed")
     raise Conflict(f"{subject} cannot {action.value} while it is {state.value}")
+
+
+def require_unlocked(kind: GuestKind, guest_id: GuestId, config: Mapping[str, str], *, skip: bool = False) -> None:
+    """Raises `Conflict`, in PVE's words, while the configuration's `lock` marks an operation under way, unless `skip`."""
+    lock = config.get("lock")
+    if lock and not skip:
+        raise Conflict(f"{kind.prefix.upper()} {guest_id} is locked ({lock})")
 
 
 def task_type(action: Action, kind: GuestKind) -> str:

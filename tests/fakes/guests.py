@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from appliance.errors import Conflict, InvalidParameter, NotFound
 from appliance.model.guest import GuestId, GuestKind, GuestState, GuestStats
 from appliance.model.volume import VolumeId
-from appliance.services import guest_config
+from appliance.services import guest_config, lifecycle
 from appliance.services.guest_view import GuestView
 from tests.fakes.services import NODE, FakeTasks
 
@@ -130,8 +130,9 @@ class FakeGuestService:
         delete: Sequence[str],
         digest: str | None,
         user: str,
+        skip_lock: bool = False,
     ) -> None:
-        guest = self._find(guest_id, kind)
+        guest = self._unlocked(guest_id, kind, skip_lock or "lock" in delete)
         parsed = await asyncio.to_thread(guest_config.parse, kind, put)
         guest_config.check_digest(guest.config, digest)
         plan = guest_config.plan_update(kind, guest.config, parsed, delete)
@@ -141,52 +142,69 @@ class FakeGuestService:
         self.calls.append(("update", guest_id, {"put": dict(put), "delete": tuple(delete), "user": user}))
 
     async def make_template(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
-        self._find(guest_id, kind).config["template"] = "1"
+        self._unlocked(guest_id, kind).config["template"] = "1"
         return await self._task("template", kind, guest_id, user, {})
 
-    async def resize(self, kind: GuestKind, guest_id: int, *, slot: str, size: str, user: str) -> str:
-        if slot not in self._find(guest_id, kind).config:
+    async def resize(
+        self, kind: GuestKind, guest_id: int, *, slot: str, size: str, user: str, skip_lock: bool = False
+    ) -> str:
+        if slot not in self._unlocked(guest_id, kind, skip_lock).config:
             raise InvalidParameter({"disk": f"{kind.prefix} {guest_id} has no disk '{slot}'"})
         return await self._task("resize", kind, guest_id, user, {"slot": slot, "size": size})
 
     async def clone(self, kind: GuestKind, guest_id: int, *, new_id: int, user: str, **options: object) -> str:
-        self._find(guest_id, kind)
+        self._unlocked(guest_id, kind)
         return await self._task("clone", kind, guest_id, user, {"new_id": new_id, **options})
 
-    async def destroy(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
-        if self._find(guest_id, kind).state is not GuestState.STOPPED:
+    async def destroy(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
+        if self._unlocked(guest_id, kind, skip_lock).state is not GuestState.STOPPED:
             raise Conflict(f"{kind.prefix.upper()} {guest_id} is running - destroy failed")
         del self.guests[guest_id]
         return await self._task("destroy", kind, guest_id, user, {})
 
-    async def start(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
-        return await self._power("start", kind, guest_id, user, GuestState.RUNNING)
+    async def start(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
+        return await self._power("start", kind, guest_id, user, GuestState.RUNNING, skip_lock=skip_lock)
 
-    async def stop(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
-        return await self._power("stop", kind, guest_id, user, GuestState.STOPPED)
+    async def stop(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
+        return await self._power("stop", kind, guest_id, user, GuestState.STOPPED, skip_lock=skip_lock)
 
     async def shutdown(
-        self, kind: GuestKind, guest_id: int, *, user: str, timeout_s: float | None = None, force_stop: bool = False
+        self,
+        kind: GuestKind,
+        guest_id: int,
+        *,
+        user: str,
+        timeout_s: float | None = None,
+        force_stop: bool = False,
+        skip_lock: bool = False,
     ) -> str:
         options = {"timeout_s": timeout_s, "force_stop": force_stop}
-        return await self._power("shutdown", kind, guest_id, user, GuestState.STOPPED, **options)
+        return await self._power("shutdown", kind, guest_id, user, GuestState.STOPPED, skip_lock=skip_lock, **options)
 
     async def reboot(self, kind: GuestKind, guest_id: int, *, user: str, timeout_s: float | None = None) -> str:
         return await self._power("reboot", kind, guest_id, user, GuestState.RUNNING, timeout_s=timeout_s)
 
-    async def reset(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
-        return await self._power("reset", kind, guest_id, user, GuestState.RUNNING)
+    async def reset(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
+        return await self._power("reset", kind, guest_id, user, GuestState.RUNNING, skip_lock=skip_lock)
 
-    async def suspend(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
-        return await self._power("suspend", kind, guest_id, user, GuestState.PAUSED)
+    async def suspend(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
+        return await self._power("suspend", kind, guest_id, user, GuestState.PAUSED, skip_lock=skip_lock)
 
-    async def resume(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
-        return await self._power("resume", kind, guest_id, user, GuestState.RUNNING)
+    async def resume(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
+        return await self._power("resume", kind, guest_id, user, GuestState.RUNNING, skip_lock=skip_lock)
 
     async def _power(
-        self, verb: str, kind: GuestKind, guest_id: int, user: str, state: GuestState, **options: object
+        self,
+        verb: str,
+        kind: GuestKind,
+        guest_id: int,
+        user: str,
+        state: GuestState,
+        *,
+        skip_lock: bool = False,
+        **options: object,
     ) -> str:
-        self._find(guest_id, kind).state = state
+        self._unlocked(guest_id, kind, skip_lock).state = state
         return await self._task(verb, kind, guest_id, user, options)
 
     async def _task(self, verb: str, kind: GuestKind, guest_id: int, user: str, options: Mapping[str, object]) -> str:
@@ -200,6 +218,11 @@ class FakeGuestService:
         guest = self.guests.get(guest_id)
         if guest is None or kind not in (None, guest.kind):
             raise NotFound(f"{(kind or GuestKind.QEMU).prefix} {guest_id}")
+        return guest
+
+    def _unlocked(self, guest_id: int, kind: GuestKind, skip_lock: bool = False) -> FakeGuest:
+        guest = self._find(guest_id, kind)
+        lifecycle.require_unlocked(kind, GuestId(guest_id), guest.config, skip=skip_lock)
         return guest
 
     def _filled(self, kind: GuestKind, config: Mapping[str, str]) -> dict[str, str]:

@@ -476,6 +476,28 @@ async def test_skiplock_needs_the_right_to_modify_the_system(site: GuestSite) ->
     assert (await site.call("POST", f"{path}/status/start", user="eve@pve")).status == 200
 
 
+@KINDS
+async def test_a_locked_guest_is_left_alone_unless_skiplock_says_otherwise(site: GuestSite, kind: GuestKind) -> None:
+    path = define(site, kind, lock="backup", cores=1)
+    slot = "scsi0" if kind is GuestKind.QEMU else "rootfs"
+    for verb, where, data in (
+        ("POST", f"{path}/status/start", {}), ("POST", f"{path}/status/stop", {}), ("POST", f"{path}/status/shutdown", {}),
+        ("POST", f"{path}/status/suspend", {}), ("POST", f"{path}/status/resume", {}),
+        ("PUT", f"{path}/config", {"cores": 2}), ("PUT", f"{path}/resize", {"disk": slot, "size": "+1G"}),
+        ("DELETE", path, {}),
+    ):  # fmt: skip
+        answer = await site.call(verb, where, data)
+        assert (answer.status, "is locked (backup)" in answer.reason) == (409, True), where
+        assert (await site.call(verb, where, {**data, "skiplock": 1})).status == 200, where
+        if verb == "POST":
+            site.guests.guests[int(path.partition("/")[2])].state = GuestState.STOPPED
+    path = define(site, kind, lock="backup")
+    assert (await site.call("POST", f"{path}/clone", {"newid": 200})).status == 409
+    assert (await site.call("POST", f"{path}/template")).status == 409
+    assert (await site.call("PUT", f"{path}/config", {"delete": "lock"})).status == 200
+    assert (await site.call("POST", f"{path}/status/start")).status == 200
+
+
 # --- hostile input and documents ----------------------------------------------------------------------------------
 
 

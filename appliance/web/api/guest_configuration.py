@@ -153,7 +153,9 @@ def declare(api: Resource, kind: GuestKind) -> None:
         config, _ = stored_config(call, kind, params.vmid)
         guest_config.check_digest(config, params.digest)
         _check_space(call, kind, params.disk, config)
-        return await call.services.guests.resize(kind, params.vmid, slot=params.disk, size=params.size, user=call.user)
+        return await call.services.guests.resize(
+            kind, params.vmid, slot=params.disk, size=params.size, user=call.user, skip_lock=params.skiplock
+        )
 
     @api.post(f"{base}/template", summary=f"Make a {noun} a template", allow=ALLOCATE, returns=Upid)
     async def make_template(call: Call, params: TemplateParams) -> str:
@@ -216,7 +218,10 @@ async def apply_change(call: Call, kind: GuestKind, params: ChangeParams, put: d
     doomed = {volume for slot, volume in guest_config.referenced_volumes(kind, before) if slot in params.delete}
     if params.force and doomed and guests.get(GuestId(params.vmid), kind).state is not GuestState.STOPPED:
         raise Conflict(f"{kind.prefix} {params.vmid} is running: shut it down before volumes are removed")
-    await guests.update_config(kind, params.vmid, put=put, delete=params.delete, digest=params.digest, user=call.user)
+    skip_lock = params.skiplock
+    await guests.update_config(
+        kind, params.vmid, put=put, delete=params.delete, digest=params.digest, user=call.user, skip_lock=skip_lock
+    )
     if not params.force:
         return
     after, digest = stored_config(call, kind, params.vmid)
@@ -226,7 +231,9 @@ async def apply_change(call: Call, kind: GuestKind, params: ChangeParams, put: d
         if slot.startswith("unused") and volume in doomed
     ]
     if unused:
-        await guests.update_config(kind, params.vmid, put={}, delete=unused, digest=digest, user=call.user)
+        await guests.update_config(
+            kind, params.vmid, put={}, delete=unused, digest=digest, user=call.user, skip_lock=skip_lock
+        )
 
 
 def _check_space(call: Call, kind: GuestKind, slot: str, config: dict[str, str]) -> None:

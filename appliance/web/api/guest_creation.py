@@ -126,9 +126,9 @@ def declare(api: Resource, kind: GuestKind) -> None:
         guest = call.services.guests.get(GuestId(params.vmid), kind)
         if params.force and guest.state is not GuestState.STOPPED:
             call.check(f"/vms/{params.vmid}", "VM.PowerMgmt")
-            upid = await call.services.guests.stop(kind, params.vmid, user=call.user)
+            upid = await call.services.guests.stop(kind, params.vmid, user=call.user, skip_lock=params.skiplock)
             await call.services.tasks.wait(upid, timeout_s=STOP_BEFORE_REMOVAL_LIMIT_S)
-        return await call.services.guests.destroy(kind, params.vmid, user=call.user)
+        return await call.services.guests.destroy(kind, params.vmid, user=call.user, skip_lock=params.skiplock)
 
 
 def declare_for_vms(api: Resource) -> None:

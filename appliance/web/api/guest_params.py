@@ -32,9 +32,7 @@ PoolName = Annotated[
 SnapshotName = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=40, description="a snapshot")]
 TimeoutS = Annotated[int, Meta(ge=0, le=86_400, description="seconds to wait")]
 BandwidthLimit = Annotated[float, Meta(ge=0, description="KiB/s; local copies are not limited here")]
-SkipLock = Annotated[
-    PveBool, Meta(description="needs Sys.Modify on /; operations here wait for each other and ignore `lock`")
-]
+SkipLock = Annotated[PveBool, Meta(description="act in spite of the configuration's `lock`; needs Sys.Modify on /")]
 
 
 class SkipLockParams(GuestParams, kw_only=True):
@@ -117,7 +115,9 @@ def public_keys(text: str | None) -> tuple[str, ...]:
 class DeleteParams(GuestParams, kw_only=True):
     """How thoroughly."""
 
-    purge: Annotated[PveBool, Meta(description="accepted as in PVE: pool membership and permissions always go with the guest")] = False
+    purge: Annotated[
+        PveBool, Meta(description="accepted as in PVE: pool membership and permissions always go with the guest")
+    ] = False
     destroy_unreferenced_disks: Annotated[
         PveBool, Meta(description="volumes of its id that it does not name; always so here")
     ] = msgspec.field(name="destroy-unreferenced-disks", default=False)

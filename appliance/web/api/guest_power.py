@@ -103,14 +103,19 @@ def declare(api: Resource, kind: GuestKind) -> None:
         """Like pulling the plug. A stop overrules a shutdown under way; one of a stopped guest succeeds."""
         check_skiplock(call, params.skiplock)
         refuse("migration", {"migratedfrom": params.migratedfrom})
-        return await call.services.guests.stop(kind, params.vmid, user=call.user)
+        return await call.services.guests.stop(kind, params.vmid, user=call.user, skip_lock=params.skiplock)
 
     @api.post(f"{base}/shutdown", summary=f"Shut a {noun} down in order", allow=POWER, returns=Upid)
     async def shutdown(call: Call, params: ShutdownParams) -> str:
         """Fails when the guest does not end within `timeout`, unless `forceStop`."""
         check_skiplock(call, params.skiplock)
         return await call.services.guests.shutdown(
-            kind, params.vmid, user=call.user, timeout_s=params.timeout, force_stop=params.force_stop
+            kind,
+            params.vmid,
+            user=call.user,
+            timeout_s=params.timeout,
+            force_stop=params.force_stop,
+            skip_lock=params.skiplock,
         )
 
     @api.post(f"{base}/reboot", summary=f"Shut a {noun} down in order and start it again", allow=POWER, returns=Upid)
@@ -123,13 +128,13 @@ def declare(api: Resource, kind: GuestKind) -> None:
         """It stays in memory and executes nothing."""
         check_skiplock(call, params.skiplock)
         refuse("suspending to disk", {"todisk": params.todisk, "statestorage": params.statestorage})
-        return await call.services.guests.suspend(kind, params.vmid, user=call.user)
+        return await call.services.guests.suspend(kind, params.vmid, user=call.user, skip_lock=params.skiplock)
 
     @api.post(f"{base}/resume", summary=f"Let a paused {noun} go on", allow=POWER, returns=Upid)
     async def resume(call: Call, params: ResumeParams) -> str:
         """Of one that runs, it succeeds."""
         check_skiplock(call, params.skiplock)
-        return await call.services.guests.resume(kind, params.vmid, user=call.user)
+        return await call.services.guests.resume(kind, params.vmid, user=call.user, skip_lock=params.skiplock)
 
 
 def declare_for_vms(api: Resource) -> None:
@@ -154,13 +159,13 @@ def declare_for_vms(api: Resource) -> None:
                 "with-conntrack-state": params.with_conntrack_state,
             },
         )
-        return await call.services.guests.start(GuestKind.QEMU, params.vmid, user=call.user)
+        return await call.services.guests.start(GuestKind.QEMU, params.vmid, user=call.user, skip_lock=params.skiplock)
 
     @api.post(f"{base}/reset", summary="Reset a VM", allow=POWER, returns=Upid)
     async def reset(call: Call, params: SkipLockParams) -> str:
         """As by the button: the guest is not asked."""
         check_skiplock(call, params.skiplock)
-        return await call.services.guests.reset(GuestKind.QEMU, params.vmid, user=call.user)
+        return await call.services.guests.reset(GuestKind.QEMU, params.vmid, user=call.user, skip_lock=params.skiplock)
 
 
 def declare_for_containers(api: Resource) -> None:
@@ -170,4 +175,4 @@ def declare_for_containers(api: Resource) -> None:
     async def start(call: Call, params: StartCtParams) -> str:
         """The task ends when its first process runs."""
         check_skiplock(call, params.skiplock)
-        return await call.services.guests.start(GuestKind.LXC, params.vmid, user=call.user)
+        return await call.services.guests.start(GuestKind.LXC, params.vmid, user=call.user, skip_lock=params.skiplock)
