@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from appliance.cli.arguments import Arguments
+from appliance.cli.context import Context
 from appliance.cli.errors import CliError, Exit
-from appliance.cli.main import Context
 from appliance.cli.waiting import follow, is_upid
 
 TASK_COLUMNS = ("upid", "starttime", "type", "id", "user", "status")

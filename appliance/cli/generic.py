@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from appliance.cli.arguments import Arguments
 from appliance.cli.client import VERBS
+from appliance.cli.context import Context
 from appliance.cli.errors import CliError, Exit
-from appliance.cli.main import Context
 
 
 def run(context: Context, word: str, arguments: Arguments) -> None:

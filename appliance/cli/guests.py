@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from appliance.cli.arguments import Arguments
+from appliance.cli.context import Context
 from appliance.cli.errors import CliError, Exit
-from appliance.cli.main import Context
 
 NODE = "/nodes/localhost"
 COLUMNS = ("vmid", "name", "status", "cpus", "mem", "maxmem", "maxdisk", "uptime", "tags")

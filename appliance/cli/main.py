@@ -13,43 +13,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from appliance.cli.context import Context
 from appliance.cli.errors import CliError, Exit
 
 if TYPE_CHECKING:
     from appliance.cli.arguments import Arguments
-    from appliance.cli.client import Api
-
-
-@dataclass(slots=True)
-class Context:
-    """One run of the command line."""
-
-    api: Api
-    output: str = "table"
-    wait: bool = True
-
-    def show(self, value: Any, columns: Sequence[str] = ()) -> None:
-        """Print a reply."""
-        from appliance.cli.output import render
-
-        if text := render(value, self.output, columns):
-            print(text)
-
-    def finish(self, value: Any) -> None:
-        """Print a reply, after waiting for its task when it is one. Raises `CliError` when the task failed."""
-        from appliance.cli.waiting import follow, is_upid
-
-        if not (self.wait and is_upid(value)):
-            self.show(value)
-            return
-        status = follow(self.api, value, out=sys.stderr if self.output == "json" else sys.stdout)
-        if self.output == "json":
-            self.show(status)
-
 
 Command = Callable[[Context, str, "Arguments"], None]
 

@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 from appliance.cli.arguments import Arguments
 from appliance.cli.client import Body
+from appliance.cli.context import Context
 from appliance.cli.errors import CliError, Exit
-from appliance.cli.main import Context
 
 CHUNK_BYTES = 1 << 20
 CONTENT_OF = {

@@ -68,7 +68,7 @@ def build_application(
     app[keys.SOCKETS] = SocketRegistry()
     app[keys.DOCUMENTS] = keys.Documents()
     app[keys.STRANGERS] = FailureLimiter(burst=REMOTE_BURST, refill_s=REMOTE_REFILL_S)
-    app[keys.KEPT_RESOURCES] = resources_api.Kept()
+    app[resources_api.KEPT] = resources_api.Kept()
     app[keys.STATIC] = static or StaticFiles(services.config.static_dir)
     app[RENDERER] = Renderer(services.config.templates_dir, app[keys.STATIC])
     app.router.add_routes(

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from appliance.errors import UserError
     from appliance.services.identity import Identity
     from appliance.services.ratelimit import FailureLimiter
-    from appliance.web.api.resources import Kept
     from appliance.web.services import Services
     from appliance.web.sockets import SocketRegistry
     from appliance.web.static import StaticFiles
@@ -48,7 +47,6 @@ class Documents:
 SERVICES: web.AppKey[Services] = web.AppKey("services")
 STATIC: web.AppKey[StaticFiles] = web.AppKey("static")
 DOCUMENTS: web.AppKey[Documents] = web.AppKey("documents")
-KEPT_RESOURCES: web.AppKey[Kept] = web.AppKey("kept_resources")
 TABLE: web.AppKey[ApiTable] = web.AppKey("table")
 SOCKETS: web.AppKey[SocketRegistry] = web.AppKey("sockets")
 STRANGERS: web.AppKey[FailureLimiter] = web.AppKey("strangers")

@@ -22,7 +22,6 @@ from appliance.services.guest_config.changes import (
 from appliance.services.guest_config.ct_spec import to_ct_spec
 from appliance.services.guest_config.disks import (
     DiskConfig,
-    disk_bytes,
     disks,
     is_disk_slot,
     owned_volumes,
@@ -30,6 +29,7 @@ from appliance.services.guest_config.disks import (
     print_disk,
     referenced_volumes,
 )
+from appliance.services.guest_config.figures import disk_bytes
 from appliance.services.guest_config.formats import ssh_key_lines
 from appliance.services.guest_config.parsing import (
     applied_live,

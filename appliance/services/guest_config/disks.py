@@ -116,19 +116,6 @@ def owned_volumes(kind: GuestKind, guest_id: int, config: Mapping[str, str]) -> 
     ]
 
 
-def disk_bytes(kind: GuestKind, config: Mapping[str, str]) -> int:
-    """The `maxdisk` figure: the root file system's size, or the size of the first boot disk, 0 when unknown."""
-    from appliance.services.guest_config.vm_spec import boot_slots
-
-    found = {disk.slot: disk for disk in disks(kind, config)}
-    if kind is GuestKind.LXC:
-        return found["rootfs"].size_bytes if "rootfs" in found else 0
-    for slot in boot_slots(config):
-        if slot in found and not found[slot].is_cdrom:
-            return found[slot].size_bytes
-    return 0
-
-
 def _check_combination(slot: str, volume: VolumeRef, options: Mapping[str, str]) -> None:
     if isinstance(volume, EmptyTray) and options.get("media", "cdrom") != "cdrom":
         raise ValueError("a disk without a volume must be media=cdrom")

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
+from aiohttp import web
 from msgspec import Meta
 
 from appliance.model.guest import GuestState
-from appliance.web import keys
 from appliance.web.registry import LOGGED_IN, Call, Resource
 
 if TYPE_CHECKING:
@@ -86,10 +86,14 @@ class Kept:
     lists: dict[tuple[str, str | None], _Kept] = field(default_factory=dict)
 
 
+KEPT: web.AppKey[Kept] = web.AppKey("kept_resources")
+"""Where the application holds them."""
+
+
 @api.get("/cluster/resources", summary="Nodes, guests, storages and pools", allow=LOGGED_IN, returns=list[ResourceRow])
 async def list_resources(call: Call, params: ResourceParams) -> msgspec.Raw:
     """Only what the caller may see."""
-    kept = call.request.app[keys.KEPT_RESOURCES].lists
+    kept = call.request.app[KEPT].lists
     key = (call.identity.auth_id, params.type)
     published, now = call.services.events.published, call.services.clock.monotonic()
     known = kept.get(key)
