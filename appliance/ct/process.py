@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 
 from appliance.ct.waiting import readable
 from appliance.errors import CommandFailed, HostError, TimedOut
-from appliance.kernel.spawn import posix_spawn
+from appliance.kernel.spawn import inheritable, posix_spawn
 
 _OUTPUT_LIMIT_BYTES = 64 << 10
+_known: list[Sequence[int]] = []
 
 
 async def run(
@@ -42,10 +43,11 @@ async def run(
 async def _run(
     argv: Sequence[str], output: int, timeout_s: float, environment: Mapping[str, str], pass_fd: tuple[int, int] | None
 ) -> int:
+    unwanted = await _inherited()
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     try:
         descriptors = {0: null, 1: output, 2: output, **(dict([pass_fd]) if pass_fd else {})}
-        pid = posix_spawn(argv, environment, descriptors)
+        pid = posix_spawn(argv, environment, descriptors, unwanted=unwanted)
     except FileNotFoundError as error:
         raise CommandFailed(argv, 127, f"{argv[0]}: not installed or not found") from error
     except OSError as error:
@@ -62,6 +64,13 @@ async def _run(
         await asyncio.shield(asyncio.to_thread(_kill_and_reap, pid))
         raise
     return _reap(pid)
+
+
+async def _inherited() -> Sequence[int]:
+    """What our children would inherit of what we inherited: asked once, for this process opens nothing of that kind."""
+    if not _known:
+        _known.append(await asyncio.to_thread(inheritable))
+    return _known[0]
 
 
 async def _ended(pid: int) -> None:

@@ -14,6 +14,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from appliance import command
@@ -23,7 +24,7 @@ from appliance.ct.console import ConmonConsole
 from appliance.ct.records import CtRecord
 from appliance.ct.runtime import OciRuntime
 from appliance.ct.waiting import readable
-from appliance.errors import ApplianceError, Conflict, HostError, NotFound, TimedOut, Unsupported
+from appliance.errors import ApplianceError, Conflict, NotFound, TimedOut, Unsupported
 from appliance.kernel import pidfd
 from appliance.kernel.cgroups import Cgroup
 from appliance.model.guest import ExitReason, GuestId, GuestState, GuestStats
@@ -159,7 +160,7 @@ class RunningCt:
         try:
             return await command.run([*prefix, *argv], timeout_s=timeout_s, stdin=stdin, check=False)
         except BaseException:
-            await asyncio.shield(asyncio.to_thread(_kill_by_file, pid_file))
+            await asyncio.shield(asyncio.to_thread(_kill_by_file, pid_file, self.pid))
             raise
         finally:
             await asyncio.shield(asyncio.to_thread(pid_file.unlink, missing_ok=True))
@@ -291,6 +292,8 @@ def _used_bytes(path: Path) -> int:
     return (usage.f_blocks - usage.f_bfree) * usage.f_frsize
 
 
-def _kill_by_file(pid_file: Path) -> None:
-    with contextlib.suppress(OSError, ValueError, HostError):
-        os.kill(int(pid_file.read_text()), signal.SIGKILL)
+def _kill_by_file(pid_file: Path, init: int) -> None:
+    """Kill the process the runtime started inside, if it is still one of those around `init`. Blocking."""
+    with contextlib.suppress(OSError, ValueError):
+        pid = int(pid_file.read_text())
+        pidfd.send_signal_if(pid, signal.SIGKILL, partial(pidfd.shares_pid_namespace, pid, init))

@@ -8,18 +8,18 @@ ended and the terminal is drained, after writing the exit code. Interface: conmo
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 from appliance.ct import logfile, process
 from appliance.ct.runtime import OciRuntime
 from appliance.errors import HostError, TimedOut
-from appliance.kernel.pidfd import ProcessIdentity, identify
+from appliance.kernel.pidfd import ProcessIdentity, identify, send_signal_if, shares_pid_namespace
 
 PROGRAM = "conmon"
 _SYNC_FD = 3
@@ -128,19 +128,22 @@ def kill_leftover(bundle: Path) -> None:
     deadline = time.monotonic() + KILL_LIMIT_S
     while pids := [int(entry.name) for entry in Path("/proc").glob("[1-9]*") if _names(int(entry.name), bundle)]:
         for each in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(each, signal.SIGKILL)
+            send_signal_if(each, signal.SIGKILL, partial(_names, each, bundle))
         if time.monotonic() > deadline:
             raise TimedOut(f"{bundle}: processes {pids} to die", KILL_LIMIT_S)
         time.sleep(_POLL_S)
 
 
 def _names(pid: int, bundle: Path) -> bool:
-    """Whether the process lives and has `bundle` as one of its arguments (a zombie has none)."""
+    """Whether the process lives and has `bundle` as one of its arguments (a zombie has none).
+
+    A container's process can have any arguments, and would be in the way for as long as it is made anew: not meant.
+    """
     try:
-        return os.fsencode(bundle) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        named = os.fsencode(bundle) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
+    return named and shares_pid_namespace(pid)
 
 
 def installed() -> bool:

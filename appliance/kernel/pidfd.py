@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,3 +54,26 @@ def pidfd_send_signal(fd: int, number: int) -> None:
     """Send a signal; not an error when the process has ended."""
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(fd, number)
+
+
+def send_signal_if(pid: int, number: int, is_meant: Callable[[], bool]) -> None:
+    """Signal the process that has `pid` now if `is_meant` says so of it; never another that gets the number later."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if is_meant():
+            pidfd_send_signal(fd, number)
+    finally:
+        os.close(fd)
+
+
+def shares_pid_namespace(pid: int, other: int | str = "self") -> bool:
+    """Whether two processes are in one pid namespace. A container's process can name itself as it likes, but is never
+    in ours. False when either has gone."""
+    try:
+        one, two = (Path(f"/proc/{each}/ns/pid").stat() for each in (pid, other))
+    except OSError:
+        return False
+    return (one.st_dev, one.st_ino) == (two.st_dev, two.st_ino)

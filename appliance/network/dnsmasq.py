@@ -23,6 +23,7 @@ from pathlib import Path
 
 from appliance.clock import Clock
 from appliance.errors import HostError, TimedOut
+from appliance.kernel.spawn import inheritable, watch_child
 from appliance.model.network import BridgeSettings
 
 log = logging.getLogger(__name__)
@@ -133,19 +134,19 @@ def user_for(directory: Path) -> tuple[str, str]:
 
 def find_running(tag: str, bridge: str) -> list[int]:
     """Pids of dnsmasq processes of this instance and bridge in the calling thread's network namespace. *Thread.*"""
-    own = Path("/proc/thread-self/ns/net").readlink()
+    pids = (int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit())
+    return [pid for pid in pids if _is_ours(pid, tag, bridge)]
+
+
+def _is_ours(pid: int, tag: str, bridge: str) -> bool:
     wanted = f"/dnsmasq-{tag}-{bridge}.conf".encode()
-    found: list[int] = []
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):
-            command_line = Path(entry.path, "cmdline").read_bytes().split(b"\0")
-            if not command_line[0].endswith(b"dnsmasq") or not any(part.endswith(wanted) for part in command_line):
-                continue
-            if Path(entry.path, "ns/net").readlink() == own:
-                found.append(int(entry.name))
-    return found
+    try:
+        command_line = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if not command_line[0].endswith(b"dnsmasq") or not any(part.endswith(wanted) for part in command_line):
+            return False
+        return Path(f"/proc/{pid}/ns/net").readlink() == Path("/proc/thread-self/ns/net").readlink()
+    except OSError:  # it has ended
+        return False
 
 
 def end_running(tag: str, bridge: str) -> int:
@@ -155,7 +156,8 @@ def end_running(tag: str, bridge: str) -> int:
         with contextlib.suppress(ProcessLookupError):
             fd = os.pidfd_open(pid)
             try:
-                end_process(fd, f"dnsmasq of {bridge} (pid {pid})")
+                if _is_ours(pid, tag, bridge):  # still, and so it is what the descriptor holds
+                    end_process(fd, f"dnsmasq of {bridge} (pid {pid})")
             finally:
                 os.close(fd)
     return len(found)
@@ -196,12 +198,13 @@ def spawn(files: DnsmasqFiles) -> tuple[int, int]:
         (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
         (os.POSIX_SPAWN_OPEN, 2, str(files.errors), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
+        *((os.POSIX_SPAWN_CLOSE, fd) for fd in inheritable()),
     ]
     argv = [program, "--keep-in-foreground", f"--conf-file={files.config}"]
     environment = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"}
     try:
         pid = os.posix_spawn(program, argv, environment, file_actions=actions, setsid=True)
-        pidfd = os.pidfd_open(pid)
+        pidfd = watch_child(pid)
     except OSError as error:
         raise HostError.from_os_error(error, f"start {program}") from error
     deadline = time.monotonic() + READY_TIMEOUT_S

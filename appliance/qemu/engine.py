@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -25,6 +24,7 @@ import msgspec
 from appliance.clock import Clock
 from appliance.errors import Conflict, HostError, Unsupported
 from appliance.kernel.pidfd import ProcessIdentity, identify, pidfd_open
+from appliance.kernel.spawn import inheritable, watch_child
 from appliance.model.guest import Capabilities, GuestId, VmResources, VmSpec
 from appliance.qemu import process
 from appliance.qemu.capabilities import HostFacts, probe_host
@@ -174,7 +174,7 @@ class QemuEngine:
         argv = build(spec, resources, launch)
         record = _record_of(spec, started_at=self._clock.now())
         await to_the_end(paths.write_record, record)
-        unwanted = await asyncio.to_thread(process.inheritable)
+        unwanted = await asyncio.to_thread(inheritable, above=process.QMP_FD)
         watch = _spawn(argv, paths, spec.guest_id, unwanted)
         vm = RunningVm(
             record, paths, group, watch, scope=self._scope, clock=self._clock, on_state=on_state, task_log=log
@@ -231,11 +231,12 @@ def _spawn(argv: list[str], paths: RunDir, guest_id: GuestId, unwanted: Sequence
         listener.bind(str(paths.qmp))
         listener.listen(1)
         pid = process.spawn(argv, log_path=paths.log, qmp_listener=listener.fileno(), unwanted=unwanted)
+        pidfd = watch_child(pid)
     except OSError as error:
         raise HostError.from_os_error(error, f"vm {guest_id}: start {argv[0]}") from error
     finally:
         listener.close()
-    return process.ProcessWatch(pid, os.pidfd_open(pid))
+    return process.ProcessWatch(pid, pidfd)
 
 
 def _note_process(paths: RunDir, record: RunRecord, pid: int) -> None:

@@ -7,7 +7,6 @@ appliance dies it goes on and belongs to init. Blocking functions are marked so:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import os
 import signal
@@ -15,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.kernel.pidfd import pidfd_send_signal
+from appliance.kernel.pidfd import pidfd_send_signal, shares_pid_namespace
 
 QMP_FD = 3
 """The number under which QEMU inherits the listening monitor socket."""
@@ -71,10 +70,14 @@ def read_argv(pid: int) -> list[str]:
 
 
 def is_launched_with(pid: int, pid_file: Path) -> bool:
-    """Blocking. Whether `pid` lives and is the QEMU told to write `pid_file`: nothing else has that argument."""
+    """Blocking. Whether `pid` lives and is the QEMU told to write `pid_file`: nothing else has that argument.
+
+    A container's process could claim to have it, but is in a pid namespace of its own.
+    """
     stat = read_stat(pid)
     argv = read_argv(pid)
-    return stat is not None and stat.alive and ("-pidfile", str(pid_file)) in itertools.pairwise(argv)
+    claims = stat is not None and stat.alive and ("-pidfile", str(pid_file)) in itertools.pairwise(argv)
+    return claims and shares_pid_namespace(pid)
 
 
 def find_launched_with(pid_file: Path) -> int | None:
@@ -86,8 +89,8 @@ def find_launched_with(pid_file: Path) -> int | None:
 def spawn(argv: list[str], *, log_path: Path, qmp_listener: int, unwanted: Iterable[int]) -> int:
     """Start `argv` in a session of its own: stdin empty, output appended to `log_path`, `qmp_listener` as QMP_FD.
 
-    `unwanted` descriptors are closed in it (see `inheritable`). Takes about a millisecond (vfork). Returns the pid, which
-    the caller must reap (`ProcessWatch` does). Raises `OSError`.
+    `unwanted` descriptors are closed in it (`kernel.spawn.inheritable`). Takes about a millisecond (vfork). Returns the
+    pid, which the caller must reap (`ProcessWatch` does). Raises `OSError`.
     """
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -105,17 +108,6 @@ def spawn(argv: list[str], *, log_path: Path, qmp_listener: int, unwanted: Itera
         setsigmask=(),
         setsigdef=(signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
     )
-
-
-def inheritable() -> list[int]:
-    """Blocking. Descriptors above QMP_FD that a child would inherit, most of which this process itself
-    inherited (a supervisor's pipes): QEMU would hold them open for days."""
-    found: list[int] = []
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - Path.iterdir would hold a descriptor of its own meanwhile
-        with contextlib.suppress(OSError):  # the descriptor of this listing is gone
-            if int(name) > QMP_FD and os.get_inheritable(int(name)):
-                found.append(int(name))
-    return found
 
 
 class ProcessWatch:
