@@ -467,6 +467,10 @@ async def test_one_cannot_clone_without_space_or_into_a_foreign_id(site: GuestSi
     assert (answer.status, "/storage/local" in answer.reason) == (403, True)
     site.grant("/storage/local", "Datastore.AllocateSpace")
     assert (await site.call("POST", f"{path}/clone", {"newid": 200}, user="eve@pve")).status == 200
+    path = define(site, GuestKind.QEMU, net0="virtio=BC:24:11:00:00:01,bridge=vmbr9")
+    site.grant("/vms/201", "VM.Allocate")
+    answer = await site.call("POST", f"{path}/clone", {"newid": 201}, user="eve@pve")
+    assert (answer.status, "vmbr9, SDN.Use" in answer.reason) == (403, True)
 
 
 async def test_skiplock_needs_the_right_to_modify_the_system(site: GuestSite) -> None:

@@ -44,6 +44,7 @@ from appliance.services.guest_config.passwords import PASSWORD_MASK, as_password
 from appliance.services.guest_config.privileges import (
     SYSTEM,
     Requirement,
+    bridge_requirements,
     required,
     space_requirement,
     volume_requirement,
@@ -78,6 +79,7 @@ __all__ = [
     "as_password_hash",
     "boot_order",
     "boot_slots",
+    "bridge_requirements",
     "check_digest",
     "clone_config",
     "create_config",

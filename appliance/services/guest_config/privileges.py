@@ -2,9 +2,11 @@
 
 most keys          VM.Config.{CPU,Memory,Network,Options,HWType,Disk,CDROM,Cloudinit} on /vms/ID
 a new volume       Datastore.AllocateSpace on /storage/STORAGE
-an ISO or import   Datastore.AllocateSpace or Datastore.Audit on its storage
+an ISO, template   Datastore.AllocateSpace or Datastore.Audit on its storage; so for an import
 another's disk     VM.Config.Disk on /vms/OWNER, or Datastore.Allocate on its storage
+any other volume   Datastore.Allocate on its storage (backups and snippets hold other people's secrets)
 a bridge           SDN.Use on /sdn/zones/localnetwork/BRIDGE (and /TAG)
+the host's RNG     Mapping.Use on /mapping/hwrng
 args, lock, privileged containers and their features: Sys.Modify on / as well (PVE: root@pam only)
 """
 
@@ -14,13 +16,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from appliance.model.guest import GuestKind
-from appliance.model.volume import VolumeId
+from appliance.model.volume import ContentType, VolumeId
 from appliance.services.guest_config.disks import DiskConfig, is_disk_slot, parse_disk
 from appliance.services.guest_config.parsing import canonical_key, key_table, parse_one
 from appliance.services.guest_config.values import is_true
 from appliance.services.guest_config.volumes import Allocate, CloudInitDrive, Existing, Import
 
 SYSTEM = ("/", "Sys.Modify")
+_HOST_RNG = ("/mapping/hwrng", "Mapping.Use")
+_FOR_EVERYBODY = frozenset({ContentType.ISO, ContentType.VZTMPL, ContentType.IMPORT})
+_FOR_NOBODY = frozenset({ContentType.BACKUP, ContentType.SNIPPETS})
 _EITHER_NETWORK_OR_CLOUDINIT = frozenset({"ipconfig", "nameserver", "searchdomain"})
 
 
@@ -45,7 +50,8 @@ def required(
     While a guest is created into `pool`, a privilege on the pool does as well as one on the guest. Raises
     `InvalidParameter` for disk and NIC texts that cannot be read.
     """
-    rules = _Rules(kind, guest_id, pool)
+    privileged = put.get("unprivileged", old.get("unprivileged")) == "0"
+    rules = _Rules(kind, guest_id, pool, privileged)
     found: dict[Requirement, None] = {}
     for name, text in put.items():
         for requirement in rules.of_key(name, old.get(name, ""), text):
@@ -59,13 +65,22 @@ def required(
 
 def volume_requirement(guest_id: int, volume_id: VolumeId) -> Requirement | None:
     """What reading or attaching an existing volume needs; None for the guest's own."""
-    owner = Existing(volume_id).owner
+    owner, folder = Existing(volume_id).owner, volume_id.name.partition("/")[0]
     storage = f"/storage/{volume_id.storage}"
-    if owner is None:
+    if folder in _FOR_EVERYBODY:
         return Requirement(((storage, "Datastore.AllocateSpace"), (storage, "Datastore.Audit")))
+    if owner is None or folder in _FOR_NOBODY:
+        return Requirement(((storage, "Datastore.Allocate"),))
     if owner == guest_id:
         return None
     return Requirement(((f"/vms/{owner}", "VM.Config.Disk"), (storage, "Datastore.Allocate")))
+
+
+def bridge_requirements(kind: GuestKind, config: Mapping[str, str]) -> list[Requirement]:
+    """What a guest of this configuration needs on its bridges, for who makes one as a copy."""
+    rules = _Rules(kind, 0, None, privileged=False)
+    networks = (name for name in config if (key := key_table(kind).find(name)) is not None and key.name == "net")
+    return list(dict.fromkeys(need for name in networks for need in rules.of_bridge(name, "", config[name])))
 
 
 def space_requirement(storage: str) -> Requirement:
@@ -78,6 +93,7 @@ class _Rules:
     kind: GuestKind
     guest_id: int
     pool: str | None
+    privileged: bool
 
     def of_key(self, name: str, old: str, new: str) -> Iterator[Requirement]:
         key = key_table(self.kind).find(name)
@@ -87,7 +103,11 @@ class _Rules:
             yield from self._disk(name, old, new)
         elif key.name == "net":
             yield self._on_guest("VM.Config.Network")
-            yield from self._bridge(name, old, new)
+            yield from self.of_bridge(name, old, new)
+        elif name == "rng0":
+            yield self._on_guest("VM.Config.HWType")
+            if _is_host_rng(new) and not _is_host_rng(old):
+                yield Requirement((_HOST_RNG, SYSTEM))
         elif key.privilege == "Cloudinit" and key.name in _EITHER_NETWORK_OR_CLOUDINIT:
             yield self._on_guest("VM.Config.Cloudinit", "VM.Config.Network")
         elif key.privilege:
@@ -118,7 +138,7 @@ class _Rules:
                 if needed := volume_requirement(self.guest_id, volume_id):
                     yield needed
 
-    def _bridge(self, name: str, old: str, new: str) -> Iterator[Requirement]:
+    def of_bridge(self, name: str, old: str, new: str) -> Iterator[Requirement]:
         before = parse_one(self.kind, name, old) if old else {}
         after = parse_one(self.kind, name, new) if new else {}
         bridge, tag = after.get("bridge"), after.get("tag")
@@ -139,7 +159,8 @@ class _Rules:
                     yield Requirement((SYSTEM,))
             case "features":
                 yield self._on_guest("VM.Allocate")
-                if _strong_features(self.kind, new) - _strong_features(self.kind, old):
+                given = _features(self.kind, new) - _features(self.kind, old)
+                if given if self.privileged else given - {"nesting"}:
                     yield Requirement((SYSTEM,))
             case _:
                 yield self._on_guest("VM.Config.Options")
@@ -152,6 +173,10 @@ def _disk_privilege(disk: DiskConfig) -> str:
     return "VM.Config.CDROM" if disk.is_cdrom else "VM.Config.Disk"
 
 
-def _strong_features(kind: GuestKind, text: str) -> set[str]:
+def _is_host_rng(text: str) -> bool:
+    return bool(text) and parse_one(GuestKind.QEMU, "rng0", text).get("source") == "/dev/hwrng"
+
+
+def _features(kind: GuestKind, text: str) -> set[str]:
     values = parse_one(kind, "features", text) if text else {}
-    return {name for name, value in values.items() if name != "nesting" and is_true(value)}
+    return {name for name, value in values.items() if is_true(value)}

@@ -72,6 +72,21 @@ def test_an_iso_needs_a_look_at_its_storage_and_a_changed_option_nothing_more() 
     assert needs(VM, {"ide2": "none"}, old={"ide2": DISK}) == {(GUEST, "VM.Config.Disk"), (GUEST, "VM.Config.CDROM")}
 
 
+def test_backups_and_snippets_are_nobodys_disks() -> None:
+    for name in ("backup/vzdump-qemu-200.vma", "backup/vm-100-x.raw", "snippets/vm-100-x.raw", "100/x.raw"):
+        assert needs(VM, {"ide2": f"local:{name},media=cdrom"}) == {
+            (GUEST, "VM.Config.CDROM"), ("/storage/local", "Datastore.Allocate"),
+        }, name  # fmt: skip
+
+
+def test_a_copy_needs_the_use_of_its_bridges() -> None:
+    config = {"net0": "virtio=BC:24:11:00:00:01,bridge=vmbr0", "net3": "virtio=BC:24:11:00:00:02,bridge=vmbr1,tag=7"}
+    found = guest_config.bridge_requirements(VM, config | {"memory": "512"})
+    assert [requirement.alternatives for requirement in found] == [
+        (("/sdn/zones/localnetwork/vmbr0", "SDN.Use"),), (("/sdn/zones/localnetwork/vmbr1/7", "SDN.Use"),),
+    ]  # fmt: skip
+
+
 def test_a_bridge_needs_its_use_and_only_when_it_changes() -> None:
     nic = "virtio=BC:24:11:00:00:01,bridge=vmbr0"
     assert needs(VM, {"net0": nic}) == {(GUEST, "VM.Config.Network"), ("/sdn/zones/localnetwork/vmbr0", "SDN.Use")}
@@ -89,6 +104,10 @@ def test_what_reaches_the_host_needs_the_right_to_modify_it() -> None:
     assert system in needs(CT, {"features": "nesting=1,fuse=1"})
     assert system not in needs(CT, {"features": "nesting=1"})
     assert system not in needs(CT, {"features": "nesting=1,fuse=1"}, old={"features": "fuse=1"})
+    assert system in needs(CT, {"features": "nesting=1"}, old={"unprivileged": "0"})
+    assert system not in needs(CT, {"hostname": "a"}, old={"unprivileged": "0", "features": "nesting=1"})
+    assert needs(VM, {"rng0": "source=/dev/urandom"}) == {(GUEST, "VM.Config.HWType")}
+    assert ("/mapping/hwrng", "Mapping.Use|Sys.Modify") in needs(VM, {"rng0": "source=/dev/hwrng"})
 
 
 def test_a_pool_does_as_well_while_a_guest_is_created() -> None:
