@@ -40,14 +40,14 @@ QUERIES = (
 )  # fmt: skip
 """Commands that only tell something: GET."""
 
-ACTIONS: Mapping[str, Need] = {
-    "ping": Need.AUDIT,
-    "fsfreeze-status": Need.AUDIT,
-    "fsfreeze-freeze": Need.FILE_SYSTEMS,
-    "fsfreeze-thaw": Need.FILE_SYSTEMS,
-    "fstrim": Need.FILE_SYSTEMS,
+ACTIONS: Mapping[str, Sequence[Need]] = {
+    "ping": (Need.AUDIT,),
+    "fsfreeze-status": (Need.AUDIT, Need.FILE_SYSTEMS),
+    "fsfreeze-freeze": (Need.FILE_SYSTEMS,),
+    "fsfreeze-thaw": (Need.FILE_SYSTEMS,),
+    "fstrim": (Need.FILE_SYSTEMS,),
 }
-"""Commands without arguments that do something: POST."""
+"""Commands without arguments that do something, POST; one of the privileges is enough."""
 
 
 async def ask(running: RunningGuest, command: str, arguments: Mapping[str, object] | None = None) -> object:
@@ -80,11 +80,15 @@ async def set_password(running: RunningGuest, username: str, password: str, *, c
     return await ask(running, "set-user-password", {"username": username, "password": encoded, "crypted": crypted})
 
 
-async def read_file(running: RunningGuest, path: str, *, limit_bytes: int = READ_LIMIT_BYTES) -> tuple[bytes, bool]:
-    """The first `limit_bytes` of a file in the guest, and whether there is more."""
+async def read_file(
+    running: RunningGuest, path: str, *, offset: int = 0, limit_bytes: int = READ_LIMIT_BYTES
+) -> tuple[bytes, bool]:
+    """`limit_bytes` of a file in the guest from `offset` on, and whether there is more."""
     handle = await ask(running, "file-open", {"path": path, "mode": "rb"})
     content = bytearray()
     try:
+        if offset:
+            await ask(running, "file-seek", {"handle": handle, "offset": offset, "whence": "set"})
         while len(content) < limit_bytes:
             count = min(READ_CHUNK_BYTES, limit_bytes - len(content))
             chunk = _object(running, await ask(running, "file-read", {"handle": handle, "count": count}))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -55,6 +57,8 @@ class ReadFileParams(GuestParams, kw_only=True):
 
     file: FilePath
     count: Annotated[int, Meta(ge=1, le=guest_agent.READ_LIMIT_BYTES)] = guest_agent.READ_LIMIT_BYTES
+    offset: Annotated[int, Meta(ge=0, description="leave out so many bytes")] = 0
+    decode: Annotated[PveBool, Meta(description="as text; else as base64, which keeps every byte")] = True
 
 
 class WriteFileParams(GuestParams, kw_only=True):
@@ -62,6 +66,7 @@ class WriteFileParams(GuestParams, kw_only=True):
 
     file: FilePath
     content: Annotated[str, Meta(max_length=61440, extra=UNLOGGED)]
+    encode: Annotated[PveBool, Meta(description="`content` is text; else it is base64 already")] = True
 
 
 class FileContent(msgspec.Struct, kw_only=True):
@@ -102,9 +107,9 @@ def _declare_query(api: Resource, name: str) -> None:
         return Result(result=await guest_agent.ask(_running(call, params.vmid), name))
 
 
-def _declare_action(api: Resource, name: str, need: guest_agent.Need) -> None:
+def _declare_action(api: Resource, name: str, need: Sequence[str]) -> None:
     @api.post(f"/nodes/{{node}}/qemu/{{vmid}}/agent/{name}", summary=f"Guest agent: {name}", returns=Result,
-              allow=allow(need.value))  # fmt: skip
+              allow=allow(*need))  # fmt: skip
     async def act(call: Call, params: GuestParams) -> Result:
         """Done by the agent inside the guest."""
         return Result(result=await guest_agent.ask(_running(call, params.vmid), name))
@@ -163,13 +168,24 @@ def _declare_programs_and_files(api: Resource) -> None:
              returns=FileContent)  # fmt: skip
     async def read_file(call: Call, params: ReadFileParams) -> FileContent:
         """At most 16 MiB."""
-        content, more = await guest_agent.read_file(_running(call, params.vmid), params.file, limit_bytes=params.count)
-        return FileContent(content=content.decode(errors="replace"), truncated=True if more else None)
+        content, more = await guest_agent.read_file(
+            _running(call, params.vmid), params.file, offset=params.offset, limit_bytes=params.count
+        )
+        text = content.decode(errors="replace") if params.decode else base64.b64encode(content).decode()
+        return FileContent(content=text, truncated=True if more else None)
 
     @api.post(f"{base}/file-write", summary="Guest agent: write a file", allow=allow("VM.GuestAgent.FileWrite"))
     async def write_file(call: Call, params: WriteFileParams) -> None:
-        """The file is replaced. `content` is text."""
-        await guest_agent.write_file(_running(call, params.vmid), params.file, params.content.encode())
+        """The file is replaced."""
+        content = params.content.encode() if params.encode else _from_base64(params.content)
+        await guest_agent.write_file(_running(call, params.vmid), params.file, content)
+
+
+def _from_base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise InvalidParameter({"content": "invalid format - not base64"}) from error
 
 
 def _running(call: Call, vmid: int) -> RunningGuest:

@@ -269,7 +269,8 @@ def _declare_snapshots(api: Resource, kind: GuestKind, base: str, noun: str) -> 
         """Not supported yet."""
         raise _refusal(call, params.vmid)
 
-    @api.get(f"{base}/snapshot/{{snapname}}/config", summary="The configuration in a snapshot", allow=AUDIT,
+    @api.get(f"{base}/snapshot/{{snapname}}/config", summary="The configuration in a snapshot",
+             allow=Allow("/vms/{vmid}", "VM.Audit", "VM.Snapshot", "VM.Snapshot.Rollback", any_of=True),
              returns=dict[str, str | int])  # fmt: skip
     async def read_snapshot(call: Call, params: SnapshotParams) -> dict[str, object]:
         """That of `current` is the present one."""

@@ -72,7 +72,7 @@ class NodeListParams(NodeParams, kw_only=True):
     content: PveList = ()
     enabled: bool = False
     format: bool = False
-    target: str | None = None
+    target: Annotated[str, msgspec.Meta(max_length=63, description="only this node is known")] | None = None
 
 
 class Created(msgspec.Struct, kw_only=True):
@@ -177,6 +177,8 @@ async def delete(call: Call, params: StorageParams) -> None:
 @api.get("/nodes/{node}/storage", summary="Storages of a node", allow=LOGGED_IN, returns=list[StorageStatus])
 async def list_states(call: Call, params: NodeListParams) -> Sequence[StorageStatus]:
     """With their usage; `content` keeps those that may hold one of these types, `enabled` those not disabled."""
+    if params.target not in (None, "", call.node, "localhost"):
+        raise InvalidParameter({"target": f"node '{params.target}' does not exist"})
     storage_config.parse_content(params.content)
     chosen = [
         config

@@ -48,7 +48,7 @@ NAMES = {port: name for name, port in PORTS.items()}
 
 
 class Ticket(msgspec.Struct, kw_only=True):
-    """What opens a console. `upid` names the task that records who asked; `cert` is what proves the server's (PEM)."""
+    """What opens a console. `upid` names the task that records who asked."""
 
     user: str
     ticket: str
@@ -119,8 +119,6 @@ async def open_ct_terminal(call: Call, params: GuestParams) -> Ticket:
 async def open_vm_display(call: Call, params: VncParams) -> Ticket:
     """For `vncwebsocket`, which then carries RFB without a password of its own: the ticket is the key."""
     ticket = await _ticket(call, GuestKind.QEMU, params.vmid, DISPLAY)
-    certificates = await asyncio.to_thread(host_facts.read_certificates, call.services.config.data_dir / "pki")
-    ticket.cert = next((each.pem for each in certificates if each.filename == "pve-root-ca.pem"), "")
     if params.generate_password:
         ticket.password = ticket.ticket[-8:]
     certificates = await asyncio.to_thread(host_facts.read_certificates, call.services.config.data_dir / "pki")

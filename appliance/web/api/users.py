@@ -195,7 +195,7 @@ async def read_token(call: Call, params: TokenParams) -> object:
 
 @api.post("/access/users/{userid}/token/{tokenid}", summary="Create an API token", allow=LOGGED_IN, returns=TokenSecret)
 async def create_token(call: Call, params: CreateTokenParams) -> object:
-    """The reply's `value` is the secret: it is shown only now. API tokens may not make tokens for their own user."""
+    """The reply's `value` is the secret: it is shown only now. An API token needs User.Modify, also for its own user."""
     return await call.services.access.tokens.create(
         call.identity,
         params.userid,
