@@ -63,7 +63,7 @@ class RunningVm:
         self._scope, self._clock = scope, clock
         self._on_state, self._task_log = on_state, task_log
         self._name = f"vm {record.guest_id}"
-        self._monitor = Monitor(paths.qmp, name=self._name, on_event=self._on_event)
+        self._monitor = Monitor(paths.qmp, name=self._name, on_event=self._on_event, on_flood=self._on_flood)
         self._ports = Ports(record, paths, self._monitor, name=self._name, pid=watch.pid)
         self._state = GuestState.RUNNING
         self._last_words = LastWords()
@@ -265,6 +265,18 @@ class RunningVm:
                 self._pause_reason = f"paused: {disk}: {data.get('operation', 'access')} failed: {why}"
             case _:
                 pass
+
+    def _on_flood(self) -> None:
+        """A guest's fault stops that guest: resumed, it may try again."""
+        log.warning("%s: floods QEMU's monitor with events: paused", self._name)
+        self._pause_reason = "paused: the guest floods QEMU's monitor with events"
+        self._tasks.append(self._scope.start(self._stop_vcpus(), name=f"{self._name.replace(' ', '-')}-flood"))
+
+    async def _stop_vcpus(self) -> None:
+        try:
+            await self._monitor.execute("stop")
+        except HostError as error:
+            log.error("%s: %s", self._name, error)  # the next flood tries again
 
     async def _connect(self) -> str:
         await self._monitor.connect()

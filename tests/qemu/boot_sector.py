@@ -1,6 +1,7 @@
 """The smallest guest: a boot sector that greets on COM1, echoes what is typed, and obeys a few single letters.
 
-    q powers off (ACPI S5)   r resets (port 0xcf9)   p tells of a panic (pvpanic)   f prints numbered lines for ever
+    q powers off (ACPI S5)   r resets (port 0xcf9)   f prints numbered lines for ever
+    p tells of a panic (pvpanic), P for ever
 
 `heeds_power_button=False` makes a guest that ignores the ACPI power button. SeaBIOS puts the ACPI block at port 0x600
 on both boards. Between keys it halts until the next timer tick (55 ms), so an idle one costs no processor time.
@@ -71,7 +72,7 @@ def sector(greeting: bytes = GREETING, *, heeds_power_button: bool = True) -> by
     asm.jump("eb", "off" if heeds_power_button else "idle")
     asm.label("key")
     asm.emit("baf803 ec")
-    for letter, target in ((b"q", "off"), (b"r", "reset"), (b"p", "panic"), (b"f", "flood")):
+    for letter, target in ((b"q", "off"), (b"r", "reset"), (b"p", "panic"), (b"P", "panics"), (b"f", "flood")):
         asm.emit("3c" + letter.hex())
         asm.jump("74", target)
     asm.call("putc")
@@ -83,6 +84,11 @@ def sector(greeting: bytes = GREETING, *, heeds_power_button: bool = True) -> by
     asm.label("panic")
     asm.emit("ba0505 b001 ee")
     asm.jump("eb", "loop")
+    asm.label("panics")
+    asm.emit("ba0505 b001")
+    asm.label("again")
+    asm.emit("ee")
+    asm.jump("eb", "again")
     asm.label("flood")
     asm.emit("31db")  # bx = 0
     asm.label("line")

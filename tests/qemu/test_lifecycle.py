@@ -12,7 +12,7 @@ from appliance.errors import Conflict, GuestFault, HostError, NotFound
 from appliance.model.guest import GuestState, VmResources
 from appliance.qemu import vm as vm_module
 from tests.qemu.boot_sector import GREETING, sector
-from tests.qemu.host import boot_spec, is_alive, qemu_host, read_until
+from tests.qemu.host import READ_TIMEOUT_S, boot_spec, is_alive, qemu_host, read_until
 
 pytestmark = pytest.mark.host
 
@@ -117,6 +117,19 @@ async def test_a_panic_is_told_and_the_guest_decides_what_follows() -> None:
         await read_until(console, b"x")
         await vm.pause()  # an answer on the monitor comes after the event
         assert host.states[0] == (GuestState.RUNNING, "the guest's kernel panicked")
+
+
+async def test_a_guest_that_floods_the_monitor_with_events_is_paused_and_can_be_stopped() -> None:
+    async with qemu_host() as host:
+        vm = await host.start()
+        console = await vm.open_console("serial0")
+        await read_until(console, GREETING)
+        await console.write(b"P")
+        async with asyncio.timeout(READ_TIMEOUT_S):
+            while vm.state is not GuestState.PAUSED:
+                await asyncio.sleep(0.01)
+        assert host.states[-1] == (GuestState.PAUSED, "paused: the guest floods QEMU's monitor with events")
+        await vm.stop()
 
 
 async def test_a_vm_that_runs_cannot_be_started_twice() -> None:
