@@ -13,10 +13,13 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
+
 from appliance.errors import GuestFault
 
 TIMEOUT_S = 5.0
 ANSWER_LIMIT_BYTES = 4 << 20
+STALE_ANSWERS_LIMIT = 100
 _SENTINEL = b"\xff"
 
 
@@ -62,10 +65,12 @@ class GuestAgent:
         sync_id = next(self._sync_ids)
         writer.write(_SENTINEL + _request("guest-sync-delimited", {"id": sync_id}))
         await writer.drain()
-        while True:
+        for _ in range(STALE_ANSWERS_LIMIT):
             await reader.readuntil(_SENTINEL)
             if _answer(await reader.readline()).get("return") == sync_id:
                 break
+        else:  # without a bound it could hold the loop for as long as it has something to say
+            raise ValueError("no answer to the synchronisation")
         writer.write(_request(command, arguments))
         await writer.drain()
         if not answers:
@@ -87,9 +92,9 @@ def _answer(line: bytes) -> dict[str, object]:
     if not line:
         raise EOFError
     try:
-        value = json.loads(line)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+        value = msgspec.json.decode(line)  # no NaN, no lone surrogates: nothing we could not pass on
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(str(error)) from error
     if not isinstance(value, dict):
         raise ValueError("not an object")
     return value

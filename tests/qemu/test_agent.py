@@ -50,12 +50,20 @@ async def test_a_command_returns_its_value_whatever_was_left_in_the_line() -> No
         assert await agent.execute("guest-shutdown", {"mode": "powerdown"}, answers=False) == {}
 
 
+async def test_an_agent_that_synchronises_for_ever_is_given_up() -> None:
+    async with guest_with(lambda _: b'{"return": {}}\n', stale=b"\xff{}\n" * 10_000) as agent:
+        with pytest.raises(GuestFault, match="not understood"):
+            await agent.execute("guest-ping", {})
+
+
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
         (b'{"error": {"desc": "no such command"}}\n', "no such command"),
         (b'{"error": 5}\n', "no reason given"),
         (b"[]\n", "not understood"),
+        (b'{"return": "\\ud800"}\n', "not understood"),
+        (b'{"return": NaN}\n', "not understood"),
         (b"\xfe\n", "not understood"),
         (b"[" * 100_000 + b"\n", "not understood"),
         (b"x" * 9000 + b"\n", "not understood"),
