@@ -47,12 +47,15 @@ _ARCHITECTURES = {"amd64": ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86"), "arm64": ("SCM
 
 _MASKED = (
     "/proc/acpi",
+    "/proc/asound",
     "/proc/kcore",
     "/proc/keys",
     "/proc/latency_stats",
     "/proc/timer_list",
+    "/proc/timer_stats",
     "/proc/sched_debug",
     "/proc/scsi",
+    "/sys/devices/virtual/powercap",
     "/sys/firmware",
 )
 _READ_ONLY_WHEN_PRIVILEGED = (
@@ -60,9 +63,11 @@ _READ_ONLY_WHEN_PRIVILEGED = (
     "/proc/fs",
     "/proc/irq",
     "/proc/sysrq-trigger",
+    "/proc/sys/abi",
+    "/proc/sys/debug",
+    "/proc/sys/dev",
     "/proc/sys/fs",
-    "/proc/sys/kernel/core_pattern",
-    "/proc/sys/kernel/modprobe",
+    "/proc/sys/kernel",
     "/proc/sys/vm",
 )
 

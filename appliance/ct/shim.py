@@ -81,7 +81,7 @@ def _argv(runtime: OciRuntime, container: str, bundle: Path) -> list[str]:
         *("env", f"--chdir={bundle}"),  # conmon leaves a file "oom" in its working directory
         *(PROGRAM, "--api-version", "1", "--cid", container, "--cuuid", container, "--name", container),
         *("--runtime", str(runtime.program), "--runtime-arg", f"--root={runtime.state_dir}"),
-        *("--bundle", str(bundle), "--full-attach", "--terminal", "--no-new-keyring", "--no-sync-log"),
+        *("--bundle", str(bundle), "--full-attach", "--terminal", "--no-sync-log"),
         *("--container-pidfile", str(bundle / "init.pid"), "--conmon-pidfile", str(bundle / "shim.pid")),
         *("--log-path", f"k8s-file:{bundle / 'console.log'}", "--log-size-max", str(logfile.LOG_LIMIT_BYTES)),
         *("--exit-dir", str(bundle), "--persist-dir", str(bundle), "--log-level", "error"),

@@ -167,6 +167,12 @@ async def test_what_root_inside_must_not_do_fails(host: Host) -> None:
     assert "Seccomp:\t2" in status.text
 
 
+async def test_a_container_that_may_use_keys_has_a_session_keyring_of_its_own(host: Host) -> None:
+    guest = await host.start(replace(SPEC, features=frozenset({"keyctl", "nesting"})))  # nesting: /proc/keys is seen
+    done = await guest.execute(["/bin/cat", "/proc/keys"], timeout_s=10)
+    assert "_ses.101" in done.text
+
+
 async def test_nesting_allows_a_user_namespace_with_its_own_proc(host: Host) -> None:
     guest = await host.start(replace(SPEC, features=frozenset({"nesting"})))
     script = "unshare -U -r -m -p -f sh -c 'mkdir -p /tmp/p && mount -t proc proc /tmp/p && echo fine'"
@@ -177,6 +183,9 @@ async def test_nesting_allows_a_user_namespace_with_its_own_proc(host: Host) -> 
 async def test_a_privileged_container_has_no_user_namespace(host: Host) -> None:
     guest = await host.start(replace(SPEC, id_base=0))
     assert Path(f"/proc/{guest.pid}/uid_map").read_text().split() == ["0", "0", "4294967295"]
+    for setting in ("/proc/sys/kernel/panic", "/proc/sys/vm/swappiness"):
+        done = await guest.execute(["/bin/sh", "-c", f"cat {setting} > {setting}"], timeout_s=10)
+        assert "Read-only" in done.text + done.stderr.decode(), setting
     done = await guest.execute(["/bin/sh", "-c", "mknod /tmp/sda b 8 0"], timeout_s=10)
     assert done.returncode != 0
 
