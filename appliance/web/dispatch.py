@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 from aiohttp import web
 
-from appliance.errors import ApplianceError, HostError, InvalidParameter, NotFound, TimedOut
+from appliance.errors import ApplianceError, HostError, InvalidParameter, NotFound, ServiceStopping, TimedOut
 from appliance.services.ratelimit import remote_key
 from appliance.web import keys, wire
 from appliance.web.body import read_parameters
@@ -59,6 +59,9 @@ async def handle(request: web.Request) -> web.StreamResponse:
         raise
     except Exception as error:
         await _record(call, raw, HostError(type(error).__name__))
+        raise
+    except asyncio.CancelledError:  # what it has done until now is done
+        await _record(call, raw, ServiceStopping("cut off"))
         raise
     await _record(call, raw, None)
     if isinstance(result, web.StreamResponse):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import datetime
+import logging
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -336,6 +337,34 @@ async def test_every_write_and_login_is_audited(api: Api) -> None:
         ("admin@pve", "POST /access/groups", "ok"),
         ("eve@pve", "login", "failed"),
     } <= said
+
+
+async def test_no_secret_reaches_the_audit_log_or_the_process_log(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    admin = await api.login()
+    secrets = [ADMIN_PASSWORD, GOOD, SECRET, "a wrong password", admin["Cookie"].partition("=")[2]]
+    secrets += [admin["CSRFPreventionToken"], (await _token(api)).rpartition("=")[2]]
+    user = {"userid": "joe@pve", "password": GOOD}
+    assert (await api.call("POST", "/access/users", headers=admin, **user))[0] == 200
+    assert (await api.call("PUT", "/access/password", headers=admin, **user))[0] == 200
+    assert (await api.call("POST", "/access/ticket", username="joe@pve", password="a wrong password"))[0] == 401
+    uri, code = f"otpauth://totp/x?secret={SECRET}", pyotp.TOTP(SECRET).at(int(api.realm.clock.now()))
+    for value in ("000000", code):
+        await api.call("POST", "/access/tfa/joe@pve", headers=admin, type="totp", totp=uri, value=value)
+    status, keys = await api.call("POST", "/access/tfa/joe@pve", headers=admin, type="recovery")
+    assert status == 200
+    secrets += [code, *keys["recovery"]]
+    status, ticket = await api.call("POST", f"/nodes/{NODE}/termproxy", headers=admin)
+    assert status == 200
+    await api.call(
+        "POST", "/access/vncticket", authid="admin@pve", vncticket=ticket["ticket"], path="/", privs="Sys.Console"
+    )
+    await api.call("GET", f"/nodes/{NODE}/vncwebsocket?port=5911&vncticket={ticket['ticket']}", headers=admin)
+    # the test server's access log is not the appliance's, which has none
+    logged = [record.getMessage() for record in caplog.records if record.name != "aiohttp.access"]
+    written = (api.realm.data_dir / "audit.log").read_text() + "\n".join(logged) + str(api.world.tasks.logs)
+    assert "joe@pve" in written
+    assert [secret for secret in [*secrets, ticket["ticket"]] if secret in written] == []
 
 
 async def test_proxmoxer_logs_in_with_password_code_and_token_over_tls(tmp_path: Path) -> None:

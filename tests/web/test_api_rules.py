@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -11,7 +12,7 @@ from typing import Annotated
 
 import msgspec
 import pytest
-from aiohttp import FormData, web
+from aiohttp import ClientError, FormData, web
 from aiohttp.test_utils import TestClient, TestServer
 
 from appliance.errors import Conflict, HostError, NotFound, TooManyRequests
@@ -91,6 +92,14 @@ async def broken(call: Call) -> None:
 
 @api.get("/test/slow", summary="Slow", allow=LOGGED_IN, timeout_s=0.05)
 async def slow(call: Call) -> None:
+    await asyncio.Event().wait()
+
+
+@api.post("/test/cut-off", summary="Cut off", allow=LOGGED_IN)
+async def end_in_the_middle(call: Call) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().call_soon(task.cancel)
     await asyncio.Event().wait()
 
 
@@ -293,6 +302,13 @@ async def test_an_audit_log_that_fails_hides_no_answer(
     async with client.post("/api2/json/test/localhost/guests/100") as reply:
         assert reply.status == 401
     assert "by - not recorded: audit log: no space" in caplog.text
+
+
+async def test_a_write_that_is_cut_off_is_recorded(client: Client, world: World) -> None:
+    with contextlib.suppress(ClientError):
+        async with client.post("/api2/json/test/cut-off", headers=ADMIN):
+            pass
+    assert [(row.action, row.outcome) for row in world.audit.rows] == [("POST /test/cut-off", "503 cut off")]
 
 
 async def test_reading_is_not_recorded(client: Client, world: World) -> None:

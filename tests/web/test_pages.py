@@ -176,6 +176,7 @@ async def test_logging_out_needs_the_csrf_token_and_ends_the_ticket(house: Site)
     async with house.client.post("/logout", data=form, headers=headers, allow_redirects=False) as reply:
         assert (reply.status, reply.headers["Location"]) == (303, "/login")
     assert access.ended == {access.ticket("admin@pve")}
+    assert [(row.who, row.action, row.outcome) for row in house.world.audit.rows] == [("admin@pve", "logout", "ok")]
 
 
 async def test_an_open_page_can_renew_its_session(house: Site) -> None:

@@ -62,9 +62,12 @@ async def log_out(request: web.Request) -> web.StreamResponse:
     caller = request[keys.CALLER]
     if caller.identity is not None and caller.ticket:
         form = await request.post()
-        access = request.app[keys.SERVICES].access
-        access.verify_csrf(caller.ticket, str(form.get("csrf", "")))
-        await access.logout(caller.ticket)
+        services = request.app[keys.SERVICES]
+        services.access.verify_csrf(caller.ticket, str(form.get("csrf", "")))
+        await services.access.logout(caller.ticket)
+        await services.audit.record(
+            who=caller.identity.auth_id, remote=caller.remote, action="logout", target="/access/ticket", outcome="ok"
+        )
     response = _redirect("/login")
     response.del_cookie(COOKIE, path="/")
     return response
