@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from appliance.errors import ApplianceError, NotFound
+from appliance.errors import ApplianceError, InvalidParameter, NotFound
 from appliance.model.guest import GuestId
 from appliance.model.volume import ContentType, VolumeId, VolumeInfo
 from appliance.storage import inspection, naming, trees
@@ -34,11 +34,22 @@ class Catalog:
             (self._root / directory).mkdir(parents=True, exist_ok=True)
         self._records.prepare()
         done: list[str] = []
+        # on a directory volume ids are the container's own: its set-uid programs must not be within reach of the host's
+        # users, nor the disks' content
+        try:
+            (self._root / naming.IMAGES_DIRECTORY).chmod(0o700)
+        except PermissionError as error:
+            done.append(f"{self._id}: {naming.IMAGES_DIRECTORY} stays open to the host's users: {error.strerror}")
         for path in inspection.temporaries(self._root):
             remove_any(path)
             done.append(f"{self._id}: removed the remains {path.name}")
         for name in list(self._records.names()):
-            if not os.path.lexists(self._root / naming.locate(name).path):
+            try:
+                place = naming.locate(name)
+            except InvalidParameter:
+                log.warning("storage %s: %s is no record of a volume, ignored", self._id, name)
+                continue
+            if not os.path.lexists(self._root / place.path):
                 self._records.remove(name)
                 done.append(f"{self._id}: removed the record of {name}, which does not exist")
         for emptied in (self._root / naming.IMAGES_DIRECTORY).iterdir():

@@ -212,6 +212,12 @@ class DirectoryBackend:
         name, place = self._locate(volume_id)
         if not place.is_disk:
             raise InvalidParameter({"volume": f"{volume_id} is not a guest's disk"})
+        async with self._publisher.reserve(name):
+            await self._resize(volume_id, place, size_bytes)
+        self._on_change()
+
+    async def _resize(self, volume_id: VolumeId, place: naming.Place, size_bytes: int) -> None:
+        name = volume_id.name
         info = await self._describe(volume_id, count_tree=False)
         if size_bytes < info.size_bytes:
             raise InvalidParameter({"size": f"{volume_id}: shrinking from {info.size_bytes} bytes is not possible"})
@@ -232,7 +238,6 @@ class DirectoryBackend:
             case _:
                 self._before_effect("lengthen the file")
                 await self._publisher.in_thread(f"resize {volume_id}", _extend, path, size_bytes)
-        self._on_change()
 
     async def _grow_file_system(self, name: str, path: Path, size_bytes: int) -> None:
         self._before_effect("mark")

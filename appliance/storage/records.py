@@ -18,8 +18,9 @@ from typing import Final
 
 import msgspec
 
-from appliance.errors import HostError
+from appliance.errors import HostError, InvalidParameter
 from appliance.files import sync_directory, write_atomic
+from appliance.storage import naming
 
 HIDDEN_DIRECTORY: Final = ".appliance"
 _RECORD_LIMIT_BYTES = 1 << 20
@@ -100,12 +101,15 @@ class Records:
         sync_directory(self._growing)
 
     def growing(self) -> list[GrowingMark]:
-        """The marks an interruption left."""
+        """The marks an interruption left; what is no mark is removed."""
         found: list[GrowingMark] = []
         for path in sorted(self._growing.iterdir()):
-            if path.suffix == ".json" and path.stat().st_size < _RECORD_LIMIT_BYTES:
-                found.append(msgspec.json.decode(path.read_bytes(), type=GrowingMark))
-            else:
+            try:
+                with path.open("rb") as file:
+                    mark = msgspec.json.decode(file.read(_RECORD_LIMIT_BYTES), type=GrowingMark)
+                naming.locate(mark.volume)
+                found.append(mark)
+            except (msgspec.DecodeError, InvalidParameter):
                 path.unlink()
         return found
 

@@ -291,3 +291,31 @@ async def test_an_import_damaged_in_place_fails_with_a_clear_error_and_leaves_no
 async def test_usage_is_of_the_file_system(local: DirectoryBackend) -> None:
     usage = await local.usage()
     assert 0 < usage.available_bytes <= usage.total_bytes
+
+
+async def test_disks_are_out_of_reach_of_the_hosts_users(tmp_path: Path) -> None:
+    (tmp_path / "old" / "images").mkdir(parents=True, mode=0o755)
+    for root in (tmp_path / "old", tmp_path / "new"):
+        await ready_backend(root)
+        assert (root / "images").stat().st_mode & 0o777 == 0o700
+
+
+async def test_strange_files_among_the_records_do_not_keep_the_storage_from_starting(tmp_path: Path) -> None:
+    root = tmp_path / "local"
+    await ready_backend(root)
+    (root / ".appliance/records/strange.json").write_text("{")
+    (root / ".appliance/growing/damaged.json").write_text("{")
+    (root / ".appliance/growing/other.json").write_text('{"volume": "../etc", "size": 1}')
+    await ready_backend(root)
+    assert list((root / ".appliance/growing").iterdir()) == []
+
+
+async def test_a_resize_and_a_note_do_not_overwrite_each_other(local: DirectoryBackend) -> None:
+    root = await rootdir(local, format=VolumeFormat.SUBVOL)
+    done = await asyncio.gather(
+        local.resize(root, 32 * MIB), local.annotate(root, notes="kept"), return_exceptions=True
+    )
+    info = await local.info(root)
+    assert (info.size_bytes == 32 * MIB) == (done[0] is None)
+    assert (info.notes == "kept") == (done[1] is None)
+    assert all(isinstance(each, Conflict) for each in done if each is not None)
