@@ -7,6 +7,7 @@ A network that cannot be made does not stop the appliance: guests with NICs then
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -74,6 +75,7 @@ class NetworkService:
         self._name = bridge
         self._mac_prefix = MAC_PREFIX
         self.state: BridgeState | None = None
+        self._changing = asyncio.Lock()  # a change begins with the state the one before it left
         self.problem = ""
         """Why there is no network; "" when there is."""
 
@@ -154,6 +156,10 @@ class NetworkService:
 
         Raises `NotFound`, `Unsupported` for any other interface, `InvalidParameter` naming what is wrong.
         """
+        async with self._changing:
+            await self._update_bridge(name, change)
+
+    async def _update_bridge(self, name: str, change: BridgeChange) -> None:
         await self._backend.interface(name)
         if not self.is_managed(name) or self.state is None:
             raise Unsupported(f"network interface {name}: the appliance does not change interfaces it did not make")
@@ -184,7 +190,8 @@ class NetworkService:
         """Bring the managed bridge back to its settings, whatever has been done to it. Raises `Conflict` without one."""
         if self.state is None:
             raise Conflict(f"the network is not available: {self.problem or 'it has not been started'}")
-        self.state = await self._backend.apply(self.state.settings)
+        async with self._changing:
+            self.state = await self._backend.apply(self.state.settings)
 
 
 def _settings(name: str, document: BridgeDocument) -> BridgeSettings:

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from appliance.errors import Conflict, HostError, InvalidParameter, NotFound, Unsupported
+from appliance.errors import ApplianceError, Conflict, HostError, InvalidParameter, NotFound, Unsupported
 from appliance.events import EventBus, StorageContentChanged
 from appliance.model.guest import GuestId
 from appliance.model.volume import ContentType, OpenedVolume, StorageUsage, VolumeId, VolumeInfo
@@ -53,6 +53,7 @@ class StorageService:
         self._backends: dict[str, DirectoryBackend] = {}
         self._usage: dict[str, tuple[float, StorageUsage]] = {}
         self._measuring: set[str] = set()
+        self._changing = asyncio.Lock()  # one change at a time: each looks at all storages before it makes one active
         self._scope = TaskScope("storage")
 
     async def start(self) -> None:
@@ -103,6 +104,10 @@ class StorageService:
 
     async def create_storage(self, storage_id: str, document: StorageDocument) -> StorageConfig:
         """Raises `Conflict` when the name exists, `InvalidParameter`, `Unsupported`, `HostError` (not usable)."""
+        async with self._changing:
+            return await self._create_storage(storage_id, document)
+
+    async def _create_storage(self, storage_id: str, document: StorageDocument) -> StorageConfig:
         storage_config.check_id(storage_id)
         if document.type not in storage_config.SUPPORTED_TYPES:
             raise Unsupported(f"storage '{storage_id}': type '{document.type}' is not supported by this appliance")
@@ -111,19 +116,26 @@ class StorageService:
         storage_config.check_path(document.path, others=others)
         if storage_id in self._configs:
             raise Conflict(f"storage '{storage_id}' already exists")
-        if not document.disable:
-            self._backends[storage_id] = await self._try(storage_id, document)
+        backend = None if document.disable else await self._try(storage_id, document)
         result = await self._store.txn(
             [self._documents.unchanged(storage_id, None)], [self._documents.put(storage_id, document)]
         )
         if not result.succeeded:
             raise Conflict(f"storage '{storage_id}' already exists")
+        if backend is not None:
+            self._backends[storage_id] = backend
         return await self._reload(storage_id)
 
     async def update_storage(
         self, storage_id: str, changes: Mapping[str, object], *, digest: str | None = None
     ) -> StorageConfig:
         """Change fields of the document. Raises `NotFound`, `Conflict` (stale digest), `InvalidParameter`."""
+        async with self._changing:
+            return await self._update_storage(storage_id, changes, digest)
+
+    async def _update_storage(
+        self, storage_id: str, changes: Mapping[str, object], digest: str | None
+    ) -> StorageConfig:
         self.storage(storage_id)
         before = self._stored[storage_id]
         if digest and digest != before.value.digest():
@@ -138,6 +150,10 @@ class StorageService:
 
     async def delete_storage(self, storage_id: str) -> None:
         """Forget a storage; its files stay. Raises `NotFound`, `Conflict` while guests have volumes on it."""
+        async with self._changing:
+            await self._delete_storage(storage_id)
+
+    async def _delete_storage(self, storage_id: str) -> None:
         config = self.storage(storage_id)
         if config.active:
             held = [info for info in await self.backend(storage_id).list() if info.guest_id is not None]
@@ -289,19 +305,24 @@ class StorageService:
         try:
             if storage_id in self._backends:  # operations may be under way on it: never recover it again
                 self._backends[storage_id].limit_content(config.content_types)
+                await self._check_place(storage_id, document)
             elif not document.disable:
                 self._backends[storage_id] = await self._try(storage_id, document)
-        except (HostError, Conflict) as error:
+        except ApplianceError as error:
             log.warning("storage %s: cannot be used: %s", storage_id, error)
             config = replace(config, problem=str(error))
         self._configs[storage_id] = config
 
-    async def _try(self, storage_id: str, document: StorageDocument) -> DirectoryBackend:
-        path = self._path(storage_id, document)
+    async def _check_place(self, storage_id: str, document: StorageDocument) -> None:
         if document.nodes and self._node not in document.nodes:
             raise Conflict(f"storage '{storage_id}' is not for node {self._node}")
+        path = self._path(storage_id, document)
         if document.is_mountpoint and not await asyncio.to_thread(path.is_mount):
             raise Conflict(f"storage '{storage_id}': nothing is mounted at {path}")
+
+    async def _try(self, storage_id: str, document: StorageDocument) -> DirectoryBackend:
+        path = self._path(storage_id, document)
+        await self._check_place(storage_id, document)
         backend = DirectoryBackend(
             storage_id,
             path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Network
 
@@ -38,6 +39,7 @@ class FakeNetwork:
     async def apply(self, settings: BridgeSettings) -> BridgeState:
         if self.managed and settings.subnet is None:
             settings = settings.with_subnet(IPv4Network("10.64.0.0/22"))
+        await asyncio.sleep(0)  # as the real one, which asks the kernel
         self.applied.append(settings)
         return BridgeState(settings=settings, managed=self.managed)
 

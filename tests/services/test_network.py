@@ -82,6 +82,19 @@ async def test_a_change_of_the_bridge_is_applied_and_stored(scope: TaskScope) ->
     }  # fmt: skip
 
 
+async def test_changes_made_at_once_all_take_effect(scope: TaskScope) -> None:
+    store = FakeStore()
+    service = NetworkService(FakeNetwork(), store, scope)
+    await service.start()
+    await asyncio.gather(
+        service.update_bridge("vmbr0", BridgeChange(cidr="10.9.0.1/24")),
+        service.update_bridge("vmbr0", BridgeChange(mtu=1400)),
+        service.update_bridge("vmbr0", BridgeChange(comment="lab")),
+    )
+    stored = await stored_bridge(store) or {}
+    assert (stored["subnet"], stored["mtu"], stored["comment"]) == ("10.9.0.0/24", 1400, "lab")
+
+
 @pytest.mark.parametrize(
     "cidr", ["10.9.0.7/24", "192.0.2.1/25", "x", "10.9.0.1/33", "10.9.0.1/31", "10.9.0.1", "::1/64"]
 )

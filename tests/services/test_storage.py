@@ -111,6 +111,7 @@ async def test_a_storage_may_not_overlap_the_appliances_data(host: Host) -> None
 async def test_a_storage_that_cannot_be_used_is_marked_and_the_others_work(host: Host, tmp_path: Path) -> None:
     await host.storage.create_storage("mounted", StorageDocument(path=str(tmp_path / "m"), disable=True))
     await host.storage.update_storage("mounted", {"disable": False, "is_mountpoint": "yes"})
+    assert not host.storage.storage("mounted").active
     again = host.again()
     await again.start()
     assert "nothing is mounted" in again.storage("mounted").problem
@@ -118,6 +119,25 @@ async def test_a_storage_that_cannot_be_used_is_marked_and_the_others_work(host:
         again.backend("mounted")
     assert [backend.storage_id for backend in again.backends()] == ["local"]
     await again.close()
+
+
+async def test_a_restriction_takes_effect_on_an_active_storage(host: Host, tmp_path: Path) -> None:
+    await host.storage.create_storage("second", StorageDocument(path=str(tmp_path / "second")))
+    await host.storage.update_storage("second", {"nodes": ("elsewhere",)})
+    with pytest.raises(Conflict, match="not for node"):
+        host.storage.backend("second")
+    await host.storage.update_storage("second", {"nodes": ()})
+    assert host.storage.backend("second").storage_id == "second"
+
+
+async def test_two_storages_made_at_once_cannot_share_a_directory(host: Host, tmp_path: Path) -> None:
+    document = StorageDocument(path=str(tmp_path / "one"))
+    made = await asyncio.gather(
+        host.storage.create_storage("second", document), host.storage.create_storage("third", document),
+        host.storage.create_storage("second", document), return_exceptions=True,
+    )  # fmt: skip
+    assert [type(each) for each in made[1:]] == [InvalidParameter, InvalidParameter]
+    assert [config.storage_id for config in host.storage.storages()] == ["local", "second"]
 
 
 async def test_a_stale_digest_is_refused(host: Host) -> None:
