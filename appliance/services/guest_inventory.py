@@ -52,7 +52,9 @@ class GuestInventory:
 
     def drop(self, guest_id: GuestId) -> None:
         """Forget a guest whose record is gone."""
-        self._runtimes.pop(guest_id, None)
+        runtime = self._runtimes.pop(guest_id, None)
+        if runtime is not None:
+            runtime.removed = True
         self._summaries.pop(guest_id, None)
 
     def summary(self, guest: GuestRuntime) -> GuestSummary:

@@ -50,14 +50,25 @@ class GuestPower:
     async def stop(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
         guest = self._inventory.get(guest_id, kind)
         self._inventory.require_unlocked(guest, skip=skip_lock)
-        guest.overruled.set()
 
-        async def operate(guest: GuestRuntime, log_line: LogLine) -> None:
-            if guest.state is GuestState.STOPPED:
-                log_line("already stopped")
-            await self._runner.stop(guest)
+        async def work(task: TaskHandle) -> None:
+            try:
+                async with guest.hold(f"{Action.STOP.value} by {user}", log=task.log):
+                    self._inventory.require_unlocked(guest, skip=skip_lock)
+                    if guest.state is GuestState.STOPPED:
+                        task.log("already stopped")
+                    await self._runner.stop(guest)
+            finally:
+                guest.stop_done()
 
-        return await self._task(Action.STOP, guest, user, operate, skip_lock=skip_lock)
+        guest.stop_asked()
+        try:
+            return await self._tasks.run(
+                lifecycle.task_type(Action.STOP, kind), object_id=str(guest_id), user=user, work=work
+            )
+        except ApplianceError:  # nothing was started
+            guest.stop_done()
+            raise
 
     async def shutdown(
         self,
@@ -125,7 +136,7 @@ class GuestPower:
 
         async def stop_one(guest_id: GuestId, task: TaskHandle) -> None:
             guest = self._inventory.get(guest_id)
-            async with guest.lock.hold("stopall", log=task.log):
+            async with guest.hold("stopall", log=task.log):
                 if guest.running is not None:
                     task.log(f"shutting {guest.label} down")
                     limit_s = rules[guest_id].down_s
@@ -141,9 +152,10 @@ class GuestPower:
 
     async def _start_one(self, guest_id: GuestId, task: TaskHandle) -> None:
         guest = self._inventory.get(guest_id)
-        async with guest.lock.hold("startall", log=task.log):
+        async with guest.hold("startall", log=task.log):
             if guest.state is GuestState.STOPPED:
                 self._inventory.require_unlocked(guest)
+                self._check_startable(guest)
                 task.log(f"starting {guest.label}")
                 await self._runner.launch(guest, task.log)
 
@@ -164,8 +176,6 @@ class GuestPower:
     def _check_startable(self, guest: GuestRuntime) -> None:
         if self._inventory.summary(guest).template:
             raise Conflict(f"{guest.label} is a template: it cannot be started, only cloned")
-        if guest.stored.record.busy:
-            raise Conflict(f"{guest.label}: {guest.stored.record.busy} is under way")
 
     async def _simple(
         self,
@@ -188,7 +198,7 @@ class GuestPower:
         self._inventory.require_unlocked(guest, skip=skip_lock)
 
         async def work(task: TaskHandle) -> None:
-            async with guest.lock.hold(f"{action.value} by {user}", log=task.log):
+            async with guest.hold(f"{action.value} by {user}", log=task.log):
                 self._inventory.require_unlocked(guest, skip=skip_lock)
                 lifecycle.require(action, guest.kind, guest.guest_id, guest.state)
                 await operate(guest, task.log)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
 from appliance.clock import Clock
-from appliance.errors import ApplianceError, Conflict, TimedOut, Unsupported
+from appliance.errors import ApplianceError, Conflict, NotFound, TimedOut, Unsupported
 from appliance.events import EventBus, GuestStateChanged
 from appliance.model.guest import (
     CtResources,
@@ -35,12 +36,15 @@ from appliance.services.guest_lock import GuestLock
 from appliance.services.guest_records import StoredGuest
 from appliance.services.ports import GuestEngine, LogLine, NetworkBackend, RunningGuest
 from appliance.services.storage import StorageService
-from appliance.tasks import TaskScope
+from appliance.tasks import TaskScope, to_its_end
 
 log = logging.getLogger(__name__)
 
 CLEAN_UP_LIMIT_S = 60.0
-DEVICE_CALL_LIMIT_S = 30.0
+"""For each of a guest's consoles and its ports."""
+END_LIMIT_S = 2 * CLEAN_UP_LIMIT_S + 10.0
+RESTART_INTERVAL_S = 5.0
+"""A guest that restarts itself starts at most this often: one that does so at once must not occupy the host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +57,12 @@ class Engines:
 
 @dataclass(slots=True)
 class GuestRuntime:
-    """One guest in this process: what is stored, and what runs."""
+    """One guest in this process: what is stored, and what runs.
+
+    `running` is None with a state RUNNING for a guest that runs but could not be taken over (see `GuestRunner.adopt`).
+    `restart_due`: it has ended to be started again, and nobody has asked for anything else since. `overruled` is set
+    while a stop waits for the lock.
+    """
 
     stored: StoredGuest
     lock: GuestLock
@@ -61,8 +70,11 @@ class GuestRuntime:
     running: RunningGuest | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     overruled: asyncio.Event = field(default_factory=asyncio.Event)
+    stops_waiting: int = 0
+    restart_due: bool = False
+    removed: bool = False
     stats: GuestStats | None = None
-    cpu_ratio: float = 0.0
+    cpus_used: float = 0.0
 
     @property
     def guest_id(self) -> GuestId:
@@ -76,6 +88,31 @@ class GuestRuntime:
     def label(self) -> str:
         """`vm 100`, for messages."""
         return f"{self.kind.prefix} {self.guest_id}"
+
+    def stop_asked(self) -> None:
+        """A stop waits for the lock: no orderly shutdown shall keep it waiting."""
+        self.stops_waiting += 1
+        self.overruled.set()
+
+    def stop_done(self) -> None:
+        """A stop that was asked for is over, well or not."""
+        self.stops_waiting -= 1
+        if not self.stops_waiting:
+            self.overruled.clear()
+
+    @asynccontextmanager
+    async def hold(self, what: str, *, log: LogLine = lambda _: None, unfinished: bool = False) -> AsyncIterator[None]:
+        """The guest's lock, for an operation on a guest that is still there.
+
+        Raises `NotFound` when it was removed while this waited, `Conflict` when its creation or removal was left
+        half-way (unless `unfinished` may be worked on), and what `GuestLock.hold` raises.
+        """
+        async with self.lock.hold(what, log=log):
+            if self.removed:
+                raise NotFound(self.label)
+            if self.stored.record.busy and not unfinished:
+                raise Conflict(f"{self.label}: '{self.stored.record.busy}' was not finished; remove it")
+            yield
 
 
 class GuestRunner:
@@ -109,15 +146,13 @@ class GuestRunner:
         lifecycle.require(lifecycle.Action.START, guest.kind, guest.guest_id, guest.state)
         start = self._start_vm if guest.kind is GuestKind.QEMU else self._start_ct
         guest.ended.clear()
-        guest.overruled.clear()
+        guest.restart_due = False
         self._set_state(guest, GuestState.STARTING, "start")
         try:
             await self._before_start(guest, log_line)
             running = await start(guest, log_line)
         except BaseException as error:
-            await asyncio.shield(self._clean_up(guest))
-            guest.ended.set()
-            self._set_state(guest, GuestState.STOPPED, f"start failed: {error}")
+            await self._give_up_start(guest, error)
             raise
         await self._attach(guest, running)
 
@@ -126,8 +161,9 @@ class GuestRunner:
 
         A stop asked for meanwhile overrules this at once (`Conflict` here, success there).
         """
-        running = _running(guest)
-        guest.overruled.clear()
+        running = await self.reach(guest)
+        if guest.overruled.is_set():
+            raise Conflict(f"{guest.label}: shutdown overruled by a stop")
         if guest.state is GuestState.PAUSED:
             await running.resume()
         await running.shutdown()
@@ -139,6 +175,7 @@ class GuestRunner:
             ended.cancel()
             overruled.cancel()
         if guest.ended.is_set():
+            guest.restart_due = False
             return
         if guest.overruled.is_set():
             raise Conflict(f"{guest.label}: shutdown overruled by a stop")
@@ -149,45 +186,74 @@ class GuestRunner:
 
     async def stop(self, guest: GuestRuntime) -> None:
         """End it by force and wait until it is cleaned up. Not an error when it has ended already."""
-        running = guest.running
-        if running is not None:
+        guest.restart_due = False
+        if guest.state in (GuestState.RUNNING, GuestState.PAUSED):
+            running = await self.reach(guest)
             self._set_state(guest, GuestState.STOPPING, "stop")
             await running.stop()
+        elif guest.running is not None:  # an earlier stop was cut short
+            await guest.running.stop()
         await self._wait_ended(guest)
+        guest.restart_due = False
 
     async def reset(self, guest: GuestRuntime) -> None:
-        await _running(guest).reset()
+        await (await self.reach(guest)).reset()
 
     async def pause(self, guest: GuestRuntime) -> None:
-        await _running(guest).pause()
+        await (await self.reach(guest)).pause()
 
     async def resume(self, guest: GuestRuntime) -> None:
         if guest.state is GuestState.PAUSED:
-            await _running(guest).resume()
+            await (await self.reach(guest)).resume()
+
+    async def reach(self, guest: GuestRuntime) -> RunningGuest:
+        """The engine's side of a guest that runs; one that could not be taken over is tried again.
+
+        Raises `Conflict` when it does not run, and why it cannot be taken over.
+        """
+        if guest.running is None and guest.state is GuestState.RUNNING:
+            await self.adopt(guest)
+        if guest.running is None:
+            raise Conflict(f"{guest.kind.prefix.upper()} {guest.guest_id} not running")
+        return guest.running
 
     # --- start and end of the appliance -------------------------------------------------------------------------------
 
     async def adopt(self, guest: GuestRuntime) -> bool:
-        """Take over what still runs of `guest` after a restart of the appliance; whether anything does."""
-        guest.ended.set()
-        config = guest.stored.record.config
-        on_state = partial(self._engine_state, guest)
-        running: RunningGuest | None = None
-        if guest.kind is GuestKind.LXC:
-            running = await self._engines.ct.adopt(self._ct_spec(guest), on_state=on_state)
-        else:
-            spec = guest_config.to_vm_spec(guest.guest_id, config)
-            for engine in self._engines.vm:
-                running = await engine.adopt(spec, on_state=on_state)
-                if running is not None:
-                    break
+        """Take over what still runs of `guest` after a restart of the appliance; whether anything does.
+
+        Raises `ApplianceError` when that cannot be done (a configuration no longer understood). If it really runs, it
+        counts as running all the same: nobody may start it twice, take its ports or remove its volumes.
+        """
+        try:
+            running = await self._find(guest)
+        except ApplianceError:
+            if guest.guest_id in await self.running_ids():
+                guest.ended.clear()
+                self._set_state(guest, GuestState.RUNNING, "it runs, but could not be taken over")
+            raise
         if running is None:
             await self._network.unplug(guest.guest_id)
+            guest.ended.set()
+            self._set_state(guest, GuestState.STOPPED, "it has ended")
             return False
         guest.ended.clear()
         await self._attach(guest, running)
         log.info("%s: found running, pid %d", guest.label, running.pid)
         return True
+
+    async def _find(self, guest: GuestRuntime) -> RunningGuest | None:
+        """What runs of `guest`, taken over from the engine that started it."""
+        config = guest.stored.record.config
+        on_state = partial(self._engine_state, guest)
+        if guest.kind is GuestKind.LXC:
+            return await self._engines.ct.adopt(self._ct_spec(guest), on_state=on_state)
+        spec = guest_config.to_vm_spec(guest.guest_id, config)
+        for engine in self._engines.vm:
+            running = await engine.adopt(spec, on_state=on_state)
+            if running is not None:
+                return running
+        return None
 
     async def running_ids(self) -> set[GuestId]:
         """Every guest that runs on this host, whether defined or not."""
@@ -258,38 +324,48 @@ class GuestRunner:
         if reason.kind == "crashed":
             log.error("%s: %s", guest.label, reason.detail)
         guest.running = None
-        guest.stats, guest.cpu_ratio = None, 0.0
+        guest.stats, guest.cpus_used = None, 0.0
         await self._clean_up(guest)
         self._set_state(guest, GuestState.STOPPED, reason.detail)
+        guest.restart_due = reason.kind == "reset"
         guest.ended.set()
-        if reason.kind == "reset":
+        if guest.restart_due:
+            ran_s = self._clock.now() - running.started_at
+            await self._clock.sleep(min(RESTART_INTERVAL_S, RESTART_INTERVAL_S - ran_s))
             await self._restart(guest, reason)
 
     async def _restart(self, guest: GuestRuntime, reason: ExitReason) -> None:
-        """The guest asked for a reboot in a way that ended it (a container's `reboot`): start it again."""
-        async with guest.lock.hold(f"restart: {reason.detail}"):
-            if guest.state is not GuestState.STOPPED:
-                return
-            try:
-                await self.launch(guest, lambda line: log.info("%s: %s", guest.label, line))
-            except ApplianceError as error:
-                log.error("%s: restart failed: %s", guest.label, error)
+        """The guest asked for a reboot in a way that ended it (a container's `reboot`): start it, unless it was stopped."""
+        try:
+            async with guest.hold(f"restart: {reason.detail}"):
+                if guest.restart_due and guest.state is GuestState.STOPPED:
+                    await self.launch(guest, lambda line: log.info("%s: %s", guest.label, line))
+        except ApplianceError as error:
+            log.error("%s: restart failed: %s", guest.label, error)
+
+    async def _give_up_start(self, guest: GuestRuntime, error: BaseException) -> None:
+        async def give_up() -> None:
+            await self._clean_up(guest)
+            guest.ended.set()
+            self._set_state(guest, GuestState.STOPPED, f"start failed: {str(error) or 'interrupted'}")
+
+        await to_its_end(give_up(), name=f"clean up {guest.label}")
 
     async def _clean_up(self, guest: GuestRuntime) -> None:
         """Give back everything but the engine's own, which it has removed. Failures are told, never raised."""
-        try:
-            async with asyncio.timeout(CLEAN_UP_LIMIT_S):
-                await self._consoles.guest_stopped(guest.guest_id)
-                await self._network.unplug(guest.guest_id)
-        except (ApplianceError, TimeoutError) as error:
-            log.error("%s: cleaning up: %s", guest.label, error)
+        for what, step in (("consoles", self._consoles.guest_stopped), ("ports", self._network.unplug)):
+            try:
+                async with asyncio.timeout(CLEAN_UP_LIMIT_S):
+                    await step(guest.guest_id)
+            except (ApplianceError, TimeoutError) as error:
+                log.error("%s: cleaning up its %s: %s", guest.label, what, str(error) or f"over {CLEAN_UP_LIMIT_S:g} s")
 
     async def _wait_ended(self, guest: GuestRuntime) -> None:
         try:
-            async with asyncio.timeout(CLEAN_UP_LIMIT_S):
+            async with asyncio.timeout(END_LIMIT_S):
                 await guest.ended.wait()
         except TimeoutError as error:
-            raise TimedOut(f"{guest.label}: waiting for its end", CLEAN_UP_LIMIT_S) from error
+            raise TimedOut(f"{guest.label}: waiting for its end", END_LIMIT_S) from error
 
     def _engine_state(self, guest: GuestRuntime, state: GuestState, reason: str) -> None:
         """The engine noticed a change by itself. Ends are the supervisor's: it knows when the cleaning up is done."""
@@ -305,9 +381,3 @@ class GuestRunner:
         self._events.publish(
             GuestStateChanged(guest_id=guest.guest_id, kind=guest.kind, old=old, new=new, reason=reason)
         )
-
-
-def _running(guest: GuestRuntime) -> RunningGuest:
-    if guest.running is None:
-        raise Conflict(f"{guest.kind.prefix.upper()} {guest.guest_id} not running")
-    return guest.running

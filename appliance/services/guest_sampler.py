@@ -47,7 +47,10 @@ class GuestSampler:
             async with slots:
                 await self._sample(guest)
 
-        await asyncio.gather(*(one(guest) for guest in running))
+        results = await asyncio.gather(*(one(guest) for guest in running), return_exceptions=True)
+        for guest, defect in zip(running, results, strict=True):
+            if defect is not None:  # of one guest's figures: the others' must go on
+                log.error("%s: no figures", guest.label, exc_info=defect)
         alive = {guest.running for guest in running}
         self._cpu = {key: value for key, value in self._cpu.items() if key in alive}
         if running:
@@ -71,4 +74,4 @@ class GuestSampler:
         before = self._cpu.get(running)
         self._cpu[running] = (now, stats.cpu_seconds)
         if before is not None and now > before[0]:
-            guest.cpu_ratio = max(0.0, (stats.cpu_seconds - before[1]) / (now - before[0]))
+            guest.cpus_used = max(0.0, (stats.cpu_seconds - before[1]) / (now - before[0]))

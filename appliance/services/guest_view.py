@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from appliance.errors import ApplianceError
@@ -102,7 +103,7 @@ def _vm_figures(spec: VmSpec) -> dict[str, object]:
 
 def _ct_figures(spec: CtSpec) -> dict[str, object]:
     return {
-        "cpus": spec.cpu_limit or spec.cores or 1,
+        "cpus": spec.cpu_limit or spec.cores or os.cpu_count() or 1,
         "maxmem": spec.memory_mib * MIB,
         "maxswap": spec.swap_mib * MIB,
         "maxdisk": spec.root.size_bytes,
@@ -140,7 +141,7 @@ def view(
         pool=pool,
         onboot=summary.onboot,
         stats=guest.stats,
-        cpu_ratio=guest.cpu_ratio,
+        cpu_ratio=guest.cpus_used / summary.cpus if summary.cpus else 0.0,
         addresses=addresses,
         description=summary.description,
         problem=summary.problem,
