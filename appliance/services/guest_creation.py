@@ -1,7 +1,9 @@
 """Creating, cloning and destroying guests, and undoing or finishing what a crash interrupted.
 
 The record comes first and goes last. It reserves the VMID (and a container's id range) by transaction before the task
-starts, marked `busy`; whatever happens then, either the whole guest is there, or record and volumes are gone again.
+starts, marked `busy`; whatever happens then, either the whole guest is there, or record, volumes, pool membership and
+permissions are gone again. The new guest's lock is held from the reservation to the end of the task: who asks something
+of it meanwhile waits.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 
 from appliance.clock import Clock
 from appliance.errors import ApplianceError, Conflict, InvalidParameter
@@ -25,10 +28,12 @@ from appliance.services.guest_volumes import GuestVolumes, Made, owned
 from appliance.services.ports import CtProvisioner
 from appliance.services.storage import StorageService
 from appliance.services.tasks import TaskHandle, TaskService
+from appliance.tasks import to_its_end
 
 log = logging.getLogger(__name__)
 
-Work = Callable[[TaskHandle], Awaitable[None]]
+Build = Callable[[GuestRuntime, TaskHandle], Awaitable[None]]
+"""Makes a reserved guest whole."""
 
 
 class GuestCreation:
@@ -69,6 +74,7 @@ class GuestCreation:
         *,
         user: str,
         start: bool,
+        pool: str | None,
         template: str | None,
         password: str | None,
         ssh_keys: Sequence[str],
@@ -90,16 +96,13 @@ class GuestCreation:
                 credentials = CtCredentials(password_hash=hashed, ssh_keys=tuple(ssh_keys))
             config.setdefault("rootfs", "local:4")
         self._check(kind, guest_id, config)
-        guest = await self._reserve(kind, guest_id, config)
 
-        async def work(task: TaskHandle) -> None:
-            async with guest.lock.hold("create", log=task.log):
-                made = await self._build(guest, config, archive, credentials, task)
-                await self._publish_made(guest, made)
-                if start:
-                    await self._runner.launch(guest, task.log)
+        async def build(guest: GuestRuntime, task: TaskHandle) -> None:
+            await self._publish_made(guest, await self._make(guest, config, archive, credentials, task))
+            if start:
+                await self._runner.launch(guest, task.log)
 
-        return await self._run(guest, lifecycle_task(kind, "create"), user, work)
+        return await self._begin(kind, guest_id, config, build, task_kind="create", pool=pool, user=user)
 
     async def clone(
         self,
@@ -111,6 +114,7 @@ class GuestCreation:
         description: str | None = None,
         full: bool,
         storage: str | None,
+        pool: str | None,
         user: str,
     ) -> str:
         """A copy under a new VMID. A linked clone needs a template; a running guest cannot be cloned. Returns the UPID."""
@@ -122,20 +126,19 @@ class GuestCreation:
         config = self._clone_config(source, new_id, name) | described
         # the original's disks are not the clone's: until it has its own, the record names none
         reserved = {key: value for key, value in config.items() if not guest_config.is_disk_slot(kind, key)}
-        guest = await self._reserve(kind, new_id, reserved)
 
-        async def work(task: TaskHandle) -> None:
-            async with source.lock.hold(f"clone to {new_id}", log=task.log), guest.lock.hold("create"):
-                await self._publish_made(guest, await self._undoing(guest, copy(task)))
+        async def build(guest: GuestRuntime, task: TaskHandle) -> None:
+            async with source.hold(f"clone to {new_id}", log=task.log):
+                self._inventory.require_unlocked(source)
+                if source.state is not GuestState.STOPPED:
+                    raise Conflict(f"{source.label} is running: shut it down before it is cloned")
+                config = self._clone_config(source, new_id, name) | described  # it may have changed while we waited
+                made = await self._volumes.clone(kind, new_id, config, full=full, storage=storage, log_line=task.log)
+                await self._publish_made(guest, made)
 
-        async def copy(task: TaskHandle) -> Made:
-            self._inventory.require_unlocked(source)
-            if source.state is not GuestState.STOPPED:
-                raise Conflict(f"{source.label} is running: shut it down before it is cloned")
-            config = self._clone_config(source, new_id, name) | described  # it may have changed while we waited
-            return await self._volumes.clone(kind, new_id, config, full=full, storage=storage, log_line=task.log)
-
-        return await self._run(guest, lifecycle_task(kind, "clone"), user, work, object_id=source_id)
+        return await self._begin(
+            kind, new_id, reserved, build, task_kind="clone", pool=pool, user=user, object_id=source_id
+        )
 
     async def destroy(self, kind: GuestKind, guest_id: GuestId, *, user: str, skip_lock: bool = False) -> str:
         """Remove a stopped guest and the volumes named for it. Returns the UPID."""
@@ -143,11 +146,14 @@ class GuestCreation:
         self._check_destroyable(guest, skip_lock=skip_lock)
 
         async def work(task: TaskHandle) -> None:
-            async with guest.lock.hold(f"destroy by {user}", log=task.log):
+            async with guest.hold(f"destroy by {user}", log=task.log, unfinished=True):
                 self._check_destroyable(guest, skip_lock=skip_lock)
+                if guest.stored.record.busy == "create":  # undoing it has failed
+                    await self._undo(guest)
+                    return
+                await self._volumes.check_removable(owned(guest.kind, guest.guest_id, guest.stored.record.config))
                 await self._inventory.table.replace(guest.stored, busy="destroy")
-                for problem in await self._finish_destroy(guest, task.log):
-                    task.warn(problem)
+                await self._finish_destroy(guest, task.log)
 
         return await self._tasks.run(
             lifecycle.task_type(lifecycle.Action.DESTROY, kind), object_id=str(guest_id), user=user, work=work
@@ -206,6 +212,47 @@ class GuestCreation:
         if self._inventory.summary(guest).protection:
             raise Conflict(f"can't remove {guest.label} - protection mode enabled")
 
+    async def _begin(
+        self,
+        kind: GuestKind,
+        guest_id: GuestId,
+        config: Mapping[str, str],
+        build: Build,
+        *,
+        task_kind: str,
+        pool: str | None,
+        user: str,
+        object_id: GuestId | None = None,
+    ) -> str:
+        """Reserve the VMID for `config` and let a task `build` the guest; returns its UPID. Undone if anything fails."""
+
+        async def begin() -> str:
+            guest = await self._reserve(kind, guest_id, config)
+            held = AsyncExitStack()
+            await held.enter_async_context(guest.lock.hold("create"))
+
+            async def work(task: TaskHandle) -> None:
+                async with held:
+                    try:
+                        await build(guest, task)
+                    except BaseException:
+                        if guest.stored.record.busy:
+                            await to_its_end(self._undo(guest), name=f"undo the creation of {guest.label}")
+                        raise
+
+            try:
+                if pool:
+                    await self._access.set_pool(guest_id, pool)
+                return await self._tasks.run(
+                    lifecycle_task(kind, task_kind), object_id=str(object_id or guest_id), user=user, work=work
+                )
+            except ApplianceError:  # nothing was started
+                async with held:
+                    await self._undo(guest)
+                raise
+
+        return await to_its_end(begin(), name=f"begin to create {kind.prefix} {guest_id}")
+
     async def _reserve(self, kind: GuestKind, guest_id: GuestId, config: Mapping[str, str]) -> GuestRuntime:
         foreign = [str(volume) for volume in await self._volumes.of_guest(guest_id)]
         record = GuestRecord(
@@ -222,7 +269,7 @@ class GuestCreation:
         self._tell(guest, exists=True)
         return guest
 
-    async def _build(
+    async def _make(
         self,
         guest: GuestRuntime,
         config: Mapping[str, str],
@@ -230,56 +277,35 @@ class GuestCreation:
         credentials: CtCredentials,
         task: TaskHandle,
     ) -> Made:
-        async def build() -> Made:
-            made = await self._volumes.make(
-                guest.kind,
-                guest.guest_id,
-                config,
-                in_use=self._inventory.volumes_of_others(guest.guest_id),
-                log_line=task.log,
+        in_use = self._inventory.volumes_of_others(guest.guest_id)
+        made = await self._volumes.make(guest.kind, guest.guest_id, config, in_use=in_use, log_line=task.log)
+        if archive is not None:
+            await self._provisioner.populate(
+                await self._volumes.open_root(made.config),
+                await self._storage.resolve_template(archive),
+                id_base=guest.stored.record.id_base,
+                credentials=credentials,
+                log=task.log,
             )
-            if archive is not None:
-                await self._provisioner.populate(
-                    await self._volumes.open_root(made.config),
-                    await self._storage.resolve_template(archive),
-                    id_base=guest.stored.record.id_base,
-                    credentials=credentials,
-                    log=task.log,
-                )
-            return made
+        return made
 
-        return await self._undoing(guest, build())
-
-    async def _undoing(self, guest: GuestRuntime, making: Awaitable[Made]) -> Made:
-        """Await `making`; whatever goes wrong, the half-made guest is gone before the error goes on."""
-        try:
-            return await making
-        except BaseException:
-            await asyncio.shield(self._undo(guest))
-            raise
+    async def _publish_made(self, guest: GuestRuntime, made: Made) -> None:
+        await self._inventory.table.replace(guest.stored, config=made.config, busy="", foreign_volumes=[])
+        self._tell(guest, exists=True)
 
     async def _undo(self, guest: GuestRuntime) -> None:
         foreign = {VolumeId.parse(text) for text in guest.stored.record.foreign_volumes}
         ours = [volume for volume in await self._volumes.of_guest(guest.guest_id) if volume not in foreign]
-        await self._volumes.remove(ours, log.info)
+        for problem in await self._volumes.remove(ours, log.debug):
+            log.error("%s: undoing its creation: %s", guest.label, problem)
         await self._forget(guest)
 
-    async def _finish_destroy(self, guest: GuestRuntime, log_line: Callable[[str], None]) -> list[str]:
+    async def _finish_destroy(self, guest: GuestRuntime, log_line: Callable[[str], None]) -> None:
         config = guest.stored.record.config
-        problems = await self._volumes.remove(owned(guest.kind, guest.guest_id, config), log_line)
-        if problems:
+        if problems := await self._volumes.remove(owned(guest.kind, guest.guest_id, config), log_line):
             await self._inventory.table.replace(guest.stored, busy="")
             raise Conflict(f"{guest.label} stays: {'; '.join(problems)}")
-        await self._forget(guest)
-        return problems
-
-    async def _publish_made(self, guest: GuestRuntime, made: Made) -> None:
-        try:
-            await self._inventory.table.replace(guest.stored, config=made.config, busy="", foreign_volumes=[])
-        except BaseException:
-            await asyncio.shield(self._undo(guest))
-            raise
-        self._tell(guest, exists=True)
+        await to_its_end(self._forget(guest), name=f"forget {guest.label}")
 
     async def _forget(self, guest: GuestRuntime) -> None:
         # permissions first: after a crash in between they are missing, never waiting for the next guest of this id
@@ -287,13 +313,6 @@ class GuestCreation:
         await self._inventory.table.remove(guest.stored)
         self._inventory.drop(guest.guest_id)
         self._tell(guest, exists=False)
-
-    async def _run(self, guest: GuestRuntime, kind: str, user: str, work: Work, *, object_id: int | None = None) -> str:
-        try:
-            return await self._tasks.run(kind, object_id=str(object_id or guest.guest_id), user=user, work=work)
-        except BaseException:
-            await asyncio.shield(self._undo(guest))
-            raise
 
     def _tell(self, guest: GuestRuntime, *, exists: bool) -> None:
         self._events.publish(GuestListChanged(guest_id=guest.guest_id, kind=guest.kind, exists=exists))

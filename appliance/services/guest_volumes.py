@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +13,12 @@ from appliance.services import guest_config
 from appliance.services.guest_config import Allocate, CloudInitDrive, DiskConfig, Existing, Import
 from appliance.services.ports import LogLine
 from appliance.services.storage import StorageService
+from appliance.storage.directory import DirectoryBackend
+from appliance.tasks import to_its_end
 
 log = logging.getLogger(__name__)
+
+_CONTENT = {GuestKind.QEMU: ContentType.IMAGES, GuestKind.LXC: ContentType.ROOTDIR}
 
 CLOUDINIT_BYTES = 4 << 20
 EFI_VARS_BYTES = 4 << 20
@@ -53,7 +56,7 @@ class GuestVolumes:
             for disk in guest_config.disks(kind, config):
                 await self._one(kind, guest_id, disk, made, in_use, log_line)
         except BaseException:
-            await asyncio.shield(self.remove(made.volumes, log_line))
+            await to_its_end(self.remove(made.volumes, log_line), name=f"undo volumes of {guest_id}")
             raise
         return made
 
@@ -73,7 +76,7 @@ class GuestVolumes:
             for disk in list(guest_config.disks(kind, config)):
                 await self._clone_one(kind, guest_id, disk, made, full, storage, log_line)
         except BaseException:
-            await asyncio.shield(self.remove(made.volumes, log_line))
+            await to_its_end(self.remove(made.volumes, log_line), name=f"undo volumes of {guest_id}")
             raise
         return made
 
@@ -90,6 +93,19 @@ class GuestVolumes:
                 problems.append(f"volume {volume} stays: {error}")
                 log_line(problems[-1])
         return problems
+
+    async def check_removable(self, volumes: Sequence[VolumeId]) -> None:
+        """Raises `Conflict` when one is protected or has linked clones: all stay then. Missing ones do not matter."""
+        for storage in sorted({volume.storage for volume in volumes}):
+            try:
+                infos = await self._storage.backend(storage).list()
+            except NotFound:
+                continue
+            for info in infos:
+                if info.parent in volumes and info.volume_id not in volumes:
+                    raise Conflict(f"volume {info.parent} has a linked clone: {info.volume_id}")
+                if info.volume_id in volumes and info.protected:
+                    raise Conflict(f"volume {info.volume_id} is protected")
 
     async def of_guest(self, guest_id: GuestId) -> list[VolumeId]:
         """Every volume of any storage that carries this guest's id."""
@@ -123,9 +139,10 @@ class GuestVolumes:
                 volume = await self._create(kind, guest_id, disk, storage, size_bytes)
             case Import(storage, source):
                 log_line(f"{disk.slot}: importing {source}")
+                backend = self._backend(kind, disk, storage)
                 opened = await self._storage.open(source)
-                volume = await self._storage.backend(storage).clone(
-                    opened, guest_id, format=_format(kind, disk), full=True, log=log_line
+                volume = await backend.clone(
+                    opened, guest_id, format=_format(kind, disk), full=True, log=log_line, content=_CONTENT[kind]
                 )
             case CloudInitDrive(storage):
                 volume = await self._storage.backend(storage).create(
@@ -148,15 +165,19 @@ class GuestVolumes:
     async def _create(
         self, kind: GuestKind, guest_id: GuestId, disk: DiskConfig, storage: str, size_bytes: int
     ) -> VolumeId:
-        backend = self._storage.backend(storage)
-        content = ContentType.ROOTDIR if kind is GuestKind.LXC else ContentType.IMAGES
-        if content not in backend.content_types:
-            raise InvalidParameter({disk.slot: f"storage '{storage}' does not support content type '{content.value}'"})
+        backend, content = self._backend(kind, disk, storage), _CONTENT[kind]
         if disk.slot == "efidisk0":
             return await backend.create(
                 guest_id, format=VolumeFormat.RAW, size_bytes=EFI_VARS_BYTES, content=content, label="disk"
             )
         return await backend.create(guest_id, format=_format(kind, disk), size_bytes=size_bytes, content=content)
+
+    def _backend(self, kind: GuestKind, disk: DiskConfig, storage: str) -> DirectoryBackend:
+        """A storage that may hold this disk. Raises `NotFound`, `Conflict`, `InvalidParameter`."""
+        backend, content = self._storage.backend(storage), _CONTENT[kind]
+        if content not in backend.content_types:
+            raise InvalidParameter({disk.slot: f"storage '{storage}' does not support content type '{content.value}'"})
+        return backend
 
     async def _check_existing(
         self,
@@ -185,9 +206,9 @@ class GuestVolumes:
     ) -> None:
         if not isinstance(disk.volume, Existing) or disk.is_unused or disk.volume.owner is None:
             return
-        target = storage or disk.volume.volume_id.storage
+        backend = self._backend(kind, disk, storage or disk.volume.volume_id.storage)
         if disk.is_cloudinit:
-            volume = await self._storage.backend(target).create(
+            volume = await backend.create(
                 guest_id,
                 format=VolumeFormat.RAW,
                 size_bytes=CLOUDINIT_BYTES,
@@ -198,8 +219,8 @@ class GuestVolumes:
             opened = await self._storage.open(disk.volume.volume_id)
             log_line(f"{disk.slot}: {'full' if full else 'linked'} clone of {disk.volume.volume_id}")
             format_ = opened.format if full else (VolumeFormat.QCOW2 if kind is GuestKind.QEMU else opened.format)
-            volume = await self._storage.backend(target).clone(
-                opened, guest_id, format=format_, full=full, log=log_line
+            volume = await backend.clone(
+                opened, guest_id, format=format_, full=full, log=log_line, content=_CONTENT[kind]
             )
         made.volumes.append(volume)
         info = await self._storage.backend(volume.storage).info(volume)

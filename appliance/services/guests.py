@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from appliance.clock import Clock
-from appliance.errors import ApplianceError, Conflict, InvalidParameter, Unsupported
+from appliance.errors import ApplianceError, Conflict, HostError, InvalidParameter, Unsupported
 from appliance.events import EventBus, GuestConfigChanged
 from appliance.model.guest import GUEST_ID_MAX, GUEST_ID_MIN, GuestId, GuestKind, GuestState
 from appliance.model.volume import VolumeId
@@ -27,12 +27,12 @@ from appliance.services.guest_power import GuestPower
 from appliance.services.guest_runner import Engines, GuestRunner, GuestRuntime
 from appliance.services.guest_sampler import GuestSampler
 from appliance.services.guest_view import GuestView, view
-from appliance.services.guest_volumes import GuestVolumes
+from appliance.services.guest_volumes import GuestVolumes, Made
 from appliance.services.ports import CtProvisioner, LogLine, NetworkBackend, RunningGuest
 from appliance.services.storage import StorageService
 from appliance.services.tasks import TaskHandle, TaskService
 from appliance.state.store import Put, Store
-from appliance.tasks import TaskScope
+from appliance.tasks import TaskScope, to_its_end
 
 log = logging.getLogger(__name__)
 
@@ -110,15 +110,27 @@ class GuestService:
         self._scope.start(self._watch_leases(), name="guest addresses")
 
     async def start_onboot(self) -> None:
-        """Start the `onboot` guests, once a boot of the host: an appliance that restarts starts nothing."""
-        boot_id = await asyncio.to_thread(BOOT_ID.read_bytes)
+        """Start the `onboot` guests, once a boot of the host: an appliance that restarts starts nothing.
+
+        What goes wrong is logged: it is no reason for the appliance not to run.
+        """
+        try:
+            await self._start_with_host()
+        except ApplianceError as error:
+            log.error("starting guests with the host: %s", error)
+
+    async def _start_with_host(self) -> None:
+        try:
+            boot_id = await asyncio.to_thread(BOOT_ID.read_bytes)
+        except OSError as error:
+            raise HostError.from_os_error(error, f"read {BOOT_ID}") from error
         key = f"nodes/{self._node}/boot"
         seen = await self._store.get(key)
         if seen is not None and seen.value == boot_id:
             return
-        await self._store.txn([], [Put(key, boot_id)])
         if any(self._inventory.summary(guest).onboot for guest in self._inventory):
             await self._power.start_all(user="root@pam")
+        await self._store.txn([], [Put(key, boot_id)])  # last: starting what runs already does no harm
 
     async def close(self) -> None:
         """Let go of the guests that run; they go on."""
@@ -132,14 +144,14 @@ class GuestService:
     @property
     def any_running(self) -> bool:
         """Whether any guest of this node runs."""
-        return any(guest.running is not None for guest in self._inventory)
+        return any(guest.state is not GuestState.STOPPED for guest in self._inventory)
 
     def running_slots(self) -> set[tuple[GuestId, str]]:
         """(guest, "net0") of every NIC of the guests that run: the ports to keep."""
         return {
             (guest.guest_id, key)
             for guest in self._inventory
-            if guest.running is not None
+            if guest.state is not GuestState.STOPPED
             for key in guest.stored.record.config
             if key.startswith("net") and key[3:].isdigit()
         }
@@ -204,14 +216,14 @@ class GuestService:
         """Write keys and delete keys; makes and removes volumes as they ask. Applies as ADR 6 says. Returns when done."""
         guest = self._inventory.get(guest_id, kind)
         parsed = await asyncio.to_thread(guest_config.parse, kind, put)
-        async with guest.lock.hold(f"configuration by {user}"):
+        async with guest.hold(f"configuration by {user}"):
             config = guest.stored.record.config
             self._inventory.require_unlocked(guest, skip=skip_lock or "lock" in delete)
             guest_config.check_digest(config, digest)
             plan = guest_config.plan_update(kind, config, parsed, delete)
             if not plan.changed:
                 return
-            if guest.running is not None and plan.removed:
+            if guest.state is not GuestState.STOPPED and plan.removed:
                 raise Conflict(f"{guest.label} is running: shut it down before volumes are removed")
             await self._apply(guest, plan.config, removed=plan.removed)
 
@@ -220,14 +232,31 @@ class GuestService:
         self._check(guest, filled)
         in_use = self._inventory.volumes_of_others(guest.guest_id)
         made = await self._volumes.make(guest.kind, guest.guest_id, filled, in_use=in_use, log_line=log.info)
+        await to_its_end(self._write(guest, made, removed=removed), name=f"configuration of {guest.label}")
+
+    async def _write(self, guest: GuestRuntime, made: Made, *, removed: Sequence[VolumeId]) -> None:
         try:
             await self._inventory.table.replace(guest.stored, config=made.config)
-        except BaseException:
-            await asyncio.shield(self._volumes.remove(made.volumes, log.info))
+        except ApplianceError:
+            await self._volumes.remove(made.volumes, log.info)
             raise
+        self._tell_config(guest)
+        own = [volume for volume in await self._volumes.of_guest(guest.guest_id) if volume in removed]
+        if problems := await self._volumes.remove(own, log.info):
+            await self._keep_unused(guest, own)
+            raise Conflict(f"{guest.label}: {'; '.join(problems)}")
+
+    async def _keep_unused(self, guest: GuestRuntime, removed: Sequence[VolumeId]) -> None:
+        """What could not be removed stays in the configuration, unused, so that it can be tried again."""
+        config = dict(guest.stored.record.config)
+        for volume in await self._volumes.of_guest(guest.guest_id):
+            if volume in removed:
+                config[guest_config.free_unused_slot(config)] = str(volume)
+        await self._inventory.table.replace(guest.stored, config=config)
+        self._tell_config(guest)
+
+    def _tell_config(self, guest: GuestRuntime) -> None:
         self._events.publish(GuestConfigChanged(guest_id=guest.guest_id, kind=guest.kind))
-        gone = [volume for volume in await self._volumes.of_guest(guest.guest_id) if volume in removed]
-        await self._volumes.remove(gone, log.info)
 
     def _check(self, guest: GuestRuntime, config: Mapping[str, str]) -> None:
         record = guest.stored.record
@@ -242,7 +271,7 @@ class GuestService:
         async def change(guest: GuestRuntime, task: TaskHandle) -> None:
             lifecycle.require(lifecycle.Action.DESTROY, kind, guest.guest_id, guest.state)
             await self._inventory.table.replace(guest.stored, config={**guest.stored.record.config, "template": "1"})
-            self._events.publish(GuestConfigChanged(guest_id=guest.guest_id, kind=kind))
+            self._tell_config(guest)
 
         return await self._locked_task(kind, guest_id, lifecycle_task(kind, "template"), user, change)
 
@@ -259,7 +288,7 @@ class GuestService:
             text = guest_config.print_disk(kind, disk, volume, target)
             config = {**guest.stored.record.config, slot: text}
             await self._inventory.table.replace(guest.stored, config=config, grow=left)
-            self._events.publish(GuestConfigChanged(guest_id=guest.guest_id, kind=kind))
+            self._tell_config(guest)
 
         return await self._locked_task(kind, guest_id, "resize", user, grow, skip_lock=skip_lock)
 
@@ -268,12 +297,13 @@ class GuestService:
     ) -> Sequence[str]:
         """Grow the volume and what uses it; returns the slots whose file system is still to follow."""
         others = [other for other in guest.stored.record.grow if other != slot]
-        if guest.running is None or guest.kind is GuestKind.LXC:
+        running = await self._runner.reach(guest) if guest.state is not GuestState.STOPPED else None
+        if running is None or guest.kind is GuestKind.LXC:
             await self._storage.backend(volume.storage).resize(volume, size_bytes)
-        if guest.running is None:
+        if running is None:
             return others
         try:  # QEMU grows its image itself; a container's file system grows where the volume has grown under it
-            await guest.running.resize_disk(slot, size_bytes)
+            await running.resize_disk(slot, size_bytes)
         except Unsupported as error:
             if guest.kind is not GuestKind.LXC:
                 raise
@@ -319,7 +349,7 @@ class GuestService:
         self._inventory.require_unlocked(guest, skip=skip_lock)
 
         async def work(task: TaskHandle) -> None:
-            async with guest.lock.hold(f"{task_kind} by {user}", log=task.log):
+            async with guest.hold(f"{task_kind} by {user}", log=task.log):
                 self._inventory.require_unlocked(guest, skip=skip_lock)
                 await act(guest, task)
 
@@ -340,19 +370,17 @@ class GuestService:
         password: str | None = None,
         ssh_keys: Sequence[str] = (),
     ) -> str:
-        upid = await self._creation.create(
+        return await self._creation.create(
             kind,
             GuestId(guest_id),
             params,
             user=user,
             start=start,
+            pool=pool,
             template=template,
             password=password,
             ssh_keys=ssh_keys,
         )
-        if pool:
-            await self._access.set_pool(GuestId(guest_id), pool)
-        return upid
 
     async def clone(
         self,
@@ -367,7 +395,7 @@ class GuestService:
         pool: str | None = None,
         user: str,
     ) -> str:
-        upid = await self._creation.clone(
+        return await self._creation.clone(
             kind,
             GuestId(guest_id),
             GuestId(new_id),
@@ -375,11 +403,9 @@ class GuestService:
             description=description,
             full=full,
             storage=storage,
+            pool=pool,
             user=user,
         )
-        if pool:
-            await self._access.set_pool(GuestId(new_id), pool)
-        return upid
 
     async def destroy(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
         """Remove a stopped guest, its volumes, its pool membership and the permissions on it."""

@@ -1,0 +1,153 @@
+"""Engines without processes: guests that run because the test says so, and end when it says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from appliance.clock import Clock
+from appliance.errors import ApplianceError, NotFound, Unsupported
+from appliance.model.guest import (
+    Capabilities,
+    CtResources,
+    CtSpec,
+    ExitReason,
+    GuestId,
+    GuestState,
+    GuestStats,
+    VmResources,
+    VmSpec,
+)
+from appliance.services.ports import LogLine, StateCallback
+from tests.fakes.console import FakeConsoleSource
+
+
+class FakeRunningGuest:
+    """One run of a guest. `end` is what happens to it; `complies` False plays one that ignores the power button."""
+
+    def __init__(self, guest_id: GuestId, *, started_at: float, on_state: StateCallback) -> None:
+        self.guest_id = guest_id
+        self.pid = 4000 + guest_id
+        self.started_at = started_at
+        self.state = GuestState.RUNNING
+        self.complies = True
+        self.asked: list[str] = []
+        self.grown: dict[str, int] = {}
+        self.cannot_grow: Unsupported | None = None
+        self.figures = GuestStats()
+        self.held = True
+        self._on_state = on_state
+        self._ended: asyncio.Future[ExitReason] = asyncio.get_running_loop().create_future()
+
+    def end(self, kind: str = "shutdown", detail: str = "powered off") -> None:
+        """It ends, and its engine has cleaned up after it."""
+        if not self._ended.done():
+            self.state = GuestState.STOPPED
+            self._on_state(GuestState.STOPPED, detail)
+            self._ended.set_result(ExitReason(kind=kind, detail=detail))
+
+    @property
+    def ended(self) -> bool:
+        return self._ended.done()
+
+    async def wait(self) -> ExitReason:
+        return await asyncio.shield(self._ended)
+
+    async def pause(self) -> None:
+        self._move(GuestState.PAUSED)
+
+    async def resume(self) -> None:
+        self._move(GuestState.RUNNING)
+
+    async def shutdown(self) -> None:
+        self.asked.append("shutdown")
+        if self.complies and self.state is GuestState.RUNNING:
+            self.end()
+
+    async def stop(self) -> None:
+        self.asked.append("stop")
+        self.end("stopped", "stopped")
+
+    async def reset(self) -> None:
+        self.asked.append("reset")
+
+    def console_names(self) -> Sequence[str]:
+        return ("console",)
+
+    async def open_console(self, name: str) -> FakeConsoleSource:
+        return FakeConsoleSource()
+
+    async def open_display(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        raise NotFound("display")
+
+    async def stats(self) -> GuestStats:
+        return self.figures
+
+    async def resize_disk(self, slot: str, size_bytes: int) -> None:
+        if self.cannot_grow is not None:
+            raise self.cannot_grow
+        self.grown[slot] = size_bytes
+
+    async def detach(self) -> None:
+        self.held = False
+
+    def adopted(self, on_state: StateCallback) -> FakeRunningGuest:
+        """The same run, for a new appliance."""
+        self._on_state, self.held = on_state, True
+        return self
+
+    def _move(self, state: GuestState) -> None:
+        self.state = state
+        self._on_state(state, "")
+
+
+class FakeEngine:
+    """Runs VMs and containers alike. `refusal`, `failure` and `may_start` decide over starts, `unreachable` over adoption."""
+
+    def __init__(self, name: str, clock: Clock) -> None:
+        self.name = name
+        self.alive: dict[GuestId, FakeRunningGuest] = {}
+        self.started: list[GuestId] = []
+        self.opened: list[VmResources | CtResources] = []
+        self.refusal: str = ""
+        self.failure: ApplianceError | None = None
+        self.unreachable: ApplianceError | None = None
+        self.may_start = asyncio.Event()
+        self.may_start.set()
+        self._clock = clock
+
+    async def probe(self) -> Capabilities:
+        return Capabilities(engine=self.name, version="1", available=frozenset({"start"}))
+
+    def refuse(self, spec: VmSpec | CtSpec) -> Sequence[str]:
+        return [self.refusal] if self.refusal else []
+
+    async def start(
+        self, spec: VmSpec | CtSpec, resources: VmResources | CtResources, *, on_state: StateCallback, log: LogLine
+    ) -> FakeRunningGuest:
+        await self.may_start.wait()
+        if isinstance(resources, CtResources):
+            await resources.connect(4000 + spec.guest_id)
+        if self.failure is not None:
+            raise self.failure
+        assert spec.guest_id not in self.running(), f"guest {spec.guest_id} would run twice"
+        running = FakeRunningGuest(spec.guest_id, started_at=self._clock.now(), on_state=on_state)
+        self.alive[spec.guest_id] = running
+        self.started.append(spec.guest_id)
+        self.opened.append(resources)
+        return running
+
+    async def adopt(self, spec: VmSpec | CtSpec, *, on_state: StateCallback) -> FakeRunningGuest | None:
+        if self.unreachable is not None:
+            raise self.unreachable
+        running = self.running().get(spec.guest_id)
+        return running.adopted(on_state) if running is not None else None
+
+    async def running_ids(self) -> Sequence[GuestId]:
+        return list(self.running())
+
+    async def close(self) -> None:
+        """The guests go on."""
+
+    def running(self) -> Mapping[GuestId, FakeRunningGuest]:
+        return {guest_id: running for guest_id, running in self.alive.items() if not running.ended}

@@ -1,0 +1,233 @@
+"""A host for guests in memory, and the guest services on it.
+
+`GuestHost` is what outlives the appliance's process, as real processes, interfaces and files do: a test opens the services
+on it a second time and looks what they find. `GuestHost.fresh_boot` is another boot of the machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from appliance.errors import ApplianceError, HostError, NotFound
+from appliance.events import Event, EventBus, GuestStateChanged
+from appliance.model.guest import CtCredentials, GuestId, GuestKind, GuestState, NicSpec
+from appliance.model.volume import ContentType, OpenedVolume
+from appliance.services.access import AccessService
+from appliance.services.console import ConsoleService
+from appliance.services.guest_runner import Engines
+from appliance.services.guests import GuestService
+from appliance.services.ports import LogLine
+from appliance.services.storage import StorageService
+from appliance.services.task_records import TaskInfo
+from appliance.services.tasks import TaskService
+from appliance.tasks import TaskScope
+from tests.fakes.clock import FakeClock
+from tests.fakes.engines import FakeEngine, FakeRunningGuest
+from tests.fakes.store import FakeStore
+from tests.fakes.volumes import FakeStorages, FakeVolumes
+
+PATIENCE_S = 10.0
+ADMIN = "admin@pve"
+TEMPLATE = "local:vztmpl/debian.tar.zst"
+
+
+class FakePorts:
+    """Fulfils `NetworkBackend`: `plugged` are the ports there are now, `missing` the bridges there are not."""
+
+    def __init__(self) -> None:
+        self.plugged: set[tuple[int, str]] = set()
+        self.missing: set[str] = set()
+        self.broken: HostError | None = None
+
+    async def check(self, nic: NicSpec) -> None:
+        if nic.bridge in self.missing:
+            raise NotFound(f"bridge '{nic.bridge}'")
+
+    async def plug_vm(self, guest_id: GuestId, nic: NicSpec) -> str:
+        self.plugged.add((guest_id, nic.slot))
+        return f"tap{guest_id}i{nic.slot[3:]}"
+
+    async def plug_ct(self, guest_id: GuestId, nic: NicSpec, pid: int) -> None:
+        self.plugged.add((guest_id, nic.slot))
+
+    async def unplug(self, guest_id: GuestId) -> None:
+        if self.broken is not None:
+            raise self.broken
+        self.plugged = {port for port in self.plugged if port[0] != guest_id}
+
+    async def set_link(self, guest_id: GuestId, slot: str, *, up: bool) -> None:
+        """Nothing depends on it here."""
+
+    async def leases(self) -> Mapping[str, str]:
+        return {}
+
+    async def counters(self, guest_id: GuestId) -> tuple[int, int]:
+        return 0, 0
+
+
+class FakeProvisioner:
+    """Fulfils `CtProvisioner`. `failure` plays a template that is refused, `may_finish` a long one."""
+
+    def __init__(self) -> None:
+        self.populated: list[tuple[Path, CtCredentials]] = []
+        self.failure: ApplianceError | None = None
+        self.may_finish = asyncio.Event()
+        self.may_finish.set()
+        self.begun = asyncio.Event()
+
+    async def populate(
+        self, root: OpenedVolume, template: Path, *, id_base: int, credentials: CtCredentials, log: LogLine
+    ) -> None:
+        self.begun.set()
+        await self.may_finish.wait()
+        if self.failure is not None:
+            raise self.failure
+        self.populated.append((root.path, credentials))
+
+
+class FakePools:
+    """What guests use of `AccessService`: `pools` are there, `members` maps a guest to its pool."""
+
+    def __init__(self) -> None:
+        self.pools: set[str] = {"office"}
+        self.members: dict[int, str] = {}
+        self.forgotten: list[int] = []
+
+    def pool_of(self, guest_id: GuestId) -> str | None:
+        return self.members.get(guest_id)
+
+    async def set_pool(self, guest_id: GuestId, pool: str | None) -> None:
+        await asyncio.sleep(0)
+        if pool not in self.pools:
+            raise NotFound(f"pool '{pool}'")
+        self.members[guest_id] = pool
+
+    async def forget_guest(self, guest_id: GuestId) -> None:
+        self.members.pop(guest_id, None)
+        self.forgotten.append(guest_id)
+
+
+class GuestHost:
+    """Everything that outlives the appliance's process."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.clock = FakeClock()
+        self.store = FakeStore(self.clock)
+        self.vms, self.cts = FakeEngine("qemu", self.clock), FakeEngine("ct", self.clock)
+        self.ports, self.pools, self.provisioner = FakePorts(), FakePools(), FakeProvisioner()
+        self.volumes = FakeVolumes("local")
+        self.big, self.isos = FakeVolumes("big"), FakeVolumes("isos", frozenset({ContentType.ISO}))
+        self.volumes.put(TEMPLATE.partition(":")[2], content=ContentType.VZTMPL)
+
+
+@dataclass(slots=True)
+class GuestWorld:
+    """The guest services on a host, and the words tests use."""
+
+    host: GuestHost
+    guests: GuestService
+    tasks: TaskService
+    events: list[Event]
+
+    async def end_of(self, upid: str) -> TaskInfo:
+        """The task, once it has ended."""
+        return await self.tasks.wait(upid, timeout_s=PATIENCE_S)
+
+    async def succeed(self, upid: str) -> None:
+        """The task ends well."""
+        status = (await self.end_of(upid)).status
+        assert status == "OK", status
+
+    async def fail(self, upid: str) -> str:
+        """The task ends with this error."""
+        status = (await self.end_of(upid)).status or ""
+        assert status != "OK"
+        return status
+
+    async def make_vm(self, guest_id: int = 100, *, start: bool = False, **config: str) -> FakeRunningGuest | None:
+        """A VM of one disk and one NIC."""
+        wanted = {"scsi0": "local:8", "net0": "virtio,bridge=vmbr0"} | config
+        await self.succeed(await self.guests.create(GuestKind.QEMU, guest_id, wanted, user=ADMIN, start=start))
+        return self.run_of(guest_id)
+
+    async def make_ct(self, guest_id: int = 101, *, start: bool = False, **config: str) -> FakeRunningGuest | None:
+        """An unprivileged container of one NIC."""
+        wanted = {"rootfs": "local:4", "net0": "name=eth0,bridge=vmbr0,ip=dhcp"} | config
+        await self.succeed(
+            await self.guests.create(GuestKind.LXC, guest_id, wanted, user=ADMIN, start=start, template=TEMPLATE)
+        )
+        return self.run_of(guest_id)
+
+    def run_of(self, guest_id: int) -> FakeRunningGuest | None:
+        """What runs of the guest."""
+        for engine in (self.host.vms, self.host.cts):
+            if running := engine.running().get(GuestId(guest_id)):
+                return running
+        return None
+
+    def state(self, guest_id: int) -> GuestState:
+        return self.guests.get(guest_id).state
+
+    async def reaches(self, guest_id: int, state: GuestState) -> None:
+        """Wait until the guest is in this state."""
+        async with asyncio.timeout(PATIENCE_S):
+            while self.state(guest_id) is not state:
+                await asyncio.sleep(0)
+
+    def states(self, guest_id: int) -> list[GuestState]:
+        """The states the guest has moved to, in order."""
+        return [
+            event.new for event in self.events if isinstance(event, GuestStateChanged) and event.guest_id == guest_id
+        ]
+
+
+@contextlib.asynccontextmanager
+async def open_world(host: GuestHost) -> AsyncIterator[GuestWorld]:
+    """The services from their start to the end of the appliance; the host goes on."""
+    events, scope = EventBus(), TaskScope("test")
+    tasks = TaskService(host.store, events, host.clock, directory=host.directory / "tasks", node="n")
+    await tasks.start()
+    consoles = ConsoleService(scope)
+    guests = GuestService(
+        store=host.store,
+        events=events,
+        clock=host.clock,
+        tasks=tasks,
+        access=cast(AccessService, host.pools),
+        storage=cast(StorageService, FakeStorages(host.volumes, host.big, host.isos)),
+        network=host.ports,
+        consoles=consoles,
+        engines=Engines(vm=(host.vms,), ct=host.cts),
+        provisioner=host.provisioner,
+        node="n",
+        scope=scope,
+        new_mac=_new_mac,
+    )
+    world = GuestWorld(host, guests, tasks, [])
+
+    async def listen() -> None:
+        with events.subscribe() as subscription:
+            async for event in subscription:
+                world.events.append(event)
+
+    scope.start(listen(), name="listen")
+    await asyncio.sleep(0)
+    try:
+        await guests.load()
+        yield world
+    finally:
+        await tasks.close()
+        await guests.close()
+        await consoles.close()
+        await scope.close()
+
+
+def _new_mac(used: frozenset[str]) -> str:
+    macs = (f"BC:24:11:00:00:{n:02X}" for n in range(256))
+    return next(mac for mac in macs if mac not in used)

@@ -1,0 +1,150 @@
+"""Storages without files: volumes are names and sizes. What guests use of `StorageService` and `VolumeBackend`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from appliance.errors import Conflict, HostError, InvalidParameter, NotFound
+from appliance.model.guest import GuestId
+from appliance.model.volume import ContentType, OpenedVolume, VolumeFormat, VolumeId, VolumeInfo
+from appliance.services.ports import LogLine
+
+
+class FakeVolumes:
+    """A storage of names and sizes. `full_after` operations it is full; `stuck` volumes cannot be deleted."""
+
+    def __init__(
+        self, storage_id: str = "local", content_types: frozenset[ContentType] = frozenset(ContentType)
+    ) -> None:
+        self.storage_id = storage_id
+        self.content_types = content_types
+        self.infos: dict[VolumeId, VolumeInfo] = {}
+        self.full_after: int | None = None
+        self.stuck: set[VolumeId] = set()
+        self.may_make = asyncio.Event()
+        self.may_make.set()
+
+    def names(self) -> list[str]:
+        """The volumes there are, sorted."""
+        return sorted(str(volume) for volume in self.infos)
+
+    def put(
+        self,
+        name: str,
+        *,
+        content: ContentType = ContentType.IMAGES,
+        size_bytes: int = 1 << 30,
+        guest_id: int | None = None,
+    ) -> VolumeId:
+        """A volume that is there."""
+        volume = VolumeId(self.storage_id, name)
+        self.infos[volume] = VolumeInfo(
+            volume_id=volume, content=content, format=name.rpartition(".")[2], size_bytes=size_bytes, used_bytes=0,
+            created_at=0.0, guest_id=guest_id,
+        )  # fmt: skip
+        return volume
+
+    async def create(
+        self, guest_id: GuestId, *, format: VolumeFormat, size_bytes: int, content: ContentType, label: str = "disk"
+    ) -> VolumeId:
+        return await self._make(guest_id, format, size_bytes, content, label, None)
+
+    async def clone(
+        self,
+        source: OpenedVolume,
+        guest_id: GuestId,
+        *,
+        format: VolumeFormat,
+        full: bool,
+        log: LogLine,
+        content: ContentType = ContentType.IMAGES,
+        label: str = "disk",
+    ) -> VolumeId:
+        return await self._make(guest_id, format, source.size_bytes, content, label, None if full else source.volume_id)
+
+    async def resize(self, volume_id: VolumeId, size_bytes: int) -> None:
+        self.infos[volume_id] = replace(self.infos[volume_id], size_bytes=size_bytes)
+
+    async def delete(self, volume_id: VolumeId) -> None:
+        await asyncio.sleep(0)
+        if volume_id in self.stuck:
+            raise HostError(f"volume {volume_id}: input/output error")
+        if volume_id not in self.infos:
+            raise NotFound(f"volume '{volume_id}'")
+        if any(info.parent == volume_id for info in self.infos.values()):
+            raise Conflict(f"volume {volume_id}: linked clones stand on it")
+        del self.infos[volume_id]
+
+    async def list(self, content: ContentType | None = None, guest_id: GuestId | None = None) -> Sequence[VolumeInfo]:
+        await asyncio.sleep(0)
+        return [
+            info
+            for info in self.infos.values()
+            if content in (None, info.content) and guest_id in (None, info.guest_id)
+        ]
+
+    async def info(self, volume_id: VolumeId) -> VolumeInfo:
+        return self.infos[volume_id]
+
+    async def open(self, volume_id: VolumeId) -> OpenedVolume:
+        await asyncio.sleep(0)
+        if volume_id not in self.infos:
+            raise NotFound(f"volume '{volume_id}'")
+        info = self.infos[volume_id]
+        known = info.format in tuple(VolumeFormat)
+        return OpenedVolume(
+            volume_id=volume_id,
+            path=Path("/storage") / volume_id.name,
+            format=VolumeFormat(info.format) if known else VolumeFormat.RAW,
+            size_bytes=info.size_bytes,
+        )
+
+    async def _make(
+        self,
+        guest_id: GuestId,
+        format: VolumeFormat,
+        size_bytes: int,
+        content: ContentType,
+        label: str,
+        parent: VolumeId | None,
+    ) -> VolumeId:
+        await self.may_make.wait()
+        if self.full_after is not None:
+            if self.full_after == 0:
+                raise HostError(f"storage {self.storage_id}: no space left on device")
+            self.full_after -= 1
+        taken = set(self.infos)
+        names = (f"{guest_id}/vm-{guest_id}-{label}-{n}.{format}" for n in range(100))
+        volume = self.put(
+            next(name for name in names if VolumeId(self.storage_id, name) not in taken),
+            content=content, size_bytes=size_bytes, guest_id=guest_id,
+        )  # fmt: skip
+        self.infos[volume] = replace(self.infos[volume], parent=parent)
+        return volume
+
+
+class FakeStorages:
+    """What guests use of `StorageService`."""
+
+    def __init__(self, *volumes: FakeVolumes) -> None:
+        self._backends = {each.storage_id: each for each in volumes}
+
+    def backends(self) -> Sequence[FakeVolumes]:
+        return list(self._backends.values())
+
+    def backend(self, storage_id: str) -> FakeVolumes:
+        if storage_id not in self._backends:
+            raise NotFound(f"storage '{storage_id}'")
+        return self._backends[storage_id]
+
+    async def open(self, volume: VolumeId) -> OpenedVolume:
+        return await self.backend(volume.storage).open(volume)
+
+    async def resolve_template(self, volume: VolumeId) -> Path:
+        opened = await self.open(volume)
+        if not volume.name.startswith("vztmpl/"):
+            raise InvalidParameter({"ostemplate": f"{volume} is not a container template"})
+        return opened.path

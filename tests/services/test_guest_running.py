@@ -1,0 +1,450 @@
+"""Starting, ending and finding guests: one truth about what runs, ports only where something runs, a stop that stops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from appliance.errors import Conflict, HostError, InvalidParameter, NotFound
+from appliance.events import GuestStateChanged
+from appliance.model.guest import GuestId, GuestKind, GuestState, GuestStats
+from appliance.services import guests as guests_module
+from appliance.services.guest_runner import RESTART_INTERVAL_S
+from appliance.services.guest_sampler import ROUND_S
+from appliance.state.store import StoreFull
+from tests.fakes.engines import FakeRunningGuest
+from tests.fakes.guest_host import ADMIN, GuestHost, GuestWorld, open_world
+
+VM, CT = GuestKind.QEMU, GuestKind.LXC
+PORT = (100, "net0")
+
+
+@pytest.fixture
+async def host(tmp_path: Path) -> AsyncIterator[GuestHost]:
+    host = GuestHost(tmp_path)
+    yield host
+    await host.store.close()
+
+
+@pytest.fixture
+async def world(host: GuestHost) -> AsyncIterator[GuestWorld]:
+    async with open_world(host) as world:
+        yield world
+
+
+async def running_vm(world: GuestWorld, **config: str) -> FakeRunningGuest:
+    running = await world.make_vm(100, start=True, **config)
+    assert running is not None
+    return running
+
+
+async def running_ct(world: GuestWorld) -> FakeRunningGuest:
+    running = await world.make_ct(start=True)
+    assert running is not None
+    return running
+
+
+async def turns() -> None:
+    """Let everything that can go on go on."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+# --- starting -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_start_plugs_the_ports_and_gives_the_engine_volumes_and_taps_by_slot(world: GuestWorld) -> None:
+    await running_vm(world)
+    assert world.host.ports.plugged == {PORT}
+    resources = world.host.vms.opened[0]
+    assert getattr(resources, "taps", None) == {"net0": "tap100i0"}
+    assert list(getattr(resources, "disks", {})) == ["scsi0"]
+    assert world.states(100) == [GuestState.STARTING, GuestState.RUNNING]
+
+
+@pytest.mark.parametrize("kind", GuestKind)
+async def test_a_start_that_fails_leaves_the_guest_stopped_and_nothing_plugged(
+    world: GuestWorld, kind: GuestKind
+) -> None:
+    await (world.make_vm(100) if kind is VM else world.make_ct(100))
+    engine = world.host.vms if kind is VM else world.host.cts
+    engine.failure = HostError("no memory")
+    assert await world.fail(await world.guests.start(kind, 100, user=ADMIN)) == "no memory"
+    assert world.state(100) is GuestState.STOPPED
+    assert world.host.ports.plugged == set()
+    engine.failure = None
+    await world.succeed(await world.guests.start(kind, 100, user=ADMIN))
+
+
+async def test_a_missing_bridge_is_named_and_the_guest_stays_stopped(world: GuestWorld) -> None:
+    await world.make_vm()
+    world.host.ports.missing.add("vmbr0")
+    assert await world.fail(await world.guests.start(VM, 100, user=ADMIN)) == "bridge 'vmbr0' does not exist"
+    assert world.state(100) is GuestState.STOPPED
+
+
+async def test_what_no_engine_can_run_is_refused_with_the_reason(world: GuestWorld) -> None:
+    await world.make_vm()
+    world.host.vms.refusal = "no OVMF on this host"
+    assert "qemu: no OVMF on this host" in await world.fail(await world.guests.start(VM, 100, user=ADMIN))
+    assert world.state(100) is GuestState.STOPPED
+
+
+async def test_a_start_cancelled_again_and_again_still_ends_as_stopped_and_unplugged(world: GuestWorld) -> None:
+    await world.make_vm()
+    world.host.vms.may_start.clear()
+    upid = await world.guests.start(VM, 100, user=ADMIN)
+    await world.reaches(100, GuestState.STARTING)
+    for _ in range(5):
+        await world.tasks.cancel(upid)
+        await asyncio.sleep(0)
+    assert "interrupted" in await world.fail(upid)
+    assert world.state(100) is GuestState.STOPPED
+    assert world.host.ports.plugged == set()
+
+
+async def test_parallel_starts_queue_and_only_one_starts_it(world: GuestWorld) -> None:
+    await world.make_vm()
+    upids = await asyncio.gather(*(world.guests.start(VM, 100, user=ADMIN) for _ in range(5)))
+    statuses = sorted([(await world.end_of(upid)).status or "" for upid in upids])
+    assert statuses == ["OK"] + 4 * ["VM 100 already running"]
+    assert world.host.vms.started == [100]
+
+
+async def test_opposite_operations_asked_for_at_once_happen_one_after_another(world: GuestWorld) -> None:
+    await world.make_vm()
+    world.host.vms.may_start.clear()
+    starting = await world.guests.start(VM, 100, user=ADMIN)
+    stopping = await world.guests.stop(VM, 100, user=ADMIN)
+    again = await world.guests.start(VM, 100, user=ADMIN)
+    await turns()
+    assert "waiting for 'start by admin@pve'" in (await world.tasks.read_log(stopping))[0][0]
+    world.host.vms.may_start.set()
+    for upid in (starting, stopping, again):
+        await world.succeed(upid)
+    assert world.state(100) is GuestState.RUNNING
+    assert world.host.vms.started == [100, 100]
+
+
+# --- ending -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_guest_that_crashes_is_cleaned_up_and_can_be_started_again(world: GuestWorld) -> None:
+    running = await running_vm(world)
+    running.end("crashed", "QEMU was killed by signal 9")
+    await world.reaches(100, GuestState.STOPPED)
+    await turns()
+    assert world.host.ports.plugged == set()
+    assert world.guests.get(100).pid is None
+    await world.succeed(await world.guests.start(VM, 100, user=ADMIN))
+
+
+async def test_ports_that_cannot_be_removed_do_not_keep_the_guest_from_being_stopped(world: GuestWorld) -> None:
+    running = await running_vm(world)
+    world.host.ports.broken = HostError("netlink: device or resource busy")
+    running.end("crashed", "gone")
+    await world.reaches(100, GuestState.STOPPED)
+
+
+async def test_an_orderly_shutdown_is_asked_for_and_waited_for(world: GuestWorld) -> None:
+    running = await running_vm(world)
+    await world.succeed(await world.guests.shutdown(VM, 100, user=ADMIN))
+    assert running.asked == ["shutdown"]
+    assert world.states(100)[-2:] == [GuestState.STOPPING, GuestState.STOPPED]
+    assert world.host.ports.plugged == set()
+
+
+async def test_a_guest_that_ignores_its_shutdown_goes_on_running_unless_force_was_asked_for(world: GuestWorld) -> None:
+    running = await running_vm(world)
+    running.complies = False
+    upid = await world.guests.shutdown(VM, 100, user=ADMIN, timeout_s=0.01)
+    assert "orderly shutdown: nothing within" in await world.fail(upid)
+    assert world.state(100) is GuestState.RUNNING
+    await world.succeed(await world.guests.shutdown(VM, 100, user=ADMIN, timeout_s=0.01, force_stop=True))
+    assert running.asked == ["shutdown", "shutdown", "stop"]
+    assert world.state(100) is GuestState.STOPPED
+
+
+async def test_a_stop_overrules_a_shutdown_that_waits(world: GuestWorld) -> None:
+    running = await running_vm(world)
+    running.complies = False
+    shutting = await world.guests.shutdown(VM, 100, user=ADMIN, timeout_s=600)
+    await turns()
+    await world.succeed(await world.guests.stop(VM, 100, user=ADMIN))
+    assert "overruled by a stop" in await world.fail(shutting)
+    assert world.state(100) is GuestState.STOPPED
+
+
+async def test_a_stop_overrules_a_shutdown_that_has_not_begun_yet(world: GuestWorld) -> None:
+    await world.make_vm()
+    world.host.vms.may_start.clear()
+    starting = await world.guests.start(VM, 100, user=ADMIN)
+    shutting = await world.guests.shutdown(VM, 100, user=ADMIN, timeout_s=600)
+    stopping = await world.guests.stop(VM, 100, user=ADMIN)
+    world.host.vms.may_start.set()
+    await world.succeed(starting)
+    assert "overruled by a stop" in await world.fail(shutting)
+    await world.succeed(stopping)
+
+
+async def test_a_stop_that_was_cancelled_overrules_nothing_later(world: GuestWorld) -> None:
+    await world.make_vm()
+    world.host.vms.may_start.clear()
+    starting = await world.guests.start(VM, 100, user=ADMIN)
+    stopping = await world.guests.stop(VM, 100, user=ADMIN)
+    await world.tasks.cancel(stopping)
+    await world.fail(stopping)
+    world.host.vms.may_start.set()
+    await world.succeed(starting)
+    await world.succeed(await world.guests.shutdown(VM, 100, user=ADMIN))
+
+
+async def test_stopping_a_stopped_guest_succeeds_and_shutting_it_down_does_not(world: GuestWorld) -> None:
+    await world.make_vm()
+    await world.succeed(await world.guests.stop(VM, 100, user=ADMIN))
+    assert await world.fail(await world.guests.shutdown(VM, 100, user=ADMIN)) == "VM 100 not running"
+
+
+async def test_a_paused_guest_is_woken_to_be_shut_down(world: GuestWorld) -> None:
+    running = await running_vm(world)
+    await world.succeed(await world.guests.suspend(VM, 100, user=ADMIN))
+    assert world.state(100) is GuestState.PAUSED
+    await world.succeed(await world.guests.shutdown(VM, 100, user=ADMIN))
+    assert running.ended
+
+
+async def test_a_reboot_is_a_shutdown_and_a_start_with_the_configuration_of_now(world: GuestWorld) -> None:
+    first = await running_vm(world)
+    await world.guests.update_config(VM, 100, put={"cores": "4"}, delete=(), digest=None, user=ADMIN)
+    await world.succeed(await world.guests.reboot(VM, 100, user=ADMIN))
+    assert first.ended
+    assert world.host.vms.started == [100, 100]
+    assert world.state(100) is GuestState.RUNNING
+
+
+# --- restarts asked for inside ------------------------------------------------------------------------------------------
+
+
+async def test_a_container_that_reboots_from_inside_is_started_again(world: GuestWorld) -> None:
+    first = await running_ct(world)
+    await world.host.clock.advance(3600)
+    first.end("reset", "restart asked for inside")
+    await world.reaches(101, GuestState.STOPPED)
+    await world.reaches(101, GuestState.RUNNING)
+    assert world.host.cts.started == [101, 101]
+
+
+async def test_a_container_that_reboots_at_once_waits_before_it_starts_again(world: GuestWorld) -> None:
+    (await running_ct(world)).end("reset", "restart asked for inside")
+    await world.reaches(101, GuestState.STOPPED)
+    await turns()
+    assert world.host.cts.started == [101]
+    await world.host.clock.advance(RESTART_INTERVAL_S)
+    await world.reaches(101, GuestState.RUNNING)
+
+
+async def test_a_stop_in_the_middle_of_a_reboot_from_inside_wins(world: GuestWorld) -> None:
+    (await running_ct(world)).end("reset", "restart asked for inside")
+    await world.reaches(101, GuestState.STOPPED)
+    await world.succeed(await world.guests.stop(CT, 101, user=ADMIN))
+    await world.host.clock.advance(RESTART_INTERVAL_S)
+    await turns()
+    assert world.state(101) is GuestState.STOPPED
+    assert world.host.cts.started == [101]
+
+
+async def test_a_guest_removed_in_the_middle_of_a_reboot_from_inside_is_not_started(world: GuestWorld) -> None:
+    (await running_ct(world)).end("reset", "restart asked for inside")
+    await world.reaches(101, GuestState.STOPPED)
+    await world.succeed(await world.guests.destroy(CT, 101, user=ADMIN))
+    await world.host.clock.advance(RESTART_INTERVAL_S)
+    await turns()
+    assert world.host.cts.started == [101]
+
+
+# --- the appliance goes and comes ---------------------------------------------------------------------------------------
+
+
+async def test_guests_outlive_the_appliance_and_are_found_again_with_their_ports_and_their_age(host: GuestHost) -> None:
+    async with open_world(host) as world:
+        running = await running_vm(world)
+        await world.make_ct(start=True)
+    assert not running.held
+    assert not running.ended
+    await host.clock.advance(500)
+    async with open_world(host) as world:
+        assert [view.state for view in world.guests.list()] == [GuestState.RUNNING] * 2
+        assert world.guests.get(100).uptime_s == 500
+        assert world.guests.running_slots() == {(GuestId(100), "net0"), (GuestId(101), "net0")}
+        running.end()
+        await world.reaches(100, GuestState.STOPPED)
+        await turns()
+        assert host.ports.plugged == {(101, "net0")}
+
+
+async def test_ports_of_a_guest_that_ended_meanwhile_are_removed_at_the_next_start(host: GuestHost) -> None:
+    async with open_world(host) as world:
+        running = await running_vm(world)
+    running.end()
+    async with open_world(host) as world:
+        assert world.state(100) is GuestState.STOPPED
+        assert host.ports.plugged == set()
+
+
+async def test_a_paused_guest_is_found_paused(host: GuestHost) -> None:
+    async with open_world(host) as world:
+        await running_vm(world)
+        await world.succeed(await world.guests.suspend(VM, 100, user=ADMIN))
+    async with open_world(host) as world:
+        assert world.state(100) is GuestState.PAUSED
+
+
+async def test_a_guest_that_runs_but_cannot_be_taken_over_counts_as_running_and_keeps_its_ports(
+    host: GuestHost,
+) -> None:
+    async with open_world(host) as world:
+        running = await running_vm(world)
+    host.vms.unreachable = InvalidParameter({"cpu": "no longer understood"})
+    async with open_world(host) as world:
+        assert world.state(100) is GuestState.RUNNING
+        assert host.ports.plugged == {PORT}
+        assert world.guests.running_slots() == {(GuestId(100), "net0")}
+        with pytest.raises(Conflict):
+            await world.guests.destroy(VM, 100, user=ADMIN)
+        assert "already running" in await world.fail(await world.guests.start(VM, 100, user=ADMIN))
+        assert "no longer understood" in await world.fail(await world.guests.stop(VM, 100, user=ADMIN))
+        host.vms.unreachable = None
+        await world.succeed(await world.guests.stop(VM, 100, user=ADMIN))
+        assert running.ended
+        assert world.state(100) is GuestState.STOPPED
+        assert host.ports.plugged == set()
+
+
+async def test_one_guest_that_cannot_be_taken_over_does_not_keep_the_others_from_being_found(host: GuestHost) -> None:
+    async with open_world(host) as world:
+        await running_vm(world)
+        await world.make_ct(start=True)
+    host.vms.unreachable = HostError("monitor is deaf")
+    async with open_world(host) as world:
+        assert world.guests.running(101).pid == 4101
+
+
+# --- start order and boot -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def boot_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The kernel's boot id; another text is another boot of the host."""
+    path = tmp_path / "boot_id"
+    path.write_text("first boot\n")
+    monkeypatch.setattr(guests_module, "BOOT_ID", path)
+    return path
+
+
+async def start_onboot(world: GuestWorld) -> None:
+    """As the appliance does when it listens; returns when the task it may have begun has ended."""
+    await world.guests.start_onboot()
+    for info in await world.tasks.list(kinds=("startall",), running=True):
+        await world.host.clock.advance(3600)
+        assert (await world.end_of(info.upid)).status == "OK"
+
+
+async def test_onboot_guests_start_once_a_boot_of_the_host(host: GuestHost, boot_id: Path) -> None:
+    async with open_world(host) as world:
+        await world.make_vm(onboot="1")
+        await world.make_vm(102)
+        await start_onboot(world)
+        assert host.vms.started == [100]
+        await world.succeed(await world.guests.stop(VM, 100, user=ADMIN))
+    async with open_world(host) as world:  # the appliance restarted: whoever stopped the guest wanted it stopped
+        await start_onboot(world)
+        assert host.vms.started == [100]
+    boot_id.write_text("second boot\n")
+    async with open_world(host) as world:
+        await start_onboot(world)
+        assert host.vms.started == [100, 100]
+
+
+async def test_a_full_disk_at_boot_does_not_end_the_appliance(
+    host: GuestHost, boot_id: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_world(host) as world:
+        await world.make_vm(onboot="1")
+        host.store.fail_with(StoreFull("store: no space left"))
+        await world.guests.start_onboot()
+        assert "no space left" in caplog.text
+        host.store.fail_with(None)
+        await start_onboot(world)
+        assert host.vms.started == [100]
+
+
+async def test_guests_start_in_their_order_with_their_delays_and_stop_backwards(world: GuestWorld) -> None:
+    await world.make_vm(100, startup="order=2")
+    await world.make_vm(102, startup="order=1,up=30")
+    await world.make_vm(103)
+    upid = await world.guests.start_all(user=ADMIN, force=True)
+    await world.reaches(102, GuestState.RUNNING)
+    await turns()
+    assert world.host.vms.started == [102]
+    await world.host.clock.advance(29)
+    assert world.host.vms.started == [102]
+    await world.host.clock.advance(2)
+    await world.succeed(upid)
+    assert world.host.vms.started == [102, 100, 103]
+    await world.succeed(await world.guests.stop_all(user=ADMIN))
+    ends = [
+        event.guest_id
+        for event in world.events
+        if isinstance(event, GuestStateChanged) and event.new is GuestState.STOPPED
+    ]
+    assert ends == [103, 100, 102]
+
+
+async def test_one_guest_that_fails_is_a_warning_and_delays_no_other(world: GuestWorld) -> None:
+    await world.make_vm(startup="order=1")
+    await world.make_ct(101, startup="order=2")
+    world.host.vms.failure = HostError("no memory")
+    info = await world.end_of(await world.guests.start_all(user=ADMIN, force=True))
+    assert info.status == "WARNINGS: 1"
+    assert world.state(101) is GuestState.RUNNING
+
+
+async def test_stop_all_ends_by_force_what_does_not_comply_in_its_own_time(world: GuestWorld) -> None:
+    running = await running_vm(world, startup="down=0")
+    running.complies = False
+    await world.succeed(await world.guests.stop_all(user=ADMIN))
+    assert running.asked == ["shutdown", "stop"]
+
+
+# --- figures and consoles -----------------------------------------------------------------------------------------------
+
+
+async def test_cpu_is_a_share_of_the_guests_own_cpus_and_one_bad_guest_spoils_no_other_figures(
+    world: GuestWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    vm = await running_vm(world, cores="4")
+    bad = await running_ct(world)
+    vars(bad)["figures"] = None
+    await world.host.clock.advance(ROUND_S)
+    await turns()
+    vm.figures = GuestStats(cpu_seconds=2 * ROUND_S)
+    await world.host.clock.advance(ROUND_S)
+    await turns()
+    assert world.guests.get(100).cpu_ratio == pytest.approx(0.5)
+    assert world.guests.get(101).stats is None
+    assert "ct 101: no figures" in caplog.text
+
+
+async def test_consoles_and_displays_need_a_guest_that_runs(world: GuestWorld) -> None:
+    await world.make_vm()
+    with pytest.raises(Conflict, match="VM 100 not running"):
+        await world.guests.attach_console(100, "console")
+    with pytest.raises(NotFound):
+        await world.guests.open_display(999)
+    await world.succeed(await world.guests.start(VM, 100, user=ADMIN))
+    client = await world.guests.attach_console(100, "console")
+    await world.succeed(await world.guests.stop(VM, 100, user=ADMIN))
+    assert await client.read() == b""
