@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from appliance.clock import SystemClock
+from appliance.ct import oci, runtime
 from appliance.ct.confinement import parse_capability_mask
 from appliance.ct.engine import CtEngine
 from appliance.ct.host import Places
 from appliance.ct.running import RunningCt
+from appliance.ct.runtime import OciRuntime
+from appliance.errors import ApplianceError
 from appliance.kernel import mount
 from appliance.kernel.cgroups import CgroupLayout
 from appliance.kernel.pidfd import identify
@@ -114,6 +117,27 @@ class Host:
 
     def on_state(self, state: GuestState, reason: str) -> None:
         self.states.append(state)
+
+
+_tested: dict[Path, ApplianceError | OSError | None] = {}
+
+
+@pytest.fixture(autouse=True)
+def runtimes_test_themselves_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runtime that passed its self-test passes it for every test: only the first engine tries."""
+    real = runtime.self_test
+
+    async def remembered(program: OciRuntime, places: Places, facts: oci.HostFacts) -> None:
+        if program.program not in _tested:
+            _tested[program.program] = None
+            try:
+                await real(program, places, facts)
+            except (ApplianceError, OSError) as error:
+                _tested[program.program] = error
+        if (refusal := _tested[program.program]) is not None:
+            raise refusal
+
+    monkeypatch.setattr(runtime, "self_test", remembered)
 
 
 @pytest.fixture

@@ -18,10 +18,14 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pytest
+
 from appliance.clock import SystemClock
 from appliance.kernel.cgroups import Cgroup, CgroupLayout, ParentGroup, parent_name
 from appliance.model.guest import GuestId, GuestState, VmDisk, VmResources, VmSpec
 from appliance.model.volume import OpenedVolume, VolumeFormat
+from appliance.qemu import engine as engine_module
+from appliance.qemu.capabilities import HostFacts, probe_host
 from appliance.qemu.console import SerialConsole
 from appliance.qemu.engine import QemuEngine
 from appliance.qemu.process import find_launched_with, read_stat
@@ -94,6 +98,16 @@ class QemuHost:
         return await self.engine.adopt(spec or boot_spec(), on_state=self.on_state)
 
 
+_asked: list[HostFacts] = []
+
+
+async def _facts() -> HostFacts:
+    """What this host's QEMUs said when they were first asked: they say the same to every test."""
+    if not _asked:
+        _asked.append(await probe_host())
+    return _asked[0]
+
+
 @contextlib.asynccontextmanager
 async def qemu_host(directory: Path | None = None) -> AsyncIterator[QemuHost]:
     """A probed engine. Without `directory` in one of its own."""
@@ -101,7 +115,9 @@ async def qemu_host(directory: Path | None = None) -> AsyncIterator[QemuHost]:
     scope = TaskScope("test")
     host = QemuHost(QemuEngine(own / "run", scope, SystemClock()), own, scope)
     try:
-        await host.engine.probe()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine_module, "probe_host", _facts)
+            await host.engine.probe()
         yield host
     finally:
         for guest_id in await host.engine.running_ids():

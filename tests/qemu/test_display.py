@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.qemu.host import boot_spec, qemu_host
+from appliance.model.guest import GuestId, VmResources
+from tests.qemu.host import QemuHost, boot_spec, qemu_host
 
 pytestmark = pytest.mark.host
 
@@ -59,22 +60,26 @@ async def test_the_display_speaks_rfb_without_a_password_and_without_a_port() ->
         assert not await asyncio.to_thread(_listening_inodes, vm.pid)
 
 
-@pytest.mark.parametrize("machine", ["i440fx", "q35"])
-async def test_uefi_firmware_draws_on_the_display(machine: str) -> None:
+async def test_uefi_firmware_draws_on_the_display_of_both_boards() -> None:
     async with qemu_host() as host:
-        spec = boot_spec(firmware="ovmf", machine=machine, memory_mib=128, boot_order=())
-        vm = await host.start(spec)
-        assert any("no EFI disk" in line for line in host.lines)
-        async with asyncio.timeout(PATIENCE_S):
-            while True:
-                reader, writer = await vm.open_display()
-                width, height = await _greet(reader, writer)
-                pixels = await _screen(reader, writer, width, height)
-                writer.close()
-                await writer.wait_closed()
-                if (width, height) >= (800, 600) and len(set(pixels[::4])) > 2:
-                    break
-                await asyncio.sleep(0.2)
+        await asyncio.gather(*(_draws(host, 100 + n, machine) for n, machine in enumerate(("i440fx", "q35"))))
+        assert sum("no EFI disk" in line for line in host.lines) == 2
+
+
+async def _draws(host: QemuHost, guest_id: int, machine: str) -> None:
+    spec = boot_spec(guest_id=GuestId(guest_id), firmware="ovmf", machine=machine, memory_mib=128, boot_order=())
+    vm = await host.start(spec, VmResources(disks={"virtio0": host.disk(name=machine)}))
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            reader, writer = await vm.open_display()
+            width, height = await _greet(reader, writer)
+            pixels = await _screen(reader, writer, width, height)
+            writer.close()
+            await writer.wait_closed()
+            if (width, height) >= (800, 600) and len(set(pixels[::4])) > 2:
+                break
+            await asyncio.sleep(0.2)
+    await vm.stop()
 
 
 def _listening_inodes(pid: int) -> set[str]:
