@@ -21,6 +21,7 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR, RTM_GETROUTE, RTM_NEWQDISC = 20, 21, 22, 26, 36
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 1, 4, 0x300, 0x100, 0x200, 0x400
 NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
+NLM_F_DUMP_INTR = 0x10
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLA_F_NESTED = 0x8000
 SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 270, 10, 11, 12
@@ -40,6 +41,7 @@ IFF_UP, IFF_LOWER_UP = 0x1, 0x1_0000
 AF_BRIDGE = 7
 
 ANSWER_TIMEOUT_S = 10.0
+_DUMP_ATTEMPTS = 20
 _HEADER = struct.Struct("=IHHII")
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
@@ -175,17 +177,27 @@ class RouteSocket:
         raise OSError(errno.EPROTO, "netlink: no acknowledgement", name)
 
     def dump(self, kind: int, body: bytes) -> list[bytes]:
-        """The payloads of all objects of one kind."""
+        """The payloads of all objects of one kind. Asked again when they changed meanwhile (NLM_F_DUMP_INTR): one may be
+        missing then. Raises `OSError` (EAGAIN) when they change all the time."""
+        for _ in range(_DUMP_ATTEMPTS):
+            payloads, torn = self._dump(kind, body)
+            if not torn:
+                return payloads
+        raise OSError(errno.EAGAIN, "netlink: changes all the time", "dump")
+
+    def _dump(self, kind: int, body: bytes) -> tuple[list[bytes], bool]:
         self._send(kind, NLM_F_DUMP, body)
         payloads: list[bytes] = []
+        torn = False
         for answer_kind, answer_flags, payload in self._messages():
             if answer_kind == NLMSG_ERROR:
                 _raise_error(answer_flags, payload, "dump")
-                return payloads
+                break
+            torn = torn or bool(answer_flags & NLM_F_DUMP_INTR)
             if answer_kind == NLMSG_DONE:
-                return payloads
+                break
             payloads.append(payload)
-        return payloads
+        return payloads, torn
 
     def _send(self, kind: int, flags: int, body: bytes) -> None:
         self._sequence += 1
