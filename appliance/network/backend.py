@@ -62,6 +62,7 @@ class NetworkBackend:
         self._failure = ""
         self._dnsmasq: Dnsmasq | None = None
         self._supervision: asyncio.Task[None] | None = None
+        self._applying = asyncio.Lock()
 
     # --- life
 
@@ -83,13 +84,19 @@ class NetworkBackend:
 
     async def apply(self, settings: BridgeSettings) -> BridgeState:
         """Bring the managed bridge to `settings` (the name cannot change while it exists); DHCP starts anew."""
-        await self._stop_dnsmasq()
-        self._ports = await self._thread.call(f"bridge {settings.name}", self._establish, settings)
-        state = self._ports.state
-        if self._ports.reservations is not None:
-            pool_size = len(pool_of(state.settings.subnet)) if state.settings.subnet else 0
-            await self._start_dnsmasq(state.settings, pool_size)
-        return state
+        async with self._applying:
+            await self._stop_dnsmasq()
+            try:
+                self._ports = await self._thread.call(f"bridge {settings.name}", self._establish, settings)
+                return self._ports.state
+            finally:
+                if self._ports is not None:  # after an error those of before: the guests on them keep their DHCP
+                    await self._serve_dhcp(self._ports)
+
+    async def _serve_dhcp(self, ports: Ports) -> None:
+        settings = ports.state.settings
+        if ports.reservations is not None and settings.subnet is not None:
+            await self._start_dnsmasq(settings, len(pool_of(settings.subnet)))
 
     def _establish(self, home: Home, settings: BridgeSettings) -> Ports:
         self._directory.mkdir(mode=0o711, parents=True, exist_ok=True)

@@ -74,6 +74,8 @@ def configuration(settings: BridgeSettings, files: DnsmasqFiles, *, user: tuple[
         f"dhcp-leasefile={files.leases}",
         f"dhcp-option=option:router,{gateway}",
         f"dhcp-option=option:mtu,{settings.mtu}",
+        "dhcp-name-match=set:wpad,wpad",  # no guest becomes the others' proxy by its name
+        "dhcp-ignore-names=tag:wpad",
         "quiet-dhcp",
         "log-facility=/dev/null",  # a guest can make it complain without end; what ends it goes to stderr all the same
     ]

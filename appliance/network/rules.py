@@ -8,7 +8,8 @@ What a guest's port may send (bridge prerouting; stateless, as the bridge family
 - IPv4 and ARP from any address nobody else owns: an address known to belong to a port (static in its configuration, or
   reserved for DHCP) may be used by that port alone, and the gateway's by none. Addresses no port owns stay free, so that
   guests may float addresses between each other;
-- on managed bridges DHCP requests for its own MAC only, no DHCP answers, no router advertisements, no VLAN tags.
+- on managed bridges DHCP requests for its own MAC only (never in fragments, which could hide it), no DHCP answers, no
+  router advertisements, no VLAN tags.
 
 Everything about a port is set elements, so that adding or removing one costs no new rules. nft 1.0.6 needs a newline
 before each closing brace.
@@ -33,6 +34,8 @@ _GUARD_CHAINS = f"""
     iifname . ether saddr != @macs drop
     iifname @inside ether type {{ vlan, 0x88a8 }} drop
     iifname @inside udp sport 67 udp dport 68 drop
+    iifname @inside udp sport 547 udp dport 546 drop
+    iifname @inside udp dport 67 ip frag-off & 0x2000 != 0 drop
     iifname @inside icmpv6 type nd-router-advert drop
     ether type arp jump guard_arp
     ip saddr @claimed iifname . ip saddr != @claims drop

@@ -7,7 +7,9 @@ import os
 import re
 import shutil
 import signal
+import sys
 import tempfile
+from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -77,6 +79,36 @@ async def test_a_guest_cannot_speak_with_a_strangers_mac_or_address(
     assert not thief.can_ping(gateway)
     thief.run("ip", "link", "set", "eth0", "address", MAC_A.lower())
     assert thief.can_ping(gateway)
+
+
+FRAGMENTED_RELEASE = """
+import socket, struct, sys
+own, theirs, server, mac = sys.argv[1:5]
+pack = socket.inet_aton
+message = struct.pack("!BBBBIHH", 1, 1, 6, 0, 7, 0, 0) + pack(theirs) + bytes(12) + bytes.fromhex(mac) + bytes(202)
+message += bytes.fromhex("63825363350107") + b"\\x36\\x04" + pack(server) + b"\\xff"
+datagram = struct.pack("!HHHH", 68, 67, 8 + len(message), 0) + message
+raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+for offset, more, part in ((0, 0x2000, datagram[:8]), (1, 0, datagram[8:])):
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(part), 77, more | offset, 64, 17, 0) + pack(own) + pack(server)
+    raw.sendto(head + part, (server, 0))
+"""
+
+
+async def test_a_fragmented_request_cannot_give_up_a_strangers_lease(
+    lab: Lab, backend: NetworkBackend, tmp_path: Path
+) -> None:
+    thief, owner = lab.guest(), lab.guest()
+    gateway = str((await backend.start()).settings.gateway)
+    await backend.plug_ct(A, nic(), thief.pid)
+    await backend.plug_ct(B, nic(MAC_B), owner.pid)
+    assert "leased" in thief.dhcp(tmp_path)
+    assert "leased" in owner.dhcp(tmp_path)
+    leases = await backend.leases()
+    release = (sys.executable, "-c", FRAGMENTED_RELEASE, leases[MAC_A])
+    thief.run(*release, leases[MAC_B], gateway, MAC_B.replace(":", ""))
+    assert thief.can_ping(gateway)  # and so what was sent before has arrived
+    assert await backend.leases() == leases
 
 
 def lab_mac_of(neighbours: str, address: str) -> str | None:
@@ -229,6 +261,15 @@ async def test_a_foreign_interface_is_never_changed(lab: Lab, backend: NetworkBa
     await backend.teardown()
     assert lab.interfaces() == {"vmbr0", "tap102i0", "other"}
     assert "inet" not in lab.run("ip", "address", "show", "vmbr0")
+
+
+async def test_settings_that_cannot_be_leave_the_guests_their_dhcp(lab: Lab, backend: NetworkBackend) -> None:
+    before = await backend.start()
+    with pytest.raises(Unsupported, match="no Linux bridge"):
+        await backend.apply(replace(before.settings, name="lo"))
+    async with asyncio.timeout(10):
+        while not lab.dnsmasq_pids():
+            await asyncio.sleep(0.02)
 
 
 async def test_dnsmasq_is_started_again_when_it_dies(lab: Lab, backend: NetworkBackend, tmp_path: Path) -> None:
