@@ -129,9 +129,9 @@ def runtimes_test_themselves_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def remembered(program: OciRuntime, places: Places, facts: oci.HostFacts) -> None:
         if program.program not in _tested:
-            _tested[program.program] = None
             try:
                 await real(program, places, facts)
+                _tested[program.program] = None
             except (ApplianceError, OSError) as error:
                 _tested[program.program] = error
         if (refusal := _tested[program.program]) is not None:
