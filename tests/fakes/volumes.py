@@ -14,7 +14,10 @@ from appliance.services.ports import LogLine
 
 
 class FakeVolumes:
-    """A storage of names and sizes. `full_after` operations it is full; `stuck` volumes cannot be deleted."""
+    """A storage of names and sizes. `full_after` operations it is full; `stuck` volumes cannot be deleted.
+
+    `may_make` holds up who makes volumes (`waiting` of them); `resized` are those that grew, in order.
+    """
 
     def __init__(
         self, storage_id: str = "local", content_types: frozenset[ContentType] = frozenset(ContentType)
@@ -26,6 +29,8 @@ class FakeVolumes:
         self.stuck: set[VolumeId] = set()
         self.may_make = asyncio.Event()
         self.may_make.set()
+        self.waiting = 0
+        self.resized: list[VolumeId] = []
 
     def names(self) -> list[str]:
         """The volumes there are, sorted."""
@@ -66,6 +71,7 @@ class FakeVolumes:
         return await self._make(guest_id, format, source.size_bytes, content, label, None if full else source.volume_id)
 
     async def resize(self, volume_id: VolumeId, size_bytes: int) -> None:
+        self.resized.append(volume_id)
         self.infos[volume_id] = replace(self.infos[volume_id], size_bytes=size_bytes)
 
     async def delete(self, volume_id: VolumeId) -> None:
@@ -111,7 +117,11 @@ class FakeVolumes:
         label: str,
         parent: VolumeId | None,
     ) -> VolumeId:
-        await self.may_make.wait()
+        self.waiting += 1
+        try:
+            await self.may_make.wait()
+        finally:
+            self.waiting -= 1
         if self.full_after is not None:
             if self.full_after == 0:
                 raise HostError(f"storage {self.storage_id}: no space left on device")
