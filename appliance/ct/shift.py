@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from appliance.errors import HostError
+from appliance.kernel.walk import walk
 
 
 def shift(root: Path, *, id_base: int, id_count: int) -> None:
@@ -33,11 +34,21 @@ def can_shift(*, id_base: int, id_count: int) -> bool:
 def _each(root: Path, change: Callable[[int], int]) -> None:
     try:
         _change(str(root), None, os.lstat(root), change)
-        for _, directories, files, fd in os.fwalk(root, follow_symlinks=False):
-            for name in (*directories, *files):
-                _change(name, fd, os.stat(name, dir_fd=fd, follow_symlinks=False), change)
+        walk(root, lambda fd: _children(fd, change))
     except OSError as error:
         raise HostError.from_os_error(error, f"change owners under {root}") from error
+
+
+def _children(directory: int, change: Callable[[int], int]) -> list[str]:
+    """Change the owners of what is in a directory; the names of the directories among it."""
+    directories: list[str] = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            status = entry.stat(follow_symlinks=False)
+            _change(entry.name, directory, status, change)
+            if stat.S_ISDIR(status.st_mode):
+                directories.append(entry.name)
+    return directories
 
 
 def _change(name: str, fd: int | None, before: os.stat_result, change: Callable[[int], int]) -> None:

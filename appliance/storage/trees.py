@@ -1,8 +1,8 @@
 """Directory trees a container made: counted and removed whatever they hold. Blocks.
 
 Such a tree may be deeper than a path can be long, deeper than Python may recurse and than a process may hold files open,
-and it may change while its container runs. So nothing here recurses, no link is followed, and at most two directories
-are open at a time.
+and it may change while its container runs. So nothing here recurses, no link is followed, and few directories are open
+at a time.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from appliance.kernel.openat2 import open_in_root
+from appliance.kernel.walk import walk
 
 TREE_ENTRIES_LIMIT: Final = 500_000
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -70,45 +71,9 @@ def _entries(root: int, below: str) -> list[tuple[str, os.stat_result]]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory with all below it; nobody else may use it any more. Raises `OSError`.
-
-    Directories that hold directories give them to the top one first, so that the tree grows flatter instead of the
-    walk deeper.
-    """
-    top = os.open(path, _DIRECTORY)
-    try:
-        moved = 0
-        while names := _remove_files(top):
-            for name in names:
-                try:
-                    os.rmdir(name, dir_fd=top)
-                except OSError as error:
-                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                        raise
-                    moved = _flatten(top, name, moved)
-    finally:
-        os.close(top)
+    """Remove a directory with all below it; nobody else may use it any more. Raises `OSError`."""
+    walk(path, _remove_files, lambda above, name: os.rmdir(name, dir_fd=above))
     path.rmdir()
-
-
-def _flatten(top: int, name: str, moved: int) -> int:
-    """Move what directories are in `name` to the top under fresh names, and remove it; how many have been moved."""
-    fd = os.open(name, _DIRECTORY, dir_fd=top)
-    try:
-        for below in _remove_files(fd):
-            while True:
-                moved += 1
-                try:
-                    os.rename(below, f".{moved}", src_dir_fd=fd, dst_dir_fd=top)
-                except OSError as error:
-                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                        raise
-                else:
-                    break
-    finally:
-        os.close(fd)
-    os.rmdir(name, dir_fd=top)
-    return moved
 
 
 def _remove_files(directory: int) -> list[str]:
