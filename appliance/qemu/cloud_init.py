@@ -11,8 +11,8 @@ import hashlib
 import io
 import ipaddress
 import json
+import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,17 +127,20 @@ def _write_in_place(path: Path, image: bytes) -> None:
 
 
 async def _write_converted(volume: OpenedVolume, image: bytes) -> None:
-    def prepare() -> str:
-        with tempfile.NamedTemporaryFile(prefix="cidata-", suffix=".iso", delete=False) as file:
-            file.write(image)
-            return file.name
-
-    source = await to_the_end(prepare)
+    # a file of no name: it holds a password's hash, and nothing that interrupts us may leave it behind
+    source = os.memfd_create("cidata", os.MFD_CLOEXEC)
     try:
-        argv = ["qemu-img", "convert", "-n", "-f", "raw", "-O", volume.format.value, source, str(volume.path)]
-        await run(argv, timeout_s=_IMG_TIMEOUT_S)
+        await to_the_end(_fill, source, image)
+        from_file = f"/dev/fd/{source}"
+        argv = ["qemu-img", "convert", "-n", "-f", "raw", "-O", volume.format.value, from_file, str(volume.path)]
+        await run(argv, timeout_s=_IMG_TIMEOUT_S, pass_fds=(source,))
     finally:
-        await to_the_end(Path(source).unlink)
+        os.close(source)
+
+
+def _fill(fd: int, data: bytes) -> None:
+    with os.fdopen(fd, "wb", closefd=False) as file:
+        file.write(data)
 
 
 def _words(text: str) -> list[str]:
