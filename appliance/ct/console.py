@@ -127,8 +127,9 @@ class ConmonConsole:
             if not packet:
                 self._end()
                 break
-            self._chunks.append(packet[1:])
-            self._buffered += len(packet) - 1
+            if len(packet) > 1:  # an empty chunk would read as the end
+                self._chunks.append(packet[1:])
+                self._buffered += len(packet) - 1
         self._ready.set()
 
     def _pause(self) -> None:
