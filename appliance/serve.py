@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import gc
 import logging
+import resource
 import signal
 import sys
 from collections.abc import Sequence
@@ -84,6 +85,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     log.setup(settings.log_format, level=logging.DEBUG if settings.verbose else logging.INFO)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    _allow_all_descriptors()
     gc.enable()
     gc.freeze()  # what the imports made lives as long as the process: no collection need look at it again
     try:
@@ -92,3 +94,9 @@ def main(arguments: Sequence[str]) -> int:
         logger.error("cannot start: %s", error)
         return 1
     return 0
+
+
+def _allow_all_descriptors() -> None:
+    """The soft limit of open files is for programs that use select(2); ours is what the host allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -15,6 +15,7 @@ from pathlib import Path
 from aiohttp import web
 
 from appliance.errors import Conflict, HostError, NotFound
+from appliance.web.listener import Listener
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Server:
             lingering_time=LINGER_S,
             shutdown_timeout=SHUTDOWN_TIMEOUT_S,
         )
+        self._listeners: list[Listener] = []
         self._socket_path: Path | None = None
         self.port = 0
         """The TCP port really bound, also when 0 was asked for."""
@@ -50,11 +52,11 @@ class Server:
         await self._runner.setup()
         try:
             tcp = await asyncio.to_thread(_tcp_socket, host, port)
-            await web.SockSite(self._runner, tcp, ssl_context=tls, backlog=BACKLOG).start()
             self.port = tcp.getsockname()[1]
+            self._listen(tcp, tls)
             local = await asyncio.to_thread(_unix_socket, socket_path)
             self._socket_path = socket_path
-            await web.SockSite(self._runner, local, backlog=BACKLOG).start()
+            self._listen(local, None)
         except BaseException:
             await self.close()
             raise
@@ -62,12 +64,21 @@ class Server:
 
     async def close(self) -> None:
         """Stop listening, close websockets, wait for requests in flight, remove the socket's file."""
+        for listener in self._listeners:
+            await listener.close()
+        self._listeners.clear()
         transports = self._transports()
         await self._runner.cleanup()
         await _hang_up(transports)
         if self._socket_path is not None:
             await asyncio.to_thread(self._socket_path.unlink, missing_ok=True)
             self._socket_path = None
+
+    def _listen(self, listening: socket.socket, tls: ssl.SSLContext | None) -> None:
+        assert self._runner.server is not None
+        listener = Listener(listening, self._runner.server, self._transports, tls=tls)
+        listener.start()
+        self._listeners.append(listener)
 
     def _transports(self) -> list[asyncio.Transport]:
         handlers = self._runner.server.connections if self._runner.server is not None else []
