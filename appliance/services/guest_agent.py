@@ -17,6 +17,8 @@ from appliance.services.ports import RunningGuest
 
 READ_LIMIT_BYTES = 16 << 20
 READ_CHUNK_BYTES = 1 << 20
+READS_LIMIT = 4 * READ_LIMIT_BYTES // READ_CHUNK_BYTES
+"""An agent that answers a byte at a time must not keep a request busy for ever."""
 
 
 @runtime_checkable
@@ -89,14 +91,16 @@ async def read_file(
     try:
         if offset:
             await ask(running, "file-seek", {"handle": handle, "offset": offset, "whence": "set"})
-        while len(content) < limit_bytes:
+        for _ in range(READS_LIMIT):
             count = min(READ_CHUNK_BYTES, limit_bytes - len(content))
             chunk = _object(running, await ask(running, "file-read", {"handle": handle, "count": count}))
             data = _decoded(running, chunk.get("buf-b64", ""))
             content += data
             if chunk.get("eof") or not data:
                 return bytes(content[:limit_bytes]), False
-        return bytes(content[:limit_bytes]), True
+            if len(content) >= limit_bytes:
+                return bytes(content[:limit_bytes]), True
+        raise GuestFault(f"vm {running.guest_id}: the guest agent gives {path!r} in too small pieces")
     finally:
         await ask(running, "file-close", {"handle": handle})
 
