@@ -43,6 +43,11 @@ def test_a_locked_file_names_its_holder_and_is_free_again_after_close(tmp_path: 
     LockFile(tmp_path / "lock", purpose="data directory").close()
 
 
+def test_a_full_disk_does_not_keep_anyone_from_taking_the_lock(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to("/dev/full")
+    LockFile(tmp_path / "lock", purpose="data directory").close()
+
+
 def test_a_spawned_child_has_no_descriptor_but_those_passed_to_it() -> None:
     inherited, passed, answer = (
         os.open("/dev/zero", os.O_RDONLY),
