@@ -1,4 +1,4 @@
-"""The guest's state machine: pure tables, no effects. Whoever changes a state goes through `moved`.
+"""The guest's state machine: pure tables, no effects. Whoever changes a state asks `can_move`.
 
 STOPPED -> STARTING -> RUNNING <-> PAUSED
    ^          |           |          |
