@@ -112,8 +112,9 @@ class App:
             scope=scope,
             new_mac=network.new_mac,
         )
-        await guests.load()
         self._on_close("guests", 20, guests.close)
+        await guests.load()
+        self._on_close("tasks that run", 30, tasks.close)  # while all they work with, and undo with, is still there
         if not network.problem:
             await links.reconcile(guests.running_slots())
 
@@ -159,7 +160,7 @@ class App:
                     await closer()
             except TimeoutError:
                 log.error("%s did not end within %g s", name, limit_s)
-            except ApplianceError as error:
+            except (ApplianceError, OSError) as error:  # of one stage: the others must still end
                 log.error("%s: %s", name, error)
 
     def _on_close(self, name: str, limit_s: float, closer: Closer) -> None:
