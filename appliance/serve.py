@@ -55,7 +55,7 @@ def parse(arguments: Sequence[str]) -> config.Config:
 
 
 async def serve(settings: config.Config) -> None:
-    """Run until SIGTERM or SIGINT. A second signal while stopping ends the waiting for guests' clean-ups at once."""
+    """Run until SIGTERM or SIGINT; the end takes at most the sum of the stages' limits (`App.close`)."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
