@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appliance.clock import SystemClock
-from appliance.config import Config
+from appliance.config import DEFAULT_DATA_DIR, Config
 from appliance.ct.engine import CtEngine
 from appliance.errors import ApplianceError, HostError
 from appliance.events import EventBus
@@ -88,7 +88,14 @@ class App:
         await storage.start()
         self._on_close("storage", 10, storage.close)
         templates = TemplateService(storage, tasks)
-        links = NetworkBackend(config.run_dir, scope, clock, instance=str(config.data_dir), bridge=config.bridge)
+        links = NetworkBackend(
+            config.run_dir,
+            scope,
+            clock,
+            instance=str(config.data_dir),
+            bridge=config.bridge,
+            only_one=config.data_dir == DEFAULT_DATA_DIR,
+        )
         network = NetworkService(links, store, scope, bridge=config.bridge)
         await network.start()
         self._on_close("network", 20, network.close)

@@ -39,6 +39,7 @@ class NetworkBackend:
     """See the module's docstring. `start` first; `close` last.
 
     `instance` tells appliances of one host apart (the data directory, say); `run_dir` is a tmpfs of this instance.
+    With `only_one` the ports have Proxmox VE's names; an appliance beside another one gives that up.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class NetworkBackend:
         instance: str,
         bridge: str = DEFAULT_BRIDGE,
         netns: str | None = None,
+        only_one: bool = True,
     ) -> None:
         self.tag = names.tag_of(instance)
+        self._port_space = "" if only_one else self.tag
         self.default_bridge = bridge
         self._directory = run_dir / "network"
         self._note = self._directory / "host-settings.json"
@@ -106,7 +109,7 @@ class NetworkBackend:
         if state.managed and state.settings.dhcp and state.settings.subnet is not None:
             text = files.hosts.read_text() if files.hosts.exists() else ""
             reservations = Reservations(state.settings.subnet, dnsmasq.parse_hosts(text))
-        ports = Ports(home, self.tag, state, reservations, files.hosts, {})
+        ports = Ports(home, self.tag, state, reservations, files.hosts, {}, self._port_space)
         ports.adopt()
         if reservations is not None:
             ports.write_hosts()
@@ -193,7 +196,7 @@ class NetworkBackend:
         ports = self._ready()
         if await self._thread.call(f"vm {guest_id}: {nic.slot}", lambda _: ports.plug_vm(guest_id, nic)):
             self._reload_dnsmasq()
-        return names.port_name("tap", guest_id, nic.slot)
+        return names.port_name("tap", guest_id, nic.slot, space=self._port_space)
 
     async def plug_ct(self, guest_id: GuestId, nic: NicSpec, pid: int) -> None:
         """Make the veth pair of this NIC, its far end inside the network namespace of `pid`, up, named `nic.name`."""

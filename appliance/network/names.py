@@ -1,7 +1,8 @@
 """Names and marks of what the appliance makes in the kernel. Pure.
 
 Ports are named as Proxmox VE names them: `tap100i0`, `veth101i1`. An interface's name has at most 15 characters, so the
-longest guest ids shorten the word: `ve999999999i31`.
+longest guest ids shorten the word: `ve999999999i31`. An appliance beside the host's own one (another data directory)
+has names of its own, which never meet: `veth3f0a9c27d41`.
 
 Two marks make a thing ours. The *group* (a number from the instance's tag) is set in the same message that creates an
 interface, so that a process killed at any moment leaves nothing unmarked. The *alias* says the rest, so that everything
@@ -49,11 +50,16 @@ def table_of(tag: str) -> str:
     return f"appliance-{tag}"
 
 
-def port_name(word: str, guest_id: int, slot: str) -> str:
-    """The interface of a guest's NIC; `word` is "tap" or "veth", `slot` "net0" to "net31"."""
+def port_name(word: str, guest_id: int, slot: str, *, space: str = "") -> str:
+    """The interface of a guest's NIC; `word` is "tap" or "veth", `slot` "net0" to "net31".
+
+    `space` keeps several appliances of one host apart, whose guests have the same ids: with one, the name is a hash.
+    """
     match = _SLOT.fullmatch(slot)
     if match is None:
         raise ValueError(f"{slot!r} is not the slot of a NIC")
+    if space:
+        return word + hashlib.sha256(f"{space} {guest_id} {slot}".encode()).hexdigest()[: NAME_LIMIT - len(word)]
     name = f"{word}{guest_id}i{match[1]}"
     if len(name) > NAME_LIMIT:
         name = f"{_SHORTER[word]}{guest_id}i{match[1]}"

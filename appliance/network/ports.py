@@ -40,6 +40,8 @@ class Ports:
     reservations: Reservations | None
     hosts_file: Path
     known: dict[str, Port]
+    space: str = ""
+    """See `names.port_name`."""
 
     @property
     def managed(self) -> str:
@@ -138,7 +140,7 @@ class Ports:
     def _port(self, word: str, guest_id: GuestId, nic: NicSpec) -> tuple[Port, bool]:
         """The port as it shall be, its address known; True when an address was reserved for it."""
         try:
-            name = names.port_name(word, guest_id, nic.slot)
+            name = names.port_name(word, guest_id, nic.slot, space=self.space)
         except ValueError as error:
             raise InvalidParameter({nic.slot: str(error)}) from error
         mac, changed = nic.mac.lower(), False

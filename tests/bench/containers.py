@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import statistics
 import subprocess
 import tarfile
@@ -108,7 +109,6 @@ def bare_bundle(appliance: Appliance, template: Path) -> Iterator[tuple[str, Pat
     base = config["linux"]["uidMappings"][0]["hostID"]
     subprocess.run(["chown", "-R", f"{base}:{base}", bundle], check=True)
     config["root"] = {"path": str(root), "readonly": False}
-    config["process"]["terminal"] = False
     config["process"]["args"] = ["/bin/sleep", "60"]
     config["linux"]["cgroupsPath"] = config["linux"]["cgroupsPath"].rsplit("/", 1)[0] + "/bare"
     config["mounts"] = [mount for mount in config["mounts"] if str(source.parent) not in mount.get("source", "")]
@@ -120,15 +120,26 @@ def bare_bundle(appliance: Appliance, template: Path) -> Iterator[tuple[str, Pat
 
 
 def _bare_start(runtime: str, bundle: Path) -> float:
-    """Seconds of `create` and `start`; the container is removed before this returns."""
+    """Seconds of `create` and `start`, the terminal taken over as a shim would; the container is removed afterwards."""
     name = f"bare-{os.getpid()}"
     prefix = [runtime, "--root", str(bundle / "state")]
     null = subprocess.DEVNULL
-    began = time.monotonic()
-    subprocess.run([*prefix, "create", "--bundle", bundle, name], check=True, stdin=null, stdout=null, stderr=null)
-    subprocess.run([*prefix, "start", name], check=True, stdin=null, stdout=null, stderr=null)
-    took = time.monotonic() - began
+    console = bundle / "console.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        listening.bind(str(console))
+        listening.listen(1)
+        began = time.monotonic()
+        create: list[str | Path] = [*prefix, "create", "--bundle", bundle, "--console-socket", console, name]
+        subprocess.run(create, check=True, stdin=null, stdout=null, stderr=null)
+        connection, _ = listening.accept()
+        _, terminals, _, _ = socket.recv_fds(connection, 4096, 1)
+        subprocess.run([*prefix, "start", name], check=True, stdin=null, stdout=null, stderr=null)
+        took = time.monotonic() - began
     subprocess.run([*prefix, "delete", "--force", name], check=True, stdin=null, stdout=null, stderr=null)
+    connection.close()
+    for terminal in terminals:
+        os.close(terminal)
+    console.unlink()
     return took
 
 
@@ -172,16 +183,16 @@ async def _console(session: aiohttp.ClientSession) -> aiohttp.ClientWebSocketRes
     node = (await (await session.get("/api2/json/nodes")).json())["data"][0]["node"]
     base = f"/api2/json/nodes/{node}/lxc/{CT}"
     proxy = (await (await session.post(f"{base}/termproxy")).json())["data"]
-    socket = await session.ws_connect(
+    viewer = await session.ws_connect(
         f"{base}/vncwebsocket?port={proxy['port']}&vncticket={quote(proxy['ticket'], safe='')}", max_msg_size=0
     )
-    await socket.send_str(f"{proxy['user']}:{proxy['ticket']}\n")
-    return socket
+    await viewer.send_str(f"{proxy['user']}:{proxy['ticket']}\n")
+    return viewer
 
 
-async def _type(socket: aiohttp.ClientWebSocketResponse, text: str) -> None:
+async def _type(viewer: aiohttp.ClientWebSocketResponse, text: str) -> None:
     data = text.encode()
-    await socket.send_bytes(b"0:%d:%s" % (len(data), data))
+    await viewer.send_bytes(b"0:%d:%s" % (len(data), data))
 
 
 BENCHMARKS = [start, console]

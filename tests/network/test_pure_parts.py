@@ -41,6 +41,13 @@ def test_only_nics_have_ports(slot: str) -> None:
         names.port_name("tap", 100, slot)
 
 
+@given(word=st.sampled_from(["tap", "veth"]), guest_id=st.integers(100, 999_999_999), slot=st.integers(0, 31))
+def test_ports_of_two_appliances_never_meet(word: str, guest_id: int, slot: int) -> None:
+    found = {names.port_name(word, guest_id, f"net{slot}", space=space) for space in ("", "one", "two")}
+    assert len(found) == 3
+    assert all(len(name) <= names.NAME_LIMIT for name in found)
+
+
 @given(guest_ids, slots, macs, st.sampled_from(["", "10.0.0.1"]), st.integers(0, 1 << 40), st.integers(0, 4094))
 def test_a_ports_mark_says_all_its_rules_need(
     guest_id: int, slot: str, mac: str, address: str, rate: int, vlan: int
