@@ -140,8 +140,10 @@ class GuestCreation:
             kind, new_id, reserved, build, task_kind="clone", pool=pool, user=user, object_id=source_id
         )
 
-    async def destroy(self, kind: GuestKind, guest_id: GuestId, *, user: str, skip_lock: bool = False) -> str:
-        """Remove a stopped guest and the volumes named for it. Returns the UPID."""
+    async def destroy(
+        self, kind: GuestKind, guest_id: GuestId, *, unreferenced: bool, user: str, skip_lock: bool = False
+    ) -> str:
+        """Remove a stopped guest and the volumes it names, `unreferenced` also those of its id. Returns the UPID."""
         guest = self._inventory.get(guest_id, kind)
         self._check_destroyable(guest, skip_lock=skip_lock)
 
@@ -151,8 +153,9 @@ class GuestCreation:
                 if guest.stored.record.busy == "create":  # undoing it has failed
                     await self._undo(guest)
                     return
-                await self._volumes.check_removable(owned(guest.kind, guest.guest_id, guest.stored.record.config))
-                await self._inventory.table.replace(guest.stored, busy="destroy")
+                config = await self._with_unreferenced(guest) if unreferenced else guest.stored.record.config
+                await self._volumes.check_removable(owned(guest.kind, guest.guest_id, config))
+                await self._inventory.table.replace(guest.stored, busy="destroy", config=config)
                 await self._finish_destroy(guest, task.log)
 
         return await self._tasks.run(
@@ -299,6 +302,15 @@ class GuestCreation:
         for problem in await self._volumes.remove(ours, log.debug):
             log.error("%s: undoing its creation: %s", guest.label, problem)
         await self._forget(guest)
+
+    async def _with_unreferenced(self, guest: GuestRuntime) -> dict[str, str]:
+        """The configuration with the volumes of this guest's id that no configuration names, as unused ones."""
+        config = dict(guest.stored.record.config)
+        own = set(owned(guest.kind, guest.guest_id, config))
+        for volume in await self._volumes.of_guest(guest.guest_id):
+            if volume not in own | self._inventory.volumes_of_others(guest.guest_id):
+                config[guest_config.free_unused_slot(config)] = str(volume)
+        return config
 
     async def _finish_destroy(self, guest: GuestRuntime, log_line: Callable[[str], None]) -> None:
         config = guest.stored.record.config

@@ -407,9 +407,16 @@ class GuestService:
             user=user,
         )
 
-    async def destroy(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
-        """Remove a stopped guest, its volumes, its pool membership and the permissions on it."""
-        return await self._creation.destroy(kind, GuestId(guest_id), user=user, skip_lock=skip_lock)
+    async def destroy(
+        self, kind: GuestKind, guest_id: int, *, user: str, unreferenced: bool = False, skip_lock: bool = False
+    ) -> str:
+        """Remove a stopped guest, its volumes, its pool membership and the permissions on it.
+
+        With `unreferenced`, volumes that carry its id and are named by no configuration go, too.
+        """
+        return await self._creation.destroy(
+            kind, GuestId(guest_id), unreferenced=unreferenced, user=user, skip_lock=skip_lock
+        )
 
     async def start(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
         return await self._power.start(kind, guest_id, user=user, skip_lock=skip_lock)

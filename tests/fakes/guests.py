@@ -156,11 +156,13 @@ class FakeGuestService:
         self._unlocked(guest_id, kind)
         return await self._task("clone", kind, guest_id, user, {"new_id": new_id, **options})
 
-    async def destroy(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
+    async def destroy(
+        self, kind: GuestKind, guest_id: int, *, user: str, unreferenced: bool = False, skip_lock: bool = False
+    ) -> str:
         if self._unlocked(guest_id, kind, skip_lock).state is not GuestState.STOPPED:
             raise Conflict(f"{kind.prefix.upper()} {guest_id} is running - destroy failed")
         del self.guests[guest_id]
-        return await self._task("destroy", kind, guest_id, user, {})
+        return await self._task("destroy", kind, guest_id, user, {"unreferenced": unreferenced})
 
     async def start(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
         return await self._power("start", kind, guest_id, user, GuestState.RUNNING, skip_lock=skip_lock)

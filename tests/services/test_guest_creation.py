@@ -250,6 +250,19 @@ async def test_a_removed_guest_takes_its_volumes_its_pool_and_its_id_range_along
     assert world.host.pools.forgotten == [100]
 
 
+async def test_volumes_of_its_id_that_nobody_names_go_with_the_guest_only_when_asked(world: GuestWorld) -> None:
+    await world.make_vm()
+    await world.make_vm(102)
+    stray = world.host.volumes.put("100/vm-100-disk-5.qcow2", guest_id=100)
+    lent = world.host.volumes.put("100/vm-100-disk-6.qcow2", guest_id=100)
+    await world.guests.update_config(GuestKind.QEMU, 102, put={"scsi1": str(lent)}, delete=(), digest=None, user=ADMIN)
+    await world.succeed(await world.guests.destroy(GuestKind.QEMU, 100, user=ADMIN))
+    assert str(stray) in world.host.volumes.names()
+    await world.make_vm()
+    await world.succeed(await world.guests.destroy(GuestKind.QEMU, 100, unreferenced=True, user=ADMIN))
+    assert [name for name in world.host.volumes.names() if "vm-100-" in name] == [str(lent)]
+
+
 async def test_running_and_protected_guests_are_not_removed(world: GuestWorld) -> None:
     await world.make_vm(start=True)
     await world.make_vm(102, protection="1")

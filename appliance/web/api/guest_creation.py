@@ -128,7 +128,13 @@ def declare(api: Resource, kind: GuestKind) -> None:
             call.check(f"/vms/{params.vmid}", "VM.PowerMgmt")
             upid = await call.services.guests.stop(kind, params.vmid, user=call.user, skip_lock=params.skiplock)
             await call.services.tasks.wait(upid, timeout_s=STOP_BEFORE_REMOVAL_LIMIT_S)
-        return await call.services.guests.destroy(kind, params.vmid, user=call.user, skip_lock=params.skiplock)
+        return await call.services.guests.destroy(
+            kind,
+            params.vmid,
+            unreferenced=params.destroy_unreferenced_disks,
+            user=call.user,
+            skip_lock=params.skiplock,
+        )
 
 
 def declare_for_vms(api: Resource) -> None:

@@ -119,7 +119,7 @@ class DeleteParams(GuestParams, kw_only=True):
         PveBool, Meta(description="accepted as in PVE: pool membership and permissions always go with the guest")
     ] = False
     destroy_unreferenced_disks: Annotated[
-        PveBool, Meta(description="volumes of its id that it does not name; always so here")
+        PveBool, Meta(description="remove also the volumes of its id that no configuration names")
     ] = msgspec.field(name="destroy-unreferenced-disks", default=False)
     skiplock: SkipLock = False
     force: Annotated[PveBool, Meta(description="stop it first when it runs")] = False
