@@ -52,7 +52,6 @@ class GuestCreation:
         events: EventBus,
         clock: Clock,
         node: str,
-        new_mac: Callable[[frozenset[str]], str],
     ) -> None:
         self._inventory = inventory
         self._runner = runner
@@ -64,7 +63,6 @@ class GuestCreation:
         self._events = events
         self._clock = clock
         self._node = node
-        self._new_mac = new_mac
 
     async def create(
         self,
@@ -82,7 +80,11 @@ class GuestCreation:
         """Check everything that can be checked, reserve the VMID, and make the guest in a task. Returns its UPID."""
         parsed = await asyncio.to_thread(guest_config.parse, kind, params)
         config = guest_config.create_config(
-            kind, guest_id, self._with_macs(kind, parsed), new_uuid=uuid.uuid4, now=self._clock.now()
+            kind,
+            guest_id,
+            guest_config.fill_macs(kind, parsed, self._inventory.mac_source()),
+            new_uuid=uuid.uuid4,
+            now=self._clock.now(),
         )
         archive: VolumeId | None = None
         credentials = CtCredentials(ssh_keys=tuple(ssh_keys))
@@ -95,7 +97,7 @@ class GuestCreation:
                 hashed = await asyncio.to_thread(_hash, password)
                 credentials = CtCredentials(password_hash=hashed, ssh_keys=tuple(ssh_keys))
             config.setdefault("rootfs", "local:4")
-        self._check(kind, guest_id, config)
+        guest_config.check(kind, guest_id, config)
 
         async def build(guest: GuestRuntime, task: TaskHandle) -> None:
             await self._publish_made(guest, await self._make(guest, config, archive, credentials, task))
@@ -178,19 +180,6 @@ class GuestCreation:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _with_macs(self, kind: GuestKind, config: Mapping[str, str]) -> dict[str, str]:
-        return guest_config.fill_macs(kind, config, self._mac_source())
-
-    def _mac_source(self) -> Callable[[], str]:
-        used = set(self._inventory.macs())
-
-        def new() -> str:
-            mac = self._new_mac(frozenset(used))
-            used.add(mac.upper())
-            return mac
-
-        return new
-
     def _clone_config(self, source: GuestRuntime, new_id: GuestId, name: str | None) -> dict[str, str]:
         return guest_config.clone_config(
             source.kind,
@@ -198,16 +187,9 @@ class GuestCreation:
             source.stored.record.config,
             name=guest_config.parse(source.kind, {_name_key(source.kind): name}).popitem()[1] if name else None,
             new_uuid=uuid.uuid4,
-            new_mac=self._mac_source(),
+            new_mac=self._inventory.mac_source(),
             now=self._clock.now(),
         )
-
-    def _check(self, kind: GuestKind, guest_id: GuestId, config: Mapping[str, str]) -> None:
-        """The configuration as a whole makes a guest."""
-        if kind is GuestKind.QEMU:
-            guest_config.to_vm_spec(guest_id, config)
-        else:
-            guest_config.to_ct_spec(guest_id, config, id_base=0, id_count=65_536)
 
     def _check_destroyable(self, guest: GuestRuntime, *, skip_lock: bool) -> None:
         self._inventory.require_unlocked(guest, skip=skip_lock)
@@ -247,7 +229,7 @@ class GuestCreation:
                 if pool:
                     await self._access.set_pool(guest_id, pool)
                 return await self._tasks.run(
-                    lifecycle_task(kind, task_kind), object_id=str(object_id or guest_id), user=user, work=work
+                    lifecycle.task_type(task_kind, kind), object_id=str(object_id or guest_id), user=user, work=work
                 )
             except ApplianceError:  # nothing was started
                 async with held:
@@ -328,11 +310,6 @@ class GuestCreation:
 
     def _tell(self, guest: GuestRuntime, *, exists: bool) -> None:
         self._events.publish(GuestListChanged(guest_id=guest.guest_id, kind=guest.kind, exists=exists))
-
-
-def lifecycle_task(kind: GuestKind, word: str) -> str:
-    """PVE's task type of an operation that is no power action: "qmcreate", "vzclone"."""
-    return ("qm" if kind is GuestKind.QEMU else "vz") + word
 
 
 def _name_key(kind: GuestKind) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from appliance.clock import Clock
 from appliance.model.guest import GuestId, GuestKind
@@ -19,9 +19,10 @@ from appliance.state.store import Store
 class GuestInventory:
     """Looks guests up; one `GuestRuntime` a guest for as long as it is defined."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, new_mac: Callable[[frozenset[str]], str]) -> None:
         self.table = GuestTable(store)
         self._clock = clock
+        self._new_mac = new_mac
         self._runtimes: dict[GuestId, GuestRuntime] = {}
         self._summaries: dict[GuestId, tuple[int, GuestSummary]] = {}
 
@@ -69,9 +70,16 @@ class GuestInventory:
         """See `lifecycle.require_unlocked`. Called before an operation's task, and again once it holds the guest's lock."""
         lifecycle.require_unlocked(guest.kind, guest.guest_id, guest.stored.record.config, skip=skip)
 
-    def macs(self) -> frozenset[str]:
-        """Every MAC address in use, upper case."""
-        return used_macs(self.table)
+    def mac_source(self) -> Callable[[], str]:
+        """Gives new MAC addresses, for one configuration: none that is in use, and none twice."""
+        used = set(used_macs(self.table))
+
+        def new() -> str:
+            mac = self._new_mac(frozenset(used))
+            used.add(mac.upper())
+            return mac
+
+        return new
 
     def volumes_of_others(self, guest_id: GuestId) -> frozenset[VolumeId]:
         """Every volume that a guest other than `guest_id` names."""

@@ -1,38 +1,38 @@
 """Guests as the API, the pages and the command line know them: one service for virtual machines and containers.
 
-guests.py            this: reading, configuration, disks, consoles; start and end of the service
-guest_creation.py    create, clone, destroy          guest_power.py   start … resume, start order
-guest_runner.py      what runs                       guest_records.py what is stored
+guests.py               this: reading, consoles; start and end of the service
+guest_creation.py       create, clone, destroy          guest_power.py   start … resume, start order
+guest_configuration.py  settings, disks that grow
+guest_runner.py         what runs                       guest_records.py what is stored
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from appliance.clock import Clock
 from appliance.errors import ApplianceError, Conflict, HostError, InvalidParameter, Unsupported
-from appliance.events import EventBus, GuestConfigChanged
+from appliance.events import EventBus
 from appliance.model.guest import GUEST_ID_MAX, GUEST_ID_MIN, GuestId, GuestKind, GuestState
-from appliance.model.volume import VolumeId
-from appliance.services import cluster_options, guest_config, lifecycle
+from appliance.services import cluster_options, guest_config
 from appliance.services.access import AccessService
 from appliance.services.console import ConsoleClient, ConsoleService
-from appliance.services.guest_config import DiskConfig, Existing
-from appliance.services.guest_creation import GuestCreation, lifecycle_task
+from appliance.services.guest_configuration import GuestConfiguration
+from appliance.services.guest_creation import GuestCreation
 from appliance.services.guest_inventory import GuestInventory
 from appliance.services.guest_power import GuestPower
 from appliance.services.guest_runner import Engines, GuestRunner, GuestRuntime
 from appliance.services.guest_sampler import GuestSampler
 from appliance.services.guest_view import GuestView, view
-from appliance.services.guest_volumes import GuestVolumes, Made
+from appliance.services.guest_volumes import GuestVolumes
 from appliance.services.ports import CtProvisioner, LogLine, NetworkBackend, RunningGuest
 from appliance.services.storage import StorageService
-from appliance.services.tasks import TaskHandle, TaskService
+from appliance.services.tasks import TaskService
 from appliance.state.store import Put, Store
-from appliance.tasks import TaskScope, to_its_end
+from appliance.tasks import TaskScope
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +63,8 @@ class GuestService:
         self._store, self._events, self._clock, self._tasks = store, events, clock, tasks
         self._access, self._storage, self._network, self._consoles = access, storage, network, consoles
         self._engines, self._node, self._scope = engines, node, scope
-        self._inventory = GuestInventory(store, clock)
-        self._volumes = GuestVolumes(storage)
+        self._inventory = GuestInventory(store, clock, new_mac)
+        volumes = GuestVolumes(storage)
         self._runner = GuestRunner(
             engines=engines,
             storage=storage,
@@ -73,12 +73,20 @@ class GuestService:
             events=events,
             clock=clock,
             scope=scope,
-            before_start=self._finish_growing,
+            before_start=self._before_start,
+        )
+        self._configuration = GuestConfiguration(
+            inventory=self._inventory,
+            runner=self._runner,
+            volumes=volumes,
+            storage=storage,
+            tasks=tasks,
+            events=events,
         )
         self._creation = GuestCreation(
             inventory=self._inventory,
             runner=self._runner,
-            volumes=self._volumes,
+            volumes=volumes,
             access=access,
             storage=storage,
             provisioner=provisioner,
@@ -86,12 +94,10 @@ class GuestService:
             events=events,
             clock=clock,
             node=node,
-            new_mac=new_mac,
         )
         self._power = GuestPower(inventory=self._inventory, runner=self._runner, tasks=tasks, clock=clock)
         self._sampler = GuestSampler(lambda: self._inventory, network=network, events=events, clock=clock)
         self._leases: Mapping[str, str] = {}
-        self._new_mac = new_mac
 
     # --- start and end of the appliance -------------------------------------------------------------------------------
 
@@ -213,147 +219,20 @@ class GuestService:
         user: str,
         skip_lock: bool = False,
     ) -> None:
-        """Write keys and delete keys; makes and removes volumes as they ask. Applies as ADR 6 says. Returns when done."""
-        guest = self._inventory.get(guest_id, kind)
-        parsed = await asyncio.to_thread(guest_config.parse, kind, put)
-        async with guest.hold(f"configuration by {user}"):
-            config = guest.stored.record.config
-            self._inventory.require_unlocked(guest, skip=skip_lock or "lock" in delete)
-            guest_config.check_digest(config, digest)
-            plan = guest_config.plan_update(kind, config, parsed, delete)
-            if not plan.changed:
-                return
-            if guest.state is not GuestState.STOPPED and plan.removed:
-                raise Conflict(f"{guest.label} is running: shut it down before volumes are removed")
-            await self._apply(guest, plan.config, removed=plan.removed)
-
-    async def _apply(self, guest: GuestRuntime, config: Mapping[str, str], *, removed: Sequence[VolumeId]) -> None:
-        filled = guest_config.fill_macs(guest.kind, config, lambda: self._new_mac(self._inventory.macs()))
-        self._check(guest, filled)
-        in_use = self._inventory.volumes_of_others(guest.guest_id)
-        made = await self._volumes.make(guest.kind, guest.guest_id, filled, in_use=in_use, log_line=log.info)
-        await to_its_end(self._write(guest, made, removed=removed), name=f"configuration of {guest.label}")
-
-    async def _write(self, guest: GuestRuntime, made: Made, *, removed: Sequence[VolumeId]) -> None:
-        try:
-            await self._inventory.table.replace(guest.stored, config=made.config)
-        except ApplianceError:
-            await self._volumes.remove(made.volumes, log.info)
-            raise
-        self._tell_config(guest)
-        own = [volume for volume in await self._volumes.of_guest(guest.guest_id) if volume in removed]
-        if problems := await self._volumes.remove(own, log.info):
-            await self._keep_unused(guest, own)
-            raise Conflict(f"{guest.label}: {'; '.join(problems)}")
-
-    async def _keep_unused(self, guest: GuestRuntime, removed: Sequence[VolumeId]) -> None:
-        """What could not be removed stays in the configuration, unused, so that it can be tried again."""
-        config = dict(guest.stored.record.config)
-        for volume in await self._volumes.of_guest(guest.guest_id):
-            if volume in removed:
-                config[guest_config.free_unused_slot(config)] = str(volume)
-        await self._inventory.table.replace(guest.stored, config=config)
-        self._tell_config(guest)
-
-    def _tell_config(self, guest: GuestRuntime) -> None:
-        self._events.publish(GuestConfigChanged(guest_id=guest.guest_id, kind=guest.kind))
-
-    def _check(self, guest: GuestRuntime, config: Mapping[str, str]) -> None:
-        record = guest.stored.record
-        if guest.kind is GuestKind.QEMU:
-            guest_config.to_vm_spec(guest.guest_id, config)
-        else:
-            guest_config.to_ct_spec(guest.guest_id, config, id_base=record.id_base, id_count=record.id_count)
+        """Write keys and delete keys; makes and removes volumes as they ask. Returns when done."""
+        await self._configuration.update(
+            kind, guest_id, put=put, delete=delete, digest=digest, user=user, skip_lock=skip_lock
+        )
 
     async def make_template(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
         """Turn a stopped guest into a template: never started again, only cloned."""
-
-        async def change(guest: GuestRuntime, task: TaskHandle) -> None:
-            lifecycle.require(lifecycle.Action.DESTROY, kind, guest.guest_id, guest.state)
-            await self._inventory.table.replace(guest.stored, config={**guest.stored.record.config, "template": "1"})
-            self._tell_config(guest)
-
-        return await self._locked_task(kind, guest_id, lifecycle_task(kind, "template"), user, change)
+        return await self._configuration.make_template(kind, guest_id, user=user)
 
     async def resize(
         self, kind: GuestKind, guest_id: int, *, slot: str, size: str, user: str, skip_lock: bool = False
     ) -> str:
         """Grow the disk in `slot` to `size` ("32G", "+5G"), live where it runs."""
-        self._disk_to_resize(self._inventory.get(guest_id, kind), slot, size)
-
-        async def grow(guest: GuestRuntime, task: TaskHandle) -> None:
-            disk, volume, target = self._disk_to_resize(guest, slot, size)
-            task.log(f"{slot}: {guest_config.format_size(disk.size_bytes)} -> {guest_config.format_size(target)}")
-            left = await self._grow(guest, slot, volume, target, task)
-            text = guest_config.print_disk(kind, disk, volume, target)
-            config = {**guest.stored.record.config, slot: text}
-            await self._inventory.table.replace(guest.stored, config=config, grow=left)
-            self._tell_config(guest)
-
-        return await self._locked_task(kind, guest_id, "resize", user, grow, skip_lock=skip_lock)
-
-    async def _grow(
-        self, guest: GuestRuntime, slot: str, volume: VolumeId, size_bytes: int, task: TaskHandle
-    ) -> Sequence[str]:
-        """Grow the volume and what uses it; returns the slots whose file system is still to follow."""
-        others = [other for other in guest.stored.record.grow if other != slot]
-        running = await self._runner.reach(guest) if guest.state is not GuestState.STOPPED else None
-        if running is None or guest.kind is GuestKind.LXC:
-            await self._storage.backend(volume.storage).resize(volume, size_bytes)
-        if running is None:
-            return others
-        try:  # QEMU grows its image itself; a container's file system grows where the volume has grown under it
-            await running.resize_disk(slot, size_bytes)
-        except Unsupported as error:
-            if guest.kind is not GuestKind.LXC:
-                raise
-            task.warn(str(error))
-            return [*others, slot]
-        return others
-
-    async def _finish_growing(self, guest: GuestRuntime, log_line: LogLine) -> None:
-        """Before a start: let file systems follow their volumes that grew while this host could not grow them."""
-        if not guest.stored.record.grow:
-            return
-        for slot in guest.stored.record.grow:
-            config = guest.stored.record.config
-            if slot in config:
-                disk = guest_config.parse_disk(guest.kind, slot, config[slot])
-                if isinstance(disk.volume, Existing):
-                    log_line(f"{slot}: growing its file system")
-                    volume = disk.volume.volume_id
-                    await self._storage.backend(volume.storage).resize(volume, disk.size_bytes)
-        await self._inventory.table.replace(guest.stored, grow=[])
-
-    def _disk_to_resize(self, guest: GuestRuntime, slot: str, size: str) -> tuple[DiskConfig, VolumeId, int]:
-        """The disk, its volume and its new size in bytes. Raises `InvalidParameter`."""
-        config = guest.stored.record.config
-        if slot not in config or not guest_config.is_disk_slot(guest.kind, slot):
-            raise InvalidParameter({"disk": f"{guest.label} has no disk '{slot}'"})
-        disk = guest_config.parse_disk(guest.kind, slot, config[slot])
-        if not isinstance(disk.volume, Existing) or disk.is_cdrom or disk.is_unused:
-            raise InvalidParameter({"disk": f"{guest.label}: '{slot}' is no disk that can be resized"})
-        return disk, disk.volume.volume_id, guest_config.resize_target(disk.size_bytes, size)
-
-    async def _locked_task(
-        self,
-        kind: GuestKind,
-        guest_id: int,
-        task_kind: str,
-        user: str,
-        act: Callable[[GuestRuntime, TaskHandle], Awaitable[None]],
-        *,
-        skip_lock: bool = False,
-    ) -> str:
-        guest = self._inventory.get(guest_id, kind)
-        self._inventory.require_unlocked(guest, skip=skip_lock)
-
-        async def work(task: TaskHandle) -> None:
-            async with guest.hold(f"{task_kind} by {user}", log=task.log):
-                self._inventory.require_unlocked(guest, skip=skip_lock)
-                await act(guest, task)
-
-        return await self._tasks.run(task_kind, object_id=str(guest_id), user=user, work=work)
+        return await self._configuration.resize(kind, guest_id, slot=slot, size=size, user=user, skip_lock=skip_lock)
 
     # --- making and removing, power: see guest_creation.py and guest_power.py --------------------------------------------
 
@@ -469,6 +348,9 @@ class GuestService:
         return await self.running(guest_id).open_display()
 
     # --- inside -------------------------------------------------------------------------------------------------------
+
+    async def _before_start(self, guest: GuestRuntime, log_line: LogLine) -> None:
+        await self._configuration.finish_growing(guest, log_line)
 
     def _view(self, guest: GuestRuntime, now: float) -> GuestView:
         summary = self._inventory.summary(guest)

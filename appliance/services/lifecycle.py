@@ -77,6 +77,6 @@ def require_unlocked(kind: GuestKind, guest_id: GuestId, config: Mapping[str, st
         raise Conflict(f"{kind.prefix.upper()} {guest_id} is locked ({lock})")
 
 
-def task_type(action: Action, kind: GuestKind) -> str:
-    """PVE's task type: "qmstart", "vzshutdown" …"""
-    return ("qm" if kind is GuestKind.QEMU else "vz") + action.value
+def task_type(word: str, kind: GuestKind) -> str:
+    """PVE's task type of an action or another operation: "qmstart", "vzshutdown", "qmcreate" …"""
+    return ("qm" if kind is GuestKind.QEMU else "vz") + word

@@ -5,8 +5,8 @@
 
 `values` and `formats` check single values, `property_string` the comma-separated ones; `vm_schema`, `vm_devices` and
 `ct_schema` are the tables of every key of PVE 9; `volumes` and `disks` say which volume a disk means and what is still
-to be made; `boot` the boot order; `privileges` who may change what. No I/O anywhere (a clear password is hashed by
-libcrypt: hash it before, in a thread).
+to be made; `boot` the boot order; `whole` checks what must fit together; `privileges` who may change what. No I/O
+anywhere (a clear password is hashed by libcrypt: hash it before, in a thread).
 """
 
 from appliance.services.guest_config.boot import boot_order
@@ -61,6 +61,7 @@ from appliance.services.guest_config.volumes import (
     VolumeRef,
     parse_volume,
 )
+from appliance.services.guest_config.whole import check
 
 __all__ = [
     "PASSWORD_MASK",
@@ -80,6 +81,7 @@ __all__ = [
     "boot_order",
     "boot_slots",
     "bridge_requirements",
+    "check",
     "check_digest",
     "clone_config",
     "create_config",
