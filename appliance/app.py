@@ -38,10 +38,12 @@ from appliance.services.templates import TemplateService
 from appliance.state.sqlite import SqliteStore
 from appliance.tasks import TaskScope
 from appliance.version import VERSION
-from appliance.web.application import build_application
+from appliance.web.application import RESOURCES, build_application
+from appliance.web.pages.render import RENDERER
 from appliance.web.server import Server
 from appliance.web.services import Services
 from appliance.web.static import StaticFiles
+from appliance.web.table import ApiTable
 
 if TYPE_CHECKING:
     from appliance.services.pki import ServerIdentity
@@ -70,6 +72,7 @@ class App:
         qemu = QemuEngine(config.run_dir, scope, clock)
         containers = CtEngine(config.run_dir, config.data_dir, scope, clock)
         probes = scope.start(_probe((qemu, containers)), name="probe the engines")
+        table = scope.start(asyncio.to_thread(ApiTable, RESOURCES), name="table of the API")
 
         store = await SqliteStore.open(config.data_dir / "state.db", clock)
         self._on_close("store", 10, store.close)
@@ -142,12 +145,14 @@ class App:
         )
         tls = (await identity).context()
         static = await asyncio.to_thread(StaticFiles.scan, config.static_dir)
-        server = Server(build_application(services, static=static))
+        app = build_application(services, static=static, table=await table)
+        server = Server(app)
         self._on_close("web server", 15, server.close)
         await server.start(
             host=config.listen_host, port=config.listen_port, tls=tls, socket_path=config.run_dir / "api.sock"
         )
         self._manager.notify("READY=1")
+        scope.start(app[RENDERER].ready(), name="templates of the pages")
         log.info(
             "appliance %s listens on https://%s:%d after %.2f s",
             VERSION,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance import command
-from appliance.ct import oci, process
+from appliance.ct import oci, process, proof
 from appliance.ct.host import Places
 from appliance.errors import ApplianceError, CommandFailed, HostError
 from appliance.kernel.cgroups import Cgroup, CgroupLayout
@@ -93,12 +93,18 @@ async def choose(places: Places, facts: oci.HostFacts) -> tuple[OciRuntime | Non
         if program is None:
             refused[name] = "not installed"
             continue
+        known = await asyncio.to_thread(proof.recall, places.directory, Path(program), facts)
+        if known is not None:
+            return OciRuntime(Path(program), places.runtime_state, known), refused
         try:
             await self_test(OciRuntime(Path(program), places.runtime_state), places, facts)
             said = await command.run([program, "--version"], timeout_s=COMMAND_LIMIT_S)
-            return OciRuntime(Path(program), places.runtime_state, said.text.splitlines()[0]), refused
         except (ApplianceError, OSError) as error:
             refused[name] = str(error)
+            continue
+        version = said.text.splitlines()[0]
+        await asyncio.to_thread(proof.remember, places.directory, Path(program), facts, said=version)
+        return OciRuntime(Path(program), places.runtime_state, version), refused
     return None, refused
 
 

@@ -57,14 +57,18 @@ RESOURCES: Sequence[Resource] = (
 
 
 def build_application(
-    services: Services, *, static: StaticFiles | None = None, resources: Sequence[Resource] = RESOURCES
+    services: Services,
+    *,
+    static: StaticFiles | None = None,
+    resources: Sequence[Resource] = RESOURCES,
+    table: ApiTable | None = None,
 ) -> web.Application:
     """The aiohttp application over `services`. `static` is scanned beforehand, in a thread."""
     app = web.Application(
         middlewares=[middleware.errors, middleware.authentication], client_max_size=CLIENT_BODY_LIMIT_BYTES
     )
     app[keys.SERVICES] = services
-    app[keys.TABLE] = ApiTable(resources)
+    app[keys.TABLE] = table or ApiTable(resources)
     app[keys.SOCKETS] = SocketRegistry()
     app[keys.DOCUMENTS] = keys.Documents()
     app[keys.STRANGERS] = FailureLimiter(burst=REMOTE_BURST, refill_s=REMOTE_REFILL_S)

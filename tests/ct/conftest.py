@@ -171,7 +171,7 @@ async def is_alive(pid: int) -> bool:
 def _leftovers(run_dir: Path) -> list[str]:
     places = Places(run_dir, CgroupLayout.detect())
     groups = [str(root / places.cgroup_parent.name) for root in places.layout.roots]
-    bundles = [str(path) for path in places.directory.iterdir() if path.name != "runtime"]
+    bundles = [str(path) for path in places.directory.iterdir() if path.name not in ("runtime", "runtime.json")]
     states = [str(path) for path in places.runtime_state.iterdir()] if places.runtime_state.is_dir() else []
     mounts = [str(path) for path in mount.mounts_under(run_dir)]
     return [*(path for path in groups if Path(path).exists()), *bundles, *states, *mounts]

@@ -1,0 +1,54 @@
+"""The memory of a passed self-test: one file in the run directory, which dies with the boot as the kernel's answer does.
+
+A self-test costs a fifth of a second, at every start of the appliance. What it proved still holds while runtime program,
+host facts and boot are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+
+from appliance.ct import oci, records
+from appliance.errors import HostError
+
+_NAME = "runtime.json"
+
+
+class Proof(msgspec.Struct, frozen=True, kw_only=True):
+    """What passed, and in which surroundings. `facts` is a digest."""
+
+    version: int = 1
+    program: str
+    modified_ns: int
+    size_bytes: int
+    facts: str
+    said: str
+
+
+def describe(program: Path, facts: oci.HostFacts, *, said: str) -> Proof:
+    """The proof that `program` passes with `facts`; `said` is its version text. Blocking. Raises `OSError`."""
+    status = program.stat()
+    digest = hashlib.sha256(repr(facts).encode()).hexdigest()
+    return Proof(
+        program=str(program), modified_ns=status.st_mtime_ns, size_bytes=status.st_size, facts=digest, said=said
+    )
+
+
+def recall(directory: Path, program: Path, facts: oci.HostFacts) -> str | None:
+    """The version text of `program` when its self-test has passed here before; else None. Blocking."""
+    try:
+        known = msgspec.json.decode((directory / _NAME).read_bytes(), type=Proof)
+        return known.said if known == describe(program, facts, said=known.said) else None
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def remember(directory: Path, program: Path, facts: oci.HostFacts, *, said: str) -> None:
+    """Note that the self-test has passed. Without room it is simply run again next time. Blocking."""
+    try:
+        records.save(directory, _NAME, msgspec.json.encode(describe(program, facts, said=said)))
+    except (OSError, HostError):
+        return
