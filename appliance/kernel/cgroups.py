@@ -23,6 +23,7 @@ from appliance.errors import HostError, TimedOut
 from appliance.kernel.cgroup_figures import figures_v1, figures_v2, keyed, read
 from appliance.kernel.cgroup_limits import Limits
 from appliance.kernel.mount import Mount, mount_table
+from appliance.kernel.walk import subdirectories, walk
 from appliance.model.guest import GuestStats
 
 FREEZE_LIMIT_S = 5.0
@@ -202,8 +203,13 @@ class Cgroup:
         """Remove the group and those below it in every tree. Raises `HostError` naming the group that stays."""
         for root in self._layout.roots:
             group = self._in(root)
-            for directory in [*reversed(list(_groups_below(group))), group]:
-                _remove_group(directory)
+            try:
+                walk(group, subdirectories, _remove_group)
+                _remove_group(None, group)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise HostError.from_os_error(error, f"rmdir {group}") from error
 
     def remove_parent(self) -> None:
         """Remove the parent where it is empty and not held."""
@@ -280,10 +286,14 @@ class Cgroup:
 
     def _pids(self) -> set[int]:
         found: set[int] = set()
+
+        def note(fd: int) -> list[str]:
+            found.update(int(pid) for pid in _read_at(fd, "cgroup.procs").split())
+            return subdirectories(fd)
+
         for root in self._layout.roots:
-            group = self._in(root)
-            for directory in [group, *_groups_below(group)]:
-                found.update(int(pid) for pid in read(directory / "cgroup.procs").split())
+            with contextlib.suppress(OSError):  # it goes, or has gone
+                walk(self._in(root), note)
         return found - {0}
 
 
@@ -294,25 +304,27 @@ def _enable(controller: str, group: Path) -> None:
         file.write_text(f"+{controller}")
 
 
-def _groups_below(group: Path) -> Iterator[Path]:
-    """All groups under `group`, parents before their children."""
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(group):
-            if entry.is_dir(follow_symlinks=False):
-                yield Path(entry.path)
-                yield from _groups_below(Path(entry.path))
+def _read_at(directory: int, name: str) -> bytes:
+    """A file's content; nothing where it cannot be read (a threaded group's processes are told by the one above)."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        with os.fdopen(fd, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
 
 
-def _remove_group(directory: Path) -> None:
+def _remove_group(above: int | None, name: str | Path) -> None:
+    """Raises `OSError`."""
     deadline = time.monotonic() + REMOVE_LIMIT_S
     while True:
         try:
-            directory.rmdir()
+            os.rmdir(name, dir_fd=above)
         except FileNotFoundError:
             return
-        except OSError as error:  # EBUSY for a moment after the last process has died
+        except OSError:  # EBUSY for a moment after the last process has died
             if time.monotonic() > deadline:
-                raise HostError.from_os_error(error, f"rmdir {directory}") from error
+                raise
             time.sleep(_POLL_S)
         else:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,19 @@ def test_a_parent_that_is_held_or_not_empty_stays(tmp_path: Path) -> None:
         assert directory.exists()
     parent.remove(layout)
     assert not directory.exists()
+
+
+def test_a_container_cannot_nest_groups_too_deep_for_their_removal(tmp_path: Path) -> None:
+    group = tmp_path / "appliance/ct-101"
+    group.mkdir(parents=True)
+    fd = os.open(group, os.O_RDONLY | os.O_DIRECTORY)
+    for _ in range(3000):  # over Python's recursion limit, and a path too long to name
+        os.mkdir("d", dir_fd=fd)
+        below = os.open("d", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+    cgroup = Cgroup(CgroupLayout({}, tmp_path), "appliance", "ct-101")
+    cgroup.kill()
+    cgroup.remove()
+    assert not group.exists()
