@@ -14,7 +14,6 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from appliance.clock import SystemClock
 from appliance.config import DEFAULT_DATA_DIR, Config
@@ -25,6 +24,7 @@ from appliance.kernel.lockfile import LockFile
 from appliance.kernel.sd_notify import ServiceManager
 from appliance.network.backend import NetworkBackend
 from appliance.qemu.engine import QemuEngine
+from appliance.services import server_identity
 from appliance.services.access import AccessService
 from appliance.services.audit import AuditLog
 from appliance.services.console import ConsoleService
@@ -32,6 +32,7 @@ from appliance.services.guest_runner import Engines
 from appliance.services.guests import GuestService
 from appliance.services.network import NetworkService
 from appliance.services.node import NodeService
+from appliance.services.server_identity import ServerIdentity
 from appliance.services.storage import StorageService
 from appliance.services.tasks import TaskService
 from appliance.services.templates import TemplateService
@@ -44,9 +45,6 @@ from appliance.web.server import Server
 from appliance.web.services import Services
 from appliance.web.static import StaticFiles
 from appliance.web.table import ApiTable
-
-if TYPE_CHECKING:
-    from appliance.services.pki import ServerIdentity
 
 log = logging.getLogger(__name__)
 
@@ -208,7 +206,11 @@ async def _probe(engines: Sequence[QemuEngine | CtEngine]) -> None:
 
 
 def _server_identity(config: Config) -> ServerIdentity:
-    from appliance.services.pki import ensure_server_identity  # in its thread, while others wait: X.509 takes 0.1 s
-
+    directory, now = config.data_dir / "pki", datetime.datetime.now(datetime.UTC)
     names = [config.node_name, socket.gethostname(), config.listen_host]
-    return ensure_server_identity(config.data_dir / "pki", names, datetime.datetime.now(datetime.UTC))
+    known = server_identity.recall(directory, names, now)
+    if known is not None:
+        return known
+    from appliance.services.pki import ensure_server_identity  # X.509 takes a tenth of a second to import
+
+    return ensure_server_identity(directory, names, now)

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
@@ -27,6 +25,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from appliance.errors import HostError
 from appliance.files import write_atomic
+from appliance.services import server_identity
+from appliance.services.server_identity import ServerIdentity
 
 CA_LIFE = datetime.timedelta(days=3652)
 SERVER_LIFE = datetime.timedelta(days=730)
@@ -36,28 +36,6 @@ BACKDATE = datetime.timedelta(hours=1)
 FILE_LIMIT_BYTES = 64 << 10
 COMMON_NAME_LIMIT = 64
 ALWAYS_NAMES = ("localhost", "127.0.0.1", "::1")
-
-
-@dataclass(frozen=True, slots=True)
-class ServerIdentity:
-    """What the server shows. `fingerprint` is SHA-256 of its certificate as AA:BB:…"""
-
-    server_file: Path
-    ca_file: Path
-    fingerprint: str
-    not_after: datetime.datetime
-    names: tuple[str, ...]
-
-    def context(self) -> ssl.SSLContext:
-        """A server context, TLS 1.2 or newer. Reads files. Raises `HostError` naming the file."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.options |= ssl.OP_NO_RENEGOTIATION
-        try:
-            context.load_cert_chain(self.server_file)
-        except (OSError, ssl.SSLError) as error:
-            raise HostError(f"{self.server_file}: cannot be used as server certificate: {error}") from error
-        return context
 
 
 def ensure_server_identity(directory: Path, names: Sequence[str], now: datetime.datetime) -> ServerIdentity:
@@ -75,9 +53,12 @@ def ensure_server_identity(directory: Path, names: Sequence[str], now: datetime.
     certificate = _load_server(path, ca) if path.exists() else None
     if certificate is None or not _is_good_for(certificate, wanted, now):
         certificate = _issue_server(path, ca_key, ca, wanted, now)
-    return ServerIdentity(
+    identity = ServerIdentity(
         path, directory / "ca.pem", fingerprint(certificate), certificate.not_valid_after_utc, _names_of(certificate)
     )
+    ends = min(certificate.not_valid_after_utc - RENEW_BEFORE, ca.not_valid_after_utc)
+    server_identity.remember(directory, names, identity, examine_after=ends)
+    return identity
 
 
 def fingerprint(certificate: x509.Certificate) -> str:

@@ -11,7 +11,9 @@ import pytest
 from cryptography import x509
 
 from appliance.errors import HostError
-from appliance.services.pki import RENEW_BEFORE, SERVER_LIFE, ServerIdentity, ensure_server_identity, fingerprint
+from appliance.services import server_identity
+from appliance.services.pki import RENEW_BEFORE, SERVER_LIFE, ensure_server_identity, fingerprint
+from appliance.services.server_identity import ServerIdentity
 
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)
@@ -139,3 +141,19 @@ def test_other_names_strangers_and_old_tls_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ssl.SSLCertVerificationError):
         handshake(identity, ssl.create_default_context(), "node1")
     assert identity.context().minimum_version is ssl.TLSVersion.TLSv1_2
+
+
+def test_an_examined_identity_is_recalled_until_files_names_or_time_change(tmp_path: Path) -> None:
+    made = make(tmp_path / "pki")
+    directory = tmp_path / "pki"
+    assert server_identity.recall(directory, ("node1",), NOW) == made
+    assert server_identity.recall(directory, ("node2",), NOW) is None
+    assert server_identity.recall(directory, ("node1",), made.not_after - RENEW_BEFORE) is None
+    key = (directory / "ca.key").read_bytes()
+    (directory / "ca.key").write_bytes(key[:-1])
+    assert server_identity.recall(directory, ("node1",), NOW) is None
+    (directory / "ca.key").unlink()
+    assert server_identity.recall(directory, ("node1",), NOW) is None
+    (directory / "ca.key").write_bytes(key)
+    (directory / "server.json").write_bytes(b"{")
+    assert server_identity.recall(directory, ("node1",), NOW) is None
