@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from appliance.clock import Clock
 from appliance.ct import host, interior, oci, provision, records, remains, rootfs, runtime, shim
 from appliance.ct.host import Places
+from appliance.ct.outcome import outcome
 from appliance.ct.records import CtRecord, VolumeRecord
 from appliance.ct.running import CtParts, RunningCt, StateCallback
 from appliance.errors import ApplianceError, Conflict, HostError, Unsupported
@@ -133,10 +134,15 @@ class CtEngine:
     async def _launch(self, spec: CtSpec, resources: CtResources, on_state: StateCallback) -> RunningCt:
         assert self._runtime is not None
         bundle, container = self._places.bundle(spec.guest_id), str(spec.guest_id)
-        if await asyncio.to_thread(bundle.exists):
+        if not await asyncio.to_thread(_make_bundle, bundle, spec):
             await self._remove(spec.guest_id)
-        volumes = await self._to_its_end(lambda: asyncio.to_thread(self._prepare, spec, resources, bundle))
-        init, shim_process = await shim.create(self._runtime, container, bundle)
+            await asyncio.to_thread(_make_bundle, bundle, spec)
+        volumes: dict[str, VolumeRecord] = {}
+
+        async def prepare() -> None:
+            volumes.update(await self._to_its_end(lambda: asyncio.to_thread(self._prepare, spec, resources, bundle)))
+
+        init, shim_process = await shim.create(self._runtime, container, bundle, prepared=prepare(), scope=self._scope)
         record = CtRecord(
             guest_id=spec.guest_id,
             runtime=str(self._runtime.program),
@@ -148,7 +154,7 @@ class CtEngine:
             volumes=volumes,
         )
         registered = self._scope.start(
-            _outcome(lambda: asyncio.to_thread(self._register, record)), name=f"register ct {spec.guest_id}"
+            outcome(lambda: asyncio.to_thread(self._register, record)), name=f"register ct {spec.guest_id}"
         )
         try:
             await resources.connect(init.pid)
@@ -221,15 +227,15 @@ class CtEngine:
 
     async def _to_its_end(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Await work that must not be left half done: a cancellation is passed on once it has ended."""
-        task = self._scope.start(_outcome(work), name="start or its undoing")
+        task = self._scope.start(outcome(work), name="start or its undoing")
         try:
-            outcome = await asyncio.shield(task)
+            ended = await asyncio.shield(task)
         except asyncio.CancelledError:
             await asyncio.wait((task,))
             raise
-        if isinstance(outcome, ApplianceError):
-            raise outcome
-        return outcome
+        if isinstance(ended, ApplianceError):
+            raise ended
+        return ended
 
     def _take(self, record: CtRecord, fds: tuple[int, int], state: GuestState, on_state: StateCallback) -> RunningCt:
         guest_id = GuestId(record.guest_id)
@@ -261,12 +267,8 @@ class CtEngine:
         return places, host.facts(places.layout, pids_limit=self._pids_limit)
 
     def _prepare(self, spec: CtSpec, resources: CtResources, bundle: Path) -> dict[str, VolumeRecord]:
-        """Everything before the shim, in a thread."""
+        """Everything the runtime needs to find, in a thread."""
         assert self._facts is not None
-        try:
-            bundle.mkdir(mode=0o711 if spec.id_base else 0o700)
-        except OSError as error:
-            raise HostError.from_os_error(error, f"mkdir {bundle}") from error
         cgroup = self._places.cgroup(spec.guest_id).path
         config = oci.container_config(spec, host=self._facts, bundle=bundle, cgroup=cgroup)
         records.save(bundle, "config.json", json.dumps(config).encode())
@@ -312,12 +314,15 @@ class CtEngine:
             logger.error("ct %d: removing what is left of it: %s", guest_id, error)
 
 
-async def _outcome(work: Callable[[], Coroutine[Any, Any, T]]) -> T | ApplianceError:
-    """An expected error as a value: the caller raises it, the task scope has nothing to report."""
+def _make_bundle(bundle: Path, spec: CtSpec) -> bool:
+    """Make the bundle's directory; False when there is one already. Blocking. Raises `HostError`."""
     try:
-        return await work()
-    except ApplianceError as error:
-        return error
+        bundle.mkdir(mode=0o711 if spec.id_base else 0o700)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise HostError.from_os_error(error, f"mkdir {bundle}") from error
+    return True
 
 
 def _open_processes(record: CtRecord) -> tuple[int, int] | None:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from appliance.ct.waiting import readable
 from appliance.errors import CommandFailed, HostError, TimedOut
@@ -25,15 +26,15 @@ async def run(
     *,
     timeout_s: float,
     environment: Mapping[str, str] | None = None,
-    pass_fd: tuple[int, int] | None = None,
+    pass_fds: Mapping[int, int] = MappingProxyType({}),
 ) -> None:
-    """Run `argv` to its end; `pass_fd` is (number in the child, our descriptor). Killed on time-out and cancellation.
+    """Run `argv` to its end; `pass_fds` maps numbers in the child to our descriptors. Killed on time-out, cancellation.
 
     Only for programs that leave no child with their output, or none that matters. Raises `CommandFailed`, `TimedOut`.
     """
     output = os.memfd_create("output", os.MFD_CLOEXEC)
     try:
-        status = await _run(argv, output, timeout_s, {**os.environ, "LC_ALL": "C", **(environment or {})}, pass_fd)
+        status = await _run(argv, output, timeout_s, {**os.environ, "LC_ALL": "C", **(environment or {})}, pass_fds)
         if status != 0:
             raise CommandFailed(argv, status, os.pread(output, _OUTPUT_LIMIT_BYTES, 0).decode(errors="replace"))
     finally:
@@ -41,12 +42,12 @@ async def run(
 
 
 async def _run(
-    argv: Sequence[str], output: int, timeout_s: float, environment: Mapping[str, str], pass_fd: tuple[int, int] | None
+    argv: Sequence[str], output: int, timeout_s: float, environment: Mapping[str, str], pass_fds: Mapping[int, int]
 ) -> int:
     unwanted = await _inherited()
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        descriptors = {0: null, 1: output, 2: output, **(dict([pass_fd]) if pass_fd else {})}
+        descriptors = {0: null, 1: output, 2: output, **pass_fds}
         pid = posix_spawn(argv, environment, descriptors, unwanted=unwanted)
     except FileNotFoundError as error:
         raise CommandFailed(argv, 127, f"{argv[0]}: not installed or not found") from error

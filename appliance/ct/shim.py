@@ -13,16 +13,19 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Awaitable
 from functools import partial
 from pathlib import Path
 
 from appliance.ct import logfile, process
+from appliance.ct.outcome import outcome
 from appliance.ct.runtime import OciRuntime
 from appliance.errors import HostError, TimedOut
 from appliance.kernel.pidfd import ProcessIdentity, identify, send_signal_if, shares_pid_namespace
+from appliance.tasks import TaskScope
 
 PROGRAM = "conmon"
-_SYNC_FD = 3
+_SYNC_FD, _GO_FD = 3, 4
 CREATE_LIMIT_S = 60.0
 _LINE_LIMIT_BYTES = 256 << 10
 _MESSAGE_LIMIT = 600
@@ -30,37 +33,64 @@ KILL_LIMIT_S = 5.0
 _POLL_S = 0.005
 
 
-async def create(runtime: OciRuntime, container: str, bundle: Path) -> tuple[ProcessIdentity, ProcessIdentity]:
-    """Start a shim that creates the container in `bundle`; returns (init, shim).
+async def create(
+    runtime: OciRuntime, container: str, bundle: Path, *, prepared: Awaitable[None], scope: TaskScope
+) -> tuple[ProcessIdentity, ProcessIdentity]:
+    """Start a shim that creates the container in `bundle` as soon as `prepared` is; returns (init, shim).
 
-    The container's init exists then and waits for the runtime's `start`. Raises `HostError` with the runtime's message,
-    `TimedOut`; the caller removes what may be left.
+    The shim starts meanwhile and waits on its start pipe: that hides the milliseconds it takes to come up. `bundle` is
+    there already. The container's init exists at the end and waits for the runtime's `start`. Raises `HostError` with the
+    runtime's message, `TimedOut`, or what `prepared` raised; the caller removes what may be left.
     """
-    read_end, write_end = os.pipe()
-    try:
-        stream, transport = await _reader(read_end)
-    except BaseException:
-        os.close(write_end)
-        raise
-    environment = {"_OCI_SYNCPIPE": str(_SYNC_FD), "TMPDIR": str(bundle)}  # its terminal socket is made there
-    try:
-        try:
-            await process.run(
+    stream, transport, sync_end = await _sync_pipe()
+    go_read, go_write = os.pipe()
+    os.set_blocking(go_write, False)  # takes one byte
+    launching = scope.start(
+        outcome(
+            lambda: process.run(
                 _argv(runtime, container, bundle),
                 timeout_s=CREATE_LIMIT_S,
-                environment=environment,
-                pass_fd=(_SYNC_FD, write_end),
+                environment={
+                    "_OCI_SYNCPIPE": str(_SYNC_FD),
+                    "_OCI_STARTPIPE": str(_GO_FD),
+                    "TMPDIR": str(bundle),  # its terminal socket is made there
+                },
+                pass_fds={_SYNC_FD: sync_end, _GO_FD: go_read},
             )
-        finally:
-            os.close(write_end)
+        ),
+        name=f"shim of {container}",
+    )
+    try:
+        await prepared
+        os.write(go_write, b"\n")
+        failure = await launching
+        os.close(sync_end)
+        sync_end = -1
+        if failure is not None:
+            raise failure
         async with asyncio.timeout(CREATE_LIMIT_S):
             line = await stream.readline()
     except TimeoutError as error:
         raise TimedOut(f"container {container}: create", CREATE_LIMIT_S) from error
     finally:
+        launching.cancel()  # before the start pipe closes: its end would let the shim go on
+        await asyncio.wait((launching,))
+        for fd in (sync_end, go_read, go_write):
+            if fd >= 0:
+                os.close(fd)
         transport.close()
     pid = _created_pid(container, line)
     return await asyncio.to_thread(_identities, container, pid, bundle)
+
+
+async def _sync_pipe() -> tuple[asyncio.StreamReader, asyncio.ReadTransport, int]:
+    """A pipe whose reading end is a stream; its writing end is the caller's to close."""
+    read_end, write_end = os.pipe()
+    try:
+        return (*await _reader(read_end), write_end)
+    except BaseException:
+        os.close(write_end)
+        raise
 
 
 async def _reader(fd: int) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:

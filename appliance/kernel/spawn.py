@@ -7,6 +7,7 @@ that lives for days would keep them open, so they are closed in it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,14 +30,20 @@ def posix_spawn(
 
     Returns the pid, which the caller reaps. Raises `OSError` naming the program (ENOENT when it is not installed).
     """
+    # a source that has the number of an earlier target would be overwritten, one that has its own stays close-on-exec
+    above = max(descriptors, default=0) + 1
+    sources = {theirs: fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, above) for theirs, ours in descriptors.items()}
     actions = [
-        *((os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in descriptors.items()),
+        *((os.POSIX_SPAWN_DUP2, source, theirs) for theirs, source in sources.items()),
         *((os.POSIX_SPAWN_CLOSE, fd) for fd in unwanted if fd not in descriptors),
     ]
     try:
         return os.posix_spawnp(argv[0], list(argv), environment, file_actions=actions, setsid=True)
     except OSError as error:
         raise OSError(error.errno, f"posix_spawn {argv[0]}: {error.strerror}") from error
+    finally:
+        for source in sources.values():
+            os.close(source)
 
 
 def watch_child(pid: int) -> int:
