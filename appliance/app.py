@@ -11,9 +11,13 @@ import asyncio
 import datetime
 import logging
 import socket
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from aiohttp import web
 
 from appliance.clock import SystemClock
 from appliance.config import DEFAULT_DATA_DIR, Config
@@ -41,7 +45,7 @@ from appliance.tasks import TaskScope
 from appliance.version import VERSION
 from appliance.web.application import RESOURCES, build_application
 from appliance.web.pages.render import RENDERER
-from appliance.web.server import Server
+from appliance.web.server import SOCKET_NAME, Server
 from appliance.web.services import Services
 from appliance.web.static import StaticFiles
 from appliance.web.table import ApiTable
@@ -49,6 +53,33 @@ from appliance.web.table import ApiTable
 log = logging.getLogger(__name__)
 
 Closer = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """What every service stands on: time, events, the store, the tasks, who may do what."""
+
+    clock: SystemClock
+    events: EventBus
+    scope: TaskScope
+    store: SqliteStore
+    audit: AuditLog
+    access: AccessService
+    tasks: TaskService
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """The host's side: storages, network, figures, consoles and the engines."""
+
+    storage: StorageService
+    templates: TemplateService
+    links: NetworkBackend
+    network: NetworkService
+    node: NodeService
+    consoles: ConsoleService
+    qemu: QemuEngine
+    containers: CtEngine
 
 
 class App:
@@ -62,16 +93,32 @@ class App:
     async def start(self) -> None:
         """All stages, in order; returns when the appliance listens."""
         began = time.monotonic()
-        config, clock, events = self._config, SystemClock(), EventBus()
         scope = TaskScope("appliance")
         self._on_close("background tasks", 15, scope.close)
         await self._prepare_directories()
-        identity = scope.start(asyncio.to_thread(_server_identity, config), name="server certificate")
-        qemu = QemuEngine(config.run_dir, scope, clock)
-        containers = CtEngine(config.run_dir, config.data_dir, scope, clock)
-        probes = scope.start(_probe((qemu, containers)), name="probe the engines")
+        # what needs nothing of the others goes on beside them
+        identity = scope.start(asyncio.to_thread(_server_identity, self._config), name="server certificate")
         table = scope.start(asyncio.to_thread(ApiTable, RESOURCES), name="table of the API")
+        clock = SystemClock()
+        qemu = QemuEngine(self._config.run_dir, scope, clock)
+        containers = CtEngine(self._config.run_dir, self._config.data_dir, scope, clock)
+        probes = scope.start(_probe((qemu, containers)), name="probe the engines")
 
+        ground = await self._start_ground(clock, scope)
+        host = await self._start_host(ground, qemu, containers)
+        await probes
+        guests = await self._start_guests(ground, host)
+        static = await asyncio.to_thread(StaticFiles.scan, self._config.static_dir)
+        app = build_application(self._services(ground, host, guests), static=static, table=await table)
+        port = await self._listen(app, (await identity).context())
+        self._manager.notify("READY=1")
+        scope.start(app[RENDERER].ready(), name="templates of the pages")
+        address, took = f"https://{self._config.listen_host}:{port}", time.monotonic() - began
+        log.info("appliance %s listens on %s after %.2f s", VERSION, address, took)
+        await guests.start_onboot()
+
+    async def _start_ground(self, clock: SystemClock, scope: TaskScope) -> Ground:
+        config, events = self._config, EventBus()
         store = await SqliteStore.open(config.data_dir / "state.db", clock)
         self._on_close("store", 10, store.close)
         audit = AuditLog(config.data_dir / "audit.log", clock, store)
@@ -85,14 +132,17 @@ class App:
         tasks = TaskService(store, events, clock, directory=config.data_dir / "tasks", node=config.node_name)
         await tasks.start()
         self._on_close("tasks", 30, tasks.close)
-        storage = StorageService(store, events, tasks, node=config.node_name, data_dir=config.data_dir)
+        return Ground(clock=clock, events=events, scope=scope, store=store, audit=audit, access=access, tasks=tasks)
+
+    async def _start_host(self, ground: Ground, qemu: QemuEngine, containers: CtEngine) -> Host:
+        config, store, scope = self._config, ground.store, ground.scope
+        storage = StorageService(store, ground.events, ground.tasks, node=config.node_name, data_dir=config.data_dir)
         await storage.start()
         self._on_close("storage", 10, storage.close)
-        templates = TemplateService(storage, tasks)
         links = NetworkBackend(
             config.run_dir,
             scope,
-            clock,
+            ground.clock,
             instance=str(config.data_dir),
             bridge=config.bridge,
             only_one=config.data_dir == DEFAULT_DATA_DIR,
@@ -100,65 +150,69 @@ class App:
         network = NetworkService(links, store, scope, bridge=config.bridge)
         await network.start()
         self._on_close("network", 20, network.close)
-        node = NodeService(events, clock, scope)
+        node = NodeService(ground.events, ground.clock, scope)
         await node.start()
         consoles = ConsoleService(scope)
         self._on_close("consoles", 5, consoles.close)
-        await probes
-        guests = GuestService(
-            store=store,
-            events=events,
-            clock=clock,
-            tasks=tasks,
-            access=access,
+        return Host(
             storage=storage,
-            network=links,
-            consoles=consoles,
-            engines=Engines(vm=(qemu,), ct=containers),
-            provisioner=containers,
-            node=config.node_name,
-            scope=scope,
-            new_mac=network.new_mac,
-        )
-        self._on_close("guests", 20, guests.close)
-        await guests.load()
-        self._on_close("tasks that run", 30, tasks.close)  # while all they work with, and undo with, is still there
-        if not network.problem:
-            await links.reconcile(guests.running_slots())
-
-        services = Services(
-            config=config,
-            clock=clock,
-            events=events,
-            store=store,
-            tasks=tasks,
-            access=access,
-            audit=audit,
-            guests=guests,
-            storage=storage,
+            templates=TemplateService(storage, ground.tasks),
+            links=links,
             network=network,
             node=node,
             consoles=consoles,
-            templates=templates,
+            qemu=qemu,
+            containers=containers,
         )
-        tls = (await identity).context()
-        static = await asyncio.to_thread(StaticFiles.scan, config.static_dir)
-        app = build_application(services, static=static, table=await table)
-        server = Server(app)
+
+    async def _start_guests(self, ground: Ground, host: Host) -> GuestService:
+        guests = GuestService(
+            store=ground.store,
+            events=ground.events,
+            clock=ground.clock,
+            tasks=ground.tasks,
+            access=ground.access,
+            storage=host.storage,
+            network=host.links,
+            consoles=host.consoles,
+            engines=Engines(vm=(host.qemu,), ct=host.containers),
+            provisioner=host.containers,
+            node=self._config.node_name,
+            scope=ground.scope,
+            new_mac=host.network.new_mac,
+        )
+        self._on_close("guests", 20, guests.close)
+        await guests.load()
+        # tasks end while all they work with, and undo with, is still there
+        self._on_close("tasks that run", 30, ground.tasks.close)
+        if not host.network.problem:
+            await host.links.reconcile(guests.running_slots())
+        return guests
+
+    def _services(self, ground: Ground, host: Host, guests: GuestService) -> Services:
+        return Services(
+            config=self._config,
+            clock=ground.clock,
+            events=ground.events,
+            store=ground.store,
+            tasks=ground.tasks,
+            access=ground.access,
+            audit=ground.audit,
+            guests=guests,
+            storage=host.storage,
+            network=host.network,
+            node=host.node,
+            consoles=host.consoles,
+            templates=host.templates,
+        )
+
+    async def _listen(self, app: web.Application, tls: ssl.SSLContext) -> int:
+        """The TCP port that is served."""
+        config, server = self._config, Server(app)
         self._on_close("web server", 15, server.close)
-        await server.start(
-            host=config.listen_host, port=config.listen_port, tls=tls, socket_path=config.run_dir / "api.sock"
-        )
-        self._manager.notify("READY=1")
-        scope.start(app[RENDERER].ready(), name="templates of the pages")
-        log.info(
-            "appliance %s listens on https://%s:%d after %.2f s",
-            VERSION,
-            config.listen_host,
-            server.port,
-            time.monotonic() - began,
-        )
-        await guests.start_onboot()
+        socket_path = config.run_dir / SOCKET_NAME
+        await server.start(host=config.listen_host, port=config.listen_port, tls=tls, socket_path=socket_path)
+        return server.port
 
     async def close(self) -> None:
         """Everything that was started, in reverse, each within its limit."""
