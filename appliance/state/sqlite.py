@@ -4,6 +4,7 @@
     sqlite_thread.py  the thread, rounds of group commit
     sqlite_tables.py  the operations as SQL
     sqlite_file.py    making, checking and locking the file
+    reserve.py        space on a full disk
     watches.py        history and watches, in memory      leases.py   lease timers      checks.py   what is refused
 
 An acknowledged transaction has been fsynced. Order of one commit: fsync → watches → the caller's answer.

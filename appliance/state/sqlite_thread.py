@@ -7,6 +7,7 @@
 
 Everything in a round was unanswered when the round began, so any order among them is linearizable. When a round of writes
 fails, it is rolled back and each operation tried on its own: one that does not fit on a full disk spoils no other.
+Before that, a full disk costs the reserve a slice, and the round is repeated at once (`reserve.py`).
 Operations are answered after the commit that holds them, never before.
 """
 
@@ -18,20 +19,23 @@ import os
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from appliance.errors import ApplianceError, ServiceStopping
+from appliance.state.reserve import SLICE_BYTES, Reserve
 from appliance.state.sqlite_file import open_file, store_error, take_lock
 from appliance.state.sqlite_tables import Tables
-from appliance.state.store import Change, StoreError
+from appliance.state.store import Change, StoreError, StoreFull
 
 PENDING_LIMIT = 10_000
 ROUND_LIMIT = 256
 OPEN_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
+RESERVE_INTERVAL_S = 30.0
+"""How often, besides after each commit, is looked whether there is space again to make the reserve whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ class SqliteThread:
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._connection: sqlite3.Connection | None = None
+        self._reserve = Reserve(path)
         self._lock_fd = -1
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._ended = asyncio.Event()
@@ -104,11 +109,13 @@ class SqliteThread:
     def _run(self) -> None:
         try:
             self._lock_fd = take_lock(self._path)
-            self._connection = open_file(self._path)
+            self._reserve.look()
+            self._connection = self._open_file()
         except StoreError as error:
             self._release()
             self._tell(self._fail_to_open, error)
             return
+        self._reserve.restore()
         self._tell(self._opened_well)
         try:
             while self._round():
@@ -126,15 +133,20 @@ class SqliteThread:
         if reads:
             self._tell(self._deliver, reads)
         writes = [request for request in self._unanswered if request.writes]
-        if writes:
-            self._tell(self._deliver, self._write(writes))
+        written = self._write(writes) if writes else []
+        self._reserve.restore()
+        if written:
+            self._tell(self._deliver, written)
         self._unanswered = []
         return not stop
 
     def _take(self) -> bool:
-        """Wait for work and take it, leaving out what was given up meanwhile; True when told to stop."""
-        request = self._queue.get()
+        """Wait for work and take it, leaving out what was given up meanwhile; True when told to stop.
+
+        There may be none: then it is time to look after the reserve.
+        """
         with contextlib.suppress(queue.Empty):
+            request = self._queue.get(timeout=RESERVE_INTERVAL_S if self._reserve.short else None)
             while request is not None:
                 if not request.future.cancelled():
                     self._unanswered.append(request)
@@ -153,16 +165,38 @@ class SqliteThread:
             return Outcome(request, error=error)
 
     def _write(self, requests: Sequence[Request]) -> Sequence[Outcome]:
-        try:
-            return self._commit(requests)
-        except sqlite3.Error as error:
-            self._roll_back()
-            if len(requests) == 1 or _concerns_the_file(error):
+        rooms = self._make_room()
+        while True:
+            spoils_all = True
+            try:
+                return self._commit(requests)
+            except sqlite3.Error as error:
+                self._roll_back()
                 refusal = store_error(self._path, "write", error)
+                spoils_all = _concerns_the_file(error)
+            except StoreError as error:
+                refusal = error
+            if isinstance(refusal, StoreFull) and next(rooms, False):
+                continue
+            if len(requests) == 1 or spoils_all:
                 return [Outcome(request, error=refusal) for request in requests]
             return [outcome for request in requests for outcome in self._write([request])]
-        except StoreError as error:
-            return [Outcome(request, error=error) for request in requests]
+
+    def _make_room(self) -> Iterator[bool]:
+        """What helps against a full disk, one step each, as long as there is one."""
+        self._checkpoint()
+        yield True
+        size_bytes = SLICE_BYTES
+        while self._reserve.give_up(size_bytes):
+            self._checkpoint()
+            yield True
+            size_bytes *= 2
+
+    def _checkpoint(self) -> None:
+        """Bring the write-ahead log home: the next commit writes over it from its start instead of lengthening it."""
+        with contextlib.suppress(sqlite3.Error):  # it may itself need space
+            if self._connection is not None:
+                self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def _commit(self, requests: Sequence[Request]) -> Sequence[Outcome]:
         tables = Tables(self._connected())
@@ -188,8 +222,16 @@ class SqliteThread:
 
     def _connected(self) -> sqlite3.Connection:
         if self._connection is None:
-            self._connection = open_file(self._path)
+            self._connection = self._open_file()
         return self._connection
+
+    def _open_file(self) -> sqlite3.Connection:
+        while True:
+            try:
+                return open_file(self._path)
+            except StoreFull:
+                if not self._reserve.give_up(SLICE_BYTES):
+                    raise
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None

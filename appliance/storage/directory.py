@@ -7,6 +7,7 @@
     inspection.py     measuring, and judging images before QEMU sees them; qcow2_header.py reads their first bytes
     trees.py          counting and removing what a container made of a directory volume
     receiving.py      streams with a checksum
+    headroom.py       the space new volumes leave alone
     tools.py          qemu-img, mkfs, cp: bounded
 
 Resizing is one system call or one command, but for a container's file system: there a mark says what `recover` finishes.

@@ -22,7 +22,7 @@ from appliance.errors import Conflict, HostError, NotFound
 from appliance.files import sync_directory
 from appliance.model.guest import GuestId
 from appliance.model.volume import VolumeFormat, VolumeId
-from appliance.storage import inspection, naming
+from appliance.storage import headroom, inspection, naming
 from appliance.storage.catalog import remove_any
 from appliance.storage.records import Records, VolumeRecord
 from appliance.threads import to_the_end
@@ -75,7 +75,7 @@ class Publisher:
     async def make(self, name: str, record: VolumeRecord | None, make: Maker) -> VolumeId:
         """Let `make` write the data under a temporary path, then publish it as `name` (which the caller reserved).
 
-        Raises `Conflict` when the name is taken, and what `make` raises; nothing of it is left then.
+        Raises `Conflict` when the name is taken, `NoSpace`, and what `make` raises; nothing of it is left then.
         """
         final = self._root / naming.locate(name).path
         temporary = _temporary(final)
@@ -86,6 +86,7 @@ class Publisher:
             self._publish(name, temporary, final)
             published = True
 
+        await self.in_thread(f"create {name}", headroom.require, self._root, f"storage {self._id}: create {name}")
         try:
             self._before_effect("write the record")
             async with self._links:

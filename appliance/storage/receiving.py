@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, ParamSpec
 
 from appliance.errors import HostError, InvalidParameter, TooLarge
+from appliance.storage import headroom
 from appliance.threads import to_the_end
 
 P = ParamSpec("P")
@@ -66,6 +67,7 @@ class _Target:
         self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
 
     def write(self, chunk: bytes) -> None:
+        headroom.require(self._fd, f"write {self._path.name}")
         view = memoryview(chunk)
         while view:
             view = view[os.write(self._fd, view) :]

@@ -162,7 +162,7 @@ async def test_the_file_is_for_the_owner_only(path: Path, clock: FakeClock) -> N
     store = await _reopened(path, clock)
     await put(store, "a")
     assert {name.name: name.stat().st_mode & 0o077 for name in path.parent.iterdir()} == dict.fromkeys(
-        ("state.db", "state.db-wal", "state.db-shm", "state.db.lock"), 0
+        ("state.db", "state.db-wal", "state.db-shm", "state.db.lock", "state.db.reserve"), 0
     )
     await store.close()
 
@@ -254,7 +254,11 @@ async def test_a_half_made_file_of_a_crash_is_made_anew(path: Path, clock: FakeC
     store = await _reopened(path, clock)
     await put(store, "a")
     await store.close()
-    assert sorted(name.name for name in path.parent.iterdir()) == ["state.db", "state.db.lock"]
+    assert sorted(name.name for name in path.parent.iterdir()) == [
+        "state.db",
+        "state.db.lock",
+        "state.db.reserve",
+    ]
 
 
 # a full disk
@@ -338,6 +342,7 @@ async def test_no_store_is_made_on_a_full_disk_and_nothing_is_left(small_disk: P
 async def test_opening_on_a_full_disk_says_that_it_is_full(small_disk: Path, clock: FakeClock) -> None:
     path = small_disk / "state.db"
     await (await _reopened(path, clock)).close()
+    path.with_name("state.db.reserve").unlink()
     _fill(small_disk)
     with pytest.raises(StoreFull, match=r"no space left|full"):
         await _reopened(path, clock)

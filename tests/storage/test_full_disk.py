@@ -67,3 +67,17 @@ async def test_with_no_byte_left_records_fail_cleanly_and_deleting_still_works(s
         await local.create(VM, format=VolumeFormat.QCOW2, size_bytes=MIB, content=ContentType.IMAGES)
     await local.delete(disk)
     assert leftovers(small) == ["filler"]
+
+
+@pytest.mark.host
+async def test_new_volumes_leave_the_last_of_the_space_to_what_is_there(small: Path) -> None:
+    local = await ready_backend(small)
+    with pytest.raises(NoSpace, match="kept for what is there"):
+        await local.receive(ContentType.ISO, "x.iso", stream(*[bytes(4096)] * 1024), checksum=None)
+    filler = small / "filler"
+    filler.write_bytes(bytes(4 * MIB - (64 << 10)))
+    with pytest.raises(NoSpace, match="kept for what is there"):
+        await local.create(VM, format=VolumeFormat.RAW, size_bytes=MIB, content=ContentType.IMAGES)
+    assert leftovers(small) == ["filler"]
+    filler.unlink()
+    await local.create(VM, format=VolumeFormat.RAW, size_bytes=MIB, content=ContentType.IMAGES)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,49 +36,104 @@ def fill(path: Path) -> None:
             file.write(bytes(4096))
 
 
-def test_a_full_disk_fails_each_change_clearly_and_loses_nothing(small: Path, tmp_path: Path) -> None:
+def is_done(appliance: Appliance, api: Any, reply: Reply) -> bool:
+    """Whether the change happened; if not, it must say that the disk is full."""
+    if reply.status != 200:
+        assert reply.status == 507, reply.text
+        assert "full" in reply.text or "o space" in reply.text
+        return False
+    if str(reply.body["data"]).startswith("UPID:"):
+        try:
+            appliance.finish(api, reply.body["data"])
+        except TaskFailed as failure:
+            if re.search("full|[Nn]o space", str(failure)):
+                return False
+            raise
+    return True
+
+
+def test_on_a_full_disk_each_change_happens_or_fails_clearly_and_nothing_is_lost(small: Path, tmp_path: Path) -> None:
     appliance = Appliance(small)
     appliance.log_path = tmp_path / "appliance.log"
     with appliance:
         client, api = Client(appliance), proxmoxer_of(appliance)
         node = api.nodes(client.node)
         appliance.finish(api, node.qemu.post(vmid=100, memory=32, description="kept", scsi0="local:0.001"))
-        before = (node.qemu(100).config.get(), node.storage("local").content.get())
-        fill(small / "filler")
-
-        def fails(reply: Reply) -> None:
-            if reply.status == 200:
-                with pytest.raises(TaskFailed, match=r"full|[Nn]o space"):
-                    appliance.finish(api, reply.body["data"])
-            else:
-                assert reply.status == 507, reply.text
-                assert "full" in reply.text or "o space" in reply.text
-
-        for _ in range(2):
-            fails(client.call("POST", VM, data={"vmid": "101", "memory": "32", "scsi0": "local:0.01"}))
-            fails(client.call("POST", UPLOAD, data={"content": "iso"}, files={"filename": ("x.iso", b"x" * (4 << 20))}))
-            fails(client.call("POST", VM + "/100/clone", data={"newid": "102", "full": "1"}))
-            fails(client.call("PUT", VM + "/100/config", data={"description": "x" * 8000, "tags": "a"}))
-            fails(client.call("POST", "/access/users", data={"userid": "new@pve", "password": "correct horse"}))
-            fails(client.call("POST", VM + "/100/status/start"))
+        content, config = node.storage("local").content.get(), node.qemu(100).config.get()
+        users = {user["userid"] for user in api.access.users.get()}
+        iso = {"filename": ("x.iso", b"x" * (4 << 20))}
+        for number in range(10):
             fill(small / "filler")
+            for reply in (
+                client.call("POST", VM, data={"vmid": "101", "memory": "32", "scsi0": "local:0.01"}),
+                client.call("POST", VM + "/100/clone", data={"newid": "102", "full": "1"}),
+                client.call("POST", UPLOAD, data={"content": "iso"}, files=iso),
+            ):
+                assert not is_done(appliance, api, reply), "new volumes leave the last of the space alone"
+            description, user = f"{number}" + "x" * 8000, f"new{number}@pve"
+            if is_done(appliance, api, client.call("PUT", VM + "/100/config", data={"description": description})):
+                config["description"] = description
+            if is_done(appliance, api, client.call("POST", "/access/users", data={"userid": user})):
+                users.add(user)
         assert Client(appliance).call("GET", VM + "/100/status/current").status == 200, "one can log in and look"
-        assert (node.qemu(100).config.get(), node.storage("local").content.get()) == before
-        assert [row["vmid"] for row in api.cluster.resources.get(type="vm")] == [100]
-        assert files_of(appliance) == []
 
+        def nothing_is_lost() -> None:
+            now = node.qemu(100).config.get()
+            assert {**now, "digest": ""} == {**config, "digest": ""}
+            assert node.storage("local").content.get() == content
+            assert {user["userid"] for user in api.access.users.get()} == users
+            assert [row["vmid"] for row in api.cluster.resources.get(type="vm")] == [100]
+            assert files_of(appliance) == []
+
+        nothing_is_lost()
         appliance.kill()
         (small / "filler").unlink()
         appliance.start()
         client, api = Client(appliance), proxmoxer_of(appliance)
         node = api.nodes(client.node)
-        assert (node.qemu(100).config.get(), node.storage("local").content.get()) == before
-        assert [user["userid"] for user in api.access.users.get()].count("new@pve") == 0
+        nothing_is_lost()
         appliance.finish(api, node.qemu.post(vmid=101, memory=32, scsi0="local:0.001"))
         for vmid in (101, 100):
             appliance.finish(api, node.qemu(vmid).delete())
         assert "Traceback" not in appliance.log_path.read_text()
         api._store["session"].close()
+    assert appliance.traces() == []
+
+
+def test_on_a_full_disk_guests_are_stopped_and_volumes_deleted_and_that_makes_room(
+    small: Path, tmp_path: Path, busybox_template: Path
+) -> None:
+    appliance = Appliance(small)
+    appliance.log_path = tmp_path / "appliance.log"
+    with appliance:
+        api = appliance.api()
+        node = appliance.node(api)
+        template = appliance.upload(api, busybox_template, "vztmpl", "busybox.tar.gz")
+        (tmp_path / "spare.iso").write_bytes(bytes(8 << 20))
+        spare = appliance.upload(api, tmp_path / "spare.iso", "iso", "spare.iso")
+        parameters = {"ostemplate": template, "rootfs": "local:0.02", "memory": 32}
+        for vmid in (100, 101):
+            appliance.finish(api, node.lxc.post(vmid=vmid, **parameters, start=1))
+        for vmid, command in ((100, "stop"), (101, "shutdown")):
+            fill(small / "filler")
+            appliance.finish(api, node.lxc(vmid).status(command).post())
+            fill(small / "filler")
+            assert node.lxc(vmid).status.current.get()["status"] == "stopped"
+        fill(small / "filler")
+        appliance.finish(api, node.lxc(101).delete())
+        fill(small / "filler")
+        assert len(node.storage("local").content.get(content="rootdir")) == 1
+        upid = node.storage("local").content(spare).delete()
+        appliance.finish(api, upid)
+        assert [row["volid"] for row in node.storage("local").content.get(content="iso")] == []
+        assert node.tasks(upid).log.get()[-1]["t"] == "TASK OK"
+
+        appliance.finish(api, node.lxc(100).status.start.post())
+        appliance.finish(api, node.lxc(100).status.stop.post())
+        appliance.finish(api, node.lxc.post(vmid=102, **parameters))
+        for vmid in (100, 102):
+            appliance.finish(api, node.lxc(vmid).delete())
+        assert "Traceback" not in appliance.log_path.read_text()
     assert appliance.traces() == []
 
 
