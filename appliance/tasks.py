@@ -16,13 +16,14 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-async def to_its_end(work: Coroutine[Any, Any, T], *, name: str) -> T:
+async def to_its_end(work: Coroutine[Any, Any, T] | asyncio.Future[T], *, name: str) -> T:
     """Await `work`, whole: a cancellation of the caller goes on only once `work` has ended, however often it comes.
 
     For what must not be left half-way: a document and what it names, the clean-up after a failure. `work` has time-outs
     of its own. What it raises after a cancellation is logged, for the caller gets the `CancelledError`.
+    Of work in a thread: `threads.to_the_end`.
     """
-    task = asyncio.get_running_loop().create_task(work, name=name)
+    task = work if asyncio.isfuture(work) else asyncio.get_running_loop().create_task(work, name=name)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
@@ -32,7 +33,7 @@ async def to_its_end(work: Coroutine[Any, Any, T], *, name: str) -> T:
     if cancelled is None:
         return task.result()
     if not task.cancelled() and (failure := task.exception()) is not None:
-        log.error("%s: %s", name, failure, exc_info=None if isinstance(failure, ApplianceError) else failure)
+        log.error("%s: %s", name, failure, exc_info=None if isinstance(failure, ApplianceError | OSError) else failure)
     raise cancelled
 
 

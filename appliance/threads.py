@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import ParamSpec, TypeVar
+
+from appliance.tasks import to_its_end
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -19,12 +20,4 @@ async def to_the_end(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs)
     that still uses or makes it. Not for work that may hang for ever on a stuck storage.
     """
     future = asyncio.get_running_loop().run_in_executor(None, partial(work, *args, **kwargs))
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        while not future.done():
-            with contextlib.suppress(asyncio.CancelledError):  # cancelled again: it is on record already
-                await asyncio.wait([future])
-        if not future.cancelled():
-            future.exception()  # nobody else will ask for it
-        raise
+    return await to_its_end(future, name=getattr(work, "__qualname__", "thread"))

@@ -18,6 +18,7 @@ from websockets.asyncio.client import ClientConnection, connect, unix_connect
 
 from appliance.cli.client import Api
 from appliance.cli.errors import CliError, Exit
+from appliance.waiting import readable
 
 LEAVE = b"\x1d"
 PING_INTERVAL_S = 30.0
@@ -114,16 +115,8 @@ async def _type(socket: ClientConnection) -> None:
 
 async def _read(fd: int) -> bytes:
     """Bytes typed, b"" at the end of a pipe."""
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    try:
-        loop.add_reader(fd, ready.set)
-    except PermissionError:  # a plain file is always ready, and epoll refuses it
-        return os.read(fd, READ_BYTES)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(fd)
+    with contextlib.suppress(PermissionError):  # a plain file is always ready, and epoll refuses it
+        await readable(fd)
     return os.read(fd, READ_BYTES)
 
 

@@ -15,9 +15,8 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
 
 from appliance.clock import Clock
 from appliance.ct import host, interior, oci, provision, records, remains, rootfs, runtime, shim
@@ -30,10 +29,10 @@ from appliance.kernel import pidfd
 from appliance.kernel.cgroups import CgroupLayout
 from appliance.model.guest import Capabilities, CtCredentials, CtResources, CtSpec, GuestId, GuestState
 from appliance.model.volume import OpenedVolume
-from appliance.tasks import TaskScope
+from appliance.tasks import TaskScope, to_its_end
+from appliance.threads import to_the_end
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 NAME = "oci"
 PIDS_LIMIT = 16_384
@@ -125,11 +124,11 @@ class CtEngine:
                 try:
                     return await self._launch(spec, resources, on_state)
                 except BaseException:
-                    await self._to_its_end(lambda: self._remove_quietly(spec.guest_id))
+                    await to_its_end(self._remove_quietly(spec.guest_id), name=f"undo the start of ct {spec.guest_id}")
                     raise
         finally:
             self._busy.discard(spec.guest_id)
-            await self._to_its_end(self._remove_unused_parent)
+            await to_its_end(self._remove_unused_parent(), name="remove the unused parent")
 
     async def _launch(self, spec: CtSpec, resources: CtResources, on_state: StateCallback) -> RunningCt:
         assert self._runtime is not None
@@ -140,7 +139,7 @@ class CtEngine:
         volumes: dict[str, VolumeRecord] = {}
 
         async def prepare() -> None:
-            volumes.update(await self._to_its_end(lambda: asyncio.to_thread(self._prepare, spec, resources, bundle)))
+            volumes.update(await to_the_end(self._prepare, spec, resources, bundle))
 
         init, shim_process = await shim.create(self._runtime, container, bundle, prepared=prepare(), scope=self._scope)
         record = CtRecord(
@@ -160,7 +159,7 @@ class CtEngine:
             await resources.connect(init.pid)
             fds = await asyncio.shield(registered)
         except BaseException:
-            await self._to_its_end(lambda: _close_when_done(registered))
+            await to_its_end(_close_when_done(registered), name=f"let go of ct {spec.guest_id}")
             raise
         if isinstance(fds, ApplianceError):
             raise fds
@@ -224,18 +223,6 @@ class CtEngine:
         await asyncio.to_thread(self._maps.close)
 
     # --- inside -------------------------------------------------------------------------------------------------------
-
-    async def _to_its_end(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Await work that must not be left half done: a cancellation is passed on once it has ended."""
-        task = self._scope.start(outcome(work), name="start or its undoing")
-        try:
-            ended = await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait((task,))
-            raise
-        if isinstance(ended, ApplianceError):
-            raise ended
-        return ended
 
     def _take(self, record: CtRecord, fds: tuple[int, int], state: GuestState, on_state: StateCallback) -> RunningCt:
         guest_id = GuestId(record.guest_id)

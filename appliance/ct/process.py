@@ -13,9 +13,10 @@ import signal
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from appliance.ct.waiting import readable
 from appliance.errors import CommandFailed, HostError, TimedOut
 from appliance.kernel.spawn import inheritable, posix_spawn
+from appliance.threads import to_the_end
+from appliance.waiting import readable
 
 _OUTPUT_LIMIT_BYTES = 64 << 10
 _known: list[Sequence[int]] = []
@@ -59,10 +60,10 @@ async def _run(
         async with asyncio.timeout(timeout_s):
             await _ended(pid)
     except TimeoutError as error:
-        await asyncio.shield(asyncio.to_thread(_kill_and_reap, pid))
+        await to_the_end(_kill_and_reap, pid)
         raise TimedOut(" ".join(argv[:3]), timeout_s) from error
     except BaseException:
-        await asyncio.shield(asyncio.to_thread(_kill_and_reap, pid))
+        await to_the_end(_kill_and_reap, pid)
         raise
     return _reap(pid)
 

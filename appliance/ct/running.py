@@ -23,12 +23,13 @@ from appliance.ct import rootfs, shim
 from appliance.ct.console import ConmonConsole
 from appliance.ct.records import CtRecord
 from appliance.ct.runtime import OciRuntime
-from appliance.ct.waiting import readable
 from appliance.errors import ApplianceError, Conflict, NotFound, TimedOut, Unsupported
 from appliance.kernel import pidfd
 from appliance.kernel.cgroups import Cgroup
 from appliance.model.guest import ExitReason, GuestId, GuestState, GuestStats
 from appliance.tasks import TaskScope
+from appliance.threads import to_the_end
+from appliance.waiting import readable
 
 log = logging.getLogger(__name__)
 
@@ -160,10 +161,10 @@ class RunningCt:
         try:
             return await command.run([*prefix, *argv], timeout_s=timeout_s, stdin=stdin, check=False)
         except BaseException:
-            await asyncio.shield(asyncio.to_thread(_kill_by_file, pid_file, self.pid))
+            await to_the_end(_kill_by_file, pid_file, self.pid)
             raise
         finally:
-            await asyncio.shield(asyncio.to_thread(pid_file.unlink, missing_ok=True))
+            await to_the_end(pid_file.unlink, missing_ok=True)
 
     async def detach(self) -> None:
         """Let go of it; one that has just ended is removed first."""

@@ -25,6 +25,7 @@ from appliance.clock import Clock
 from appliance.errors import HostError, TimedOut
 from appliance.kernel.spawn import inheritable, watch_child
 from appliance.model.network import BridgeSettings
+from appliance.waiting import readable
 
 log = logging.getLogger(__name__)
 
@@ -253,7 +254,7 @@ class Dnsmasq:
                 log.error("%s: %s", self.files.config.name, error)
             else:
                 assert self._pidfd is not None
-                await _readable(self._pidfd)
+                await readable(self._pidfd)
                 await self._ended()
             if self._clock.monotonic() - began > STABLE_AFTER_S:
                 backoff_s = BACKOFF_FIRST_S
@@ -299,14 +300,3 @@ class Dnsmasq:
         if self._pidfd is not None:
             end_process(self._pidfd, self.files.config.name)
             self.let_go()
-
-
-async def _readable(fd: int) -> None:
-    """Return when `fd` is readable: for a pidfd, when the process has ended."""
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(fd, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(fd)

@@ -32,6 +32,7 @@ import msgspec
 from appliance.clock import Clock
 from appliance.errors import HostError
 from appliance.state.store import Put, Store
+from appliance.threads import to_the_end
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +197,7 @@ class AuditLog:
         async with self._flushing:
             if any(waiting is mine for waiting in self._pending):
                 batch, self._pending = self._pending, []
-                await asyncio.shield(asyncio.to_thread(self._append, batch))
+                await to_the_end(self._append, batch)
         if self._clock.monotonic() - self._anchored_at >= ANCHOR_INTERVAL_S:
             await self._anchor()
 

@@ -26,6 +26,7 @@ LEAVES = {
     "tasks",
     "threads",
     "version",
+    "waiting",
 }
 LEVELS: list[set[str]] = [
     LEAVES,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
 from appliance.errors import HostError
 from appliance.tasks import to_its_end
+from appliance.threads import to_the_end
 
 
 async def test_a_cancellation_goes_on_only_when_the_work_has_ended_however_often_it_comes() -> None:
@@ -63,3 +65,24 @@ async def test_an_error_after_a_cancellation_is_logged_and_the_cancellation_goes
     with pytest.raises(asyncio.CancelledError):
         await calling
     assert "undo: vm 100: its disk is gone" in caplog.text
+
+
+async def test_a_thread_is_waited_for_however_often_its_caller_is_cancelled() -> None:
+    begun, may_end = threading.Event(), threading.Event()
+    steps = list[str]()
+
+    def work() -> None:
+        begun.set()
+        assert may_end.wait(10)
+        steps.append("work")
+
+    calling = asyncio.ensure_future(to_the_end(work))
+    assert await asyncio.to_thread(begun.wait, 10)
+    for _ in range(3):
+        calling.cancel()
+        await asyncio.sleep(0)
+    assert not calling.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+    assert steps == ["work"]

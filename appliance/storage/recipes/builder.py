@@ -85,7 +85,7 @@ async def build(recipe_name: str, kind: str, out_dir: Path, log: Log) -> Path:
                     )
                 )
             finally:
-                await asyncio.shield(asyncio.to_thread(_remove_tree, work))
+                await to_the_end(_remove_tree, work)
         await asyncio.to_thread(_point_to, stable, image)
         await asyncio.to_thread(_remove_outdated, stable, recipe, sources)
     return stable

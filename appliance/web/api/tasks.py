@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -25,39 +25,31 @@ WAIT_LIMIT_S = 50.0
 Upid = Annotated[str, Meta(pattern=r"^UPID:[^:/\s]+(:[0-9A-Fa-f]{8,9}){3}:[^:\s]*:[^:\s]*:[^:\s]+:$", max_length=512)]
 
 
-class TaskRow(msgspec.Struct, kw_only=True):
+class _TaskFields(msgspec.Struct, kw_only=True):
+    upid: str
+    node: str
+    pid: int
+    pstart: int
+    starttime: int
+    type: str
+    id: str
+    user: str
+    tokenid: str | None = None
+    endtime: int | None = None
+    progress: float | None = None
+
+
+class TaskRow(_TaskFields, kw_only=True):
     """A task in a list. `status` is its end: "OK", "WARNINGS: n" or the error; absent while it runs."""
 
-    upid: str
-    node: str
-    pid: int
-    pstart: int
-    starttime: int
-    type: str
-    id: str
-    user: str
-    tokenid: str | None = None
-    endtime: int | None = None
     status: str | None = None
-    progress: float | None = None
 
 
-class TaskStatus(msgspec.Struct, kw_only=True):
+class TaskStatus(_TaskFields, kw_only=True):
     """One task now."""
 
-    upid: str
-    node: str
-    pid: int
-    pstart: int
-    starttime: int
-    type: str
-    id: str
-    user: str
     status: Literal["running", "stopped"]
-    tokenid: str | None = None
     exitstatus: str | None = None
-    endtime: int | None = None
-    progress: float | None = None
 
 
 class LogLine(msgspec.Struct):
@@ -145,22 +137,9 @@ async def read_status(call: Call, params: StatusParams) -> TaskStatus:
         with contextlib.suppress(TimedOut):
             await call.services.tasks.wait(params.upid, timeout_s=params.wait)
         info = await call.services.tasks.get(params.upid)
-    user, _, token = info.user.partition("!")
-    return TaskStatus(
-        upid=info.upid,
-        node=info.node,
-        pid=info.pid,
-        pstart=info.pstart,
-        starttime=int(info.starttime),
-        type=info.type,
-        id=info.id,
-        user=user,
-        tokenid=token or None,
-        status="running" if info.endtime is None else "stopped",
-        exitstatus=info.status if info.endtime is not None else None,
-        endtime=int(info.endtime) if info.endtime is not None else None,
-        progress=info.progress,
-    )
+    if info.running:
+        return TaskStatus(**_fields(info), status="running")
+    return TaskStatus(**_fields(info), status="stopped", exitstatus=info.status)
 
 
 @api.get("/nodes/{node}/tasks/{upid}/log", summary="A task's log", allow=LOGGED_IN, returns=list[LogLine])
@@ -185,21 +164,13 @@ async def cancel_task(call: Call, params: TaskParams) -> None:
 
 def task_row(info: TaskInfo) -> TaskRow:
     """A row of a task list."""
+    return TaskRow(**_fields(info), status=info.status)
+
+
+def _fields(info: TaskInfo) -> dict[str, Any]:
     user, _, token = info.user.partition("!")
-    return TaskRow(
-        upid=info.upid,
-        node=info.node,
-        pid=info.pid,
-        pstart=info.pstart,
-        starttime=int(info.starttime),
-        endtime=int(info.endtime) if info.endtime is not None else None,
-        type=info.type,
-        id=info.id,
-        user=user,
-        tokenid=token or None,
-        status=info.status if info.endtime is not None else None,
-        progress=info.progress,
-    )
+    names = ("upid", "node", "pid", "pstart", "starttime", "type", "id", "endtime", "progress")
+    return {**{name: getattr(info, name) for name in names}, "user": user, "tokenid": token or None}
 
 
 def sees_all(call: Call) -> bool:
