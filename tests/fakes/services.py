@@ -249,7 +249,7 @@ class FakeGuests:
     def config(self, guest_id: int, kind: GuestKind | None = None) -> tuple[dict[str, str], str]:
         return {"name": self.get(guest_id, kind).name}, "0" * 40
 
-    async def start(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
+    async def start(self, kind: GuestKind, guest_id: int, *, user: str, **options: object) -> str:
         return await self._power("start", kind, guest_id, user, GuestState.RUNNING)
 
     async def stop(self, kind: GuestKind, guest_id: int, *, user: str, **options: object) -> str:
