@@ -81,8 +81,8 @@ class GuestInventory:
 
         return new
 
-    def volumes_of_others(self, guest_id: GuestId) -> frozenset[VolumeId]:
-        """Every volume that a guest other than `guest_id` names."""
+    def volumes_of_others(self, guest_id: GuestId | None) -> frozenset[VolumeId]:
+        """Every volume that a guest other than `guest_id` names; with None that any guest names."""
         return volumes_in_use(
             (stored.kind, stored.record.config) for stored in self.table if stored.guest_id != guest_id
         )

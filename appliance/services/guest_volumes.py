@@ -109,12 +109,17 @@ class GuestVolumes:
 
     async def of_guest(self, guest_id: GuestId) -> list[VolumeId]:
         """Every volume of any storage that carries this guest's id."""
-        found: list[VolumeId] = []
+        return [volume for _, volume in await self.all(guest_id)]
+
+    async def all(self, guest_id: GuestId | None = None) -> list[tuple[int, VolumeId]]:
+        """The volumes of guests of any storage, each with the guest's id it carries."""
+        found: set[tuple[int, VolumeId]] = set()
         for storage in self._storage.backends():
             for content in (ContentType.IMAGES, ContentType.ROOTDIR):
                 if content in storage.content_types:
-                    found += [info.volume_id for info in await storage.list(content, guest_id)]
-        return sorted(set(found))
+                    infos = await storage.list(content, guest_id)
+                    found |= {(info.guest_id, info.volume_id) for info in infos if info.guest_id is not None}
+        return sorted(found)
 
     async def open_root(self, config: Mapping[str, str]) -> OpenedVolume:
         """The root volume of a container."""

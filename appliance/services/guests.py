@@ -64,7 +64,7 @@ class GuestService:
         self._access, self._storage, self._network, self._consoles = access, storage, network, consoles
         self._engines, self._node, self._scope = engines, node, scope
         self._inventory = GuestInventory(store, clock, new_mac)
-        volumes = GuestVolumes(storage)
+        self._volumes = GuestVolumes(storage)
         self._runner = GuestRunner(
             engines=engines,
             storage=storage,
@@ -78,7 +78,7 @@ class GuestService:
         self._configuration = GuestConfiguration(
             inventory=self._inventory,
             runner=self._runner,
-            volumes=volumes,
+            volumes=self._volumes,
             storage=storage,
             tasks=tasks,
             events=events,
@@ -86,7 +86,7 @@ class GuestService:
         self._creation = GuestCreation(
             inventory=self._inventory,
             runner=self._runner,
-            volumes=volumes,
+            volumes=self._volumes,
             access=access,
             storage=storage,
             provisioner=provisioner,
@@ -112,6 +112,7 @@ class GuestService:
                 log.error("%s: cannot tell whether it runs: %s", guest.label, error)
         for guest_id in sorted(await self._runner.running_ids() - {guest.guest_id for guest in self._inventory}):
             log.error("guest %d runs on this host, but is not defined here; it is left alone", guest_id)
+        self._scope.start(self._tell_unreferenced(), name="volumes nobody names")
         self._scope.start(self._sampler.run(), name="guest figures")
         self._scope.start(self._watch_leases(), name="guest addresses")
 
@@ -363,6 +364,18 @@ class GuestService:
             pool=self._access.pool_of(guest.guest_id),
             addresses=tuple(self._leases[mac] for mac in summary.macs if mac in self._leases),
         )
+
+    async def _tell_unreferenced(self) -> None:
+        """Name the volumes that a process killed between making them and writing the configuration has left.
+
+        They stay: only their owner knows whether they are needed. As with PVE, whose `qm rescan` is asked for, too.
+        """
+        found = await self._volumes.all()
+        named = self._inventory.volumes_of_others(None)
+        for guest in self._inventory:
+            strays = [str(volume) for owner, volume in found if owner == guest.guest_id and volume not in named]
+            if strays and guest.lock.holder is None:  # who holds it may be about to name them
+                log.warning("%s: volumes of its id that no configuration names: %s", guest.label, ", ".join(strays))
 
     async def _watch_leases(self) -> None:
         while True:

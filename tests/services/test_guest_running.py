@@ -448,3 +448,22 @@ async def test_consoles_and_displays_need_a_guest_that_runs(world: GuestWorld) -
     client = await world.guests.attach_console(100, "console")
     await world.succeed(await world.guests.stop(VM, 100, user=ADMIN))
     assert await client.read() == b""
+
+
+async def test_a_start_names_the_volumes_of_guests_that_no_configuration_names_and_leaves_them_alone(
+    host: GuestHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_world(host) as world:
+        await world.make_vm(100)
+        await world.make_vm(102)
+        lent = host.volumes.put("100/vm-100-disk-6.qcow2", guest_id=100)
+        await world.guests.update_config(VM, 102, put={"scsi1": str(lent)}, delete=(), digest=None, user=ADMIN)
+    strays = [host.volumes.put(f"100/vm-100-disk-{n}.qcow2", guest_id=100) for n in (7, 8)]
+    caplog.clear()
+    async with open_world(host) as world:
+        config = world.guests.config(100)
+        await turns()
+        assert world.guests.config(100) == config
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == [f"vm 100: volumes of its id that no configuration names: {strays[0]}, {strays[1]}"]
+    assert {str(volume) for volume in strays} <= set(host.volumes.names())
