@@ -7,7 +7,8 @@ import tarfile
 from pathlib import Path
 
 APPLETS = (
-    "cat", "df", "echo", "head", "hostname", "ip", "ls", "mount", "poweroff", "ps", "reboot", "sh", "sleep", "stty", "tail", "udhcpc", "yes",
+    "cat", "df", "echo", "head", "hostname", "ip", "ls", "mount",
+    "poweroff", "ps", "reboot", "sh", "sleep", "stty", "tail", "udhcpc", "yes",
 )  # fmt: skip
 
 
