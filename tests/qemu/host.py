@@ -32,7 +32,7 @@ from appliance.qemu.process import find_launched_with, read_stat
 from appliance.qemu.run_dir import RunDir
 from appliance.qemu.vm import RunningVm
 from appliance.tasks import TaskScope
-from tests.qemu.boot_sector import write_disk
+from tests.qemu.boot_sector import GREETING, write_disk
 
 READ_TIMEOUT_S = 30.0
 UUID = "3f2504e0-4f89-41d3-9a0c-0305e82c3301"
@@ -153,9 +153,15 @@ def groups_below(run_dir: Path) -> list[Path]:
     return [path for parent in parents if parent.exists() for path in (parent, *parent.glob("vm-*"))]
 
 
-async def read_until(console: SerialConsole, marker: bytes) -> bytes:
-    """Everything the console says up to and with `marker`."""
-    said = b""
+async def greeted(vm: RunningVm) -> SerialConsole:
+    """The console of a guest that has greeted, be it before we attached (then history holds it) or after."""
+    console = await vm.open_console("serial0")
+    await read_until(console, GREETING, said=console.history())
+    return console
+
+
+async def read_until(console: SerialConsole, marker: bytes, *, said: bytes = b"") -> bytes:
+    """`said` already and everything the console says up to and with `marker`, which may be in `said`."""
     async with asyncio.timeout(READ_TIMEOUT_S):
         while marker not in said:
             chunk = await console.read()

@@ -18,8 +18,8 @@ from appliance.model.guest import VmResources
 from appliance.qemu.engine import QemuEngine
 from appliance.qemu.vm import RunningVm
 from appliance.tasks import TaskScope
-from tests.qemu.boot_sector import GREETING, write_disk
-from tests.qemu.host import boot_spec, opened, read_until
+from tests.qemu.boot_sector import write_disk
+from tests.qemu.host import boot_spec, greeted, opened, read_until
 
 
 async def main(directory: Path, moment: str) -> None:
@@ -29,8 +29,7 @@ async def main(directory: Path, moment: str) -> None:
     if moment == "launch":
         RunningVm.begin = _die  # type: ignore[method-assign]  # dies in place of the engine's step 7
     vm = await engine.start(boot_spec(), resources, on_state=lambda *_: None, log=print)
-    console = await vm.open_console("serial0")
-    await read_until(console, GREETING)
+    console = await greeted(vm)
     await console.write(b"EARLY")
     await read_until(console, b"EARLY")
     print(f"pid {vm.pid}", flush=True)

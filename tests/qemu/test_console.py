@@ -13,7 +13,7 @@ from appliance.errors import Conflict, TimedOut
 from appliance.qemu import console as console_module
 from appliance.qemu.console import LOG_LIMIT_BYTES, SerialConsole, align, split_at, trim_log
 from tests.qemu.boot_sector import GREETING
-from tests.qemu.host import qemu_host, read_until
+from tests.qemu.host import greeted, qemu_host, read_until
 
 
 def test_the_split_is_the_largest_sample_because_none_can_be_too_large() -> None:
@@ -74,8 +74,7 @@ def _joins(before: bytes, after: bytes) -> bool:
 async def test_history_and_stream_join_exactly_while_the_guest_floods(monkeypatch: pytest.MonkeyPatch) -> None:
     async with qemu_host() as host:
         vm = await host.start()
-        console = await vm.open_console("serial0")
-        await read_until(console, GREETING)
+        console = await greeted(vm)
         await console.write(b"f")
         await _lines(console, 5_000)
         for _ in range(8):
@@ -100,7 +99,7 @@ async def test_one_attachment_at_a_time_and_input_nobody_takes_times_out(monkeyp
         console = await vm.open_console("serial0")
         with pytest.raises(Conflict, match="serial0"):
             await vm.open_console("serial0")
-        await read_until(console, GREETING)
+        await read_until(console, GREETING, said=console.history())
         await vm.pause()
         with pytest.raises(TimedOut, match="serial0"):
             await console.write(b"x" * (4 << 20))

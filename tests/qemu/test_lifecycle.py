@@ -12,7 +12,7 @@ from appliance.errors import Conflict, GuestFault, HostError, NotFound
 from appliance.model.guest import GuestState, VmResources
 from appliance.qemu import vm as vm_module
 from tests.qemu.boot_sector import GREETING, sector
-from tests.qemu.host import READ_TIMEOUT_S, boot_spec, is_alive, qemu_host, read_until
+from tests.qemu.host import READ_TIMEOUT_S, boot_spec, greeted, is_alive, qemu_host, read_until
 
 pytestmark = pytest.mark.host
 
@@ -25,7 +25,7 @@ async def test_a_guest_boots_speaks_listens_and_powers_off() -> None:
         assert vm.state is GuestState.RUNNING
         assert list(await host.engine.running_ids()) == [100]
         console = await vm.open_console("serial0")
-        said = console.history() + await read_until(console, GREETING)
+        said = await read_until(console, GREETING, said=console.history())
         assert said.endswith(GREETING)
         await console.write(b"x")
         assert await read_until(console, b"x") == b"x"
@@ -45,8 +45,7 @@ async def test_a_guest_boots_speaks_listens_and_powers_off() -> None:
 async def test_pause_holds_the_guest_and_resume_lets_it_go() -> None:
     async with qemu_host() as host:
         vm = await host.start()
-        console = await vm.open_console("serial0")
-        await read_until(console, GREETING)
+        console = await greeted(vm)
         await vm.pause()
         assert vm.state is GuestState.PAUSED
         await console.write(b"x")
@@ -60,8 +59,7 @@ async def test_pause_holds_the_guest_and_resume_lets_it_go() -> None:
 async def test_a_reset_starts_the_guest_anew_in_the_same_process() -> None:
     async with qemu_host() as host:
         vm = await host.start()
-        console = await vm.open_console("serial0")
-        await read_until(console, GREETING)
+        console = await greeted(vm)
         pid = vm.pid
         await vm.reset()
         await read_until(console, GREETING)
@@ -74,8 +72,7 @@ async def test_a_guest_that_ignores_the_power_button_goes_on_until_it_is_stopped
     async with qemu_host() as host:
         disk = host.disk(sector(heeds_power_button=False))
         vm = await host.start(resources=VmResources(disks={"virtio0": disk}))
-        console = await vm.open_console("serial0")
-        await read_until(console, GREETING)
+        await (await greeted(vm)).close()
         await vm.shutdown()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(vm.wait(), 0.5)
@@ -111,8 +108,7 @@ async def test_a_hung_qemu_is_stopped_by_force(monkeypatch: pytest.MonkeyPatch) 
 async def test_a_panic_is_told_and_the_guest_decides_what_follows() -> None:
     async with qemu_host() as host:
         vm = await host.start()
-        console = await vm.open_console("serial0")
-        await read_until(console, GREETING)
+        console = await greeted(vm)
         await console.write(b"px")
         await read_until(console, b"x")
         await vm.pause()  # an answer on the monitor comes after the event
@@ -122,8 +118,7 @@ async def test_a_panic_is_told_and_the_guest_decides_what_follows() -> None:
 async def test_a_guest_that_floods_the_monitor_with_events_is_paused_and_can_be_stopped() -> None:
     async with qemu_host() as host:
         vm = await host.start()
-        console = await vm.open_console("serial0")
-        await read_until(console, GREETING)
+        console = await greeted(vm)
         await console.write(b"P")
         async with asyncio.timeout(READ_TIMEOUT_S):
             while vm.state is not GuestState.PAUSED:
@@ -161,8 +156,7 @@ async def test_an_agent_that_never_opened_its_port_is_not_running() -> None:
         vm = await host.start(boot_spec(agent=True, balloon_min_mib=16, rng=True))
         with pytest.raises(GuestFault, match="QEMU guest agent is not running"):
             await vm.agent("ping")
-        console = await vm.open_console("serial0")
-        await read_until(console, GREETING)
+        await (await greeted(vm)).close()
         figures = await vm.stats()
         assert figures.cpu_seconds > 0
         assert figures.disk_read_bytes >= 512

@@ -121,7 +121,7 @@ async def test_aarch64_firmware_speaks_on_the_serial_console() -> None:
         )
         vm = await host.start(spec, VmResources(disks={"scsi0": host.disk()}))
         console = await vm.open_console("serial0")
-        said = b""
+        said = console.history()
         async with asyncio.timeout(90):
             while b"EFI" not in said and b"Press" not in said:
                 said += await console.read()

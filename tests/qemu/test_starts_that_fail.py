@@ -15,7 +15,7 @@ from appliance.model.guest import NicSpec, VmDisk, VmResources, VmSpec
 from appliance.model.volume import OpenedVolume, VolumeFormat
 from appliance.qemu.engine import QemuEngine
 from appliance.tasks import TaskScope
-from tests.qemu.host import QemuHost, boot_spec, opened, qemu_host
+from tests.qemu.host import QemuHost, boot_spec, greeted, opened, qemu_host
 
 pytestmark = pytest.mark.host
 
@@ -173,6 +173,5 @@ async def test_a_qcow2_chain_runs_over_its_backing_file() -> None:
         assert await (await asyncio.create_subprocess_exec(*create)).wait() == 0
         volume = replace(opened(top, VolumeFormat.QCOW2), size_bytes=1 << 20)
         vm = await host.start(resources=VmResources(disks={"virtio0": volume}))
-        console = await vm.open_console("serial0")
-        assert await console.read()
+        await (await greeted(vm)).close()
         await vm.resize_disk("virtio0", 4 << 20)
