@@ -3,15 +3,27 @@
 The shim writes to us with blocking calls, so a reader that never reads would stop the container's terminal. Therefore
 this side buffers up to `BUFFER_BYTES`; when that is full and nobody has read for `STALL_LIMIT_S`, the oldest bytes go,
 until somebody reads.
+
+What the shim reads from the terminal it logs first and sends to us then, and it does one thing after the other. So with
+S the log's length when it accepted us, and the log read while we are connected:
+
+    log  =  the first S bytes, the history  +  a beginning of what we receive
+
+How long that beginning is, is known but for what was on its way then. Two questions close the gap (`_caught_up`): one
+before the log is read, since a shim that has not accepted us yet sends us nothing; one after it, since a shim may have
+logged what it has not sent. `logfile.without_overlap` finds the rest.
 """
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import socket
+import termios
 from collections import deque
 from pathlib import Path
 
@@ -25,15 +37,16 @@ WRITE_LIMIT_S = 10.0
 ATTACH_LIMIT_S = 5.0
 _WRITE_CHUNK_BYTES = 4096
 _PACKETS_A_WAKEUP = 64
+_CAUGHT_UP_POLL_S = 0.001
 
 
 class ConmonConsole:
     """Fulfils ports.ConsoleSource. Runs on the loop; made by `attach`."""
 
-    def __init__(self, connection: socket.socket, control: Path, history: bytes) -> None:
+    def __init__(self, connection: socket.socket, directory: Path) -> None:
         self._socket = connection
-        self._control = control
-        self._history = history
+        self._directory = directory
+        self._history = b""
         self._loop = asyncio.get_running_loop()
         self._chunks: deque[bytes] = deque()
         self._buffered = 0
@@ -47,22 +60,21 @@ class ConmonConsole:
     @staticmethod
     async def attach(directory: Path) -> ConmonConsole:
         """Attach to the shim whose bundle is `directory`. Raises `HostError` when it is gone."""
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        try:
-            async with asyncio.timeout(ATTACH_LIMIT_S):
-                await asyncio.get_running_loop().sock_connect(connection, str(directory / "attach"))
-            history = await asyncio.to_thread(logfile.read_history, directory / "console.log")
-            console = ConmonConsole(connection, directory / "ctl", history)
-        except TimeoutError as error:
-            connection.close()
-            raise TimedOut(f"{directory}: attach to the console", ATTACH_LIMIT_S) from error
-        except OSError as error:
-            connection.close()
-            raise HostError.from_os_error(error, f"connect {directory / 'attach'}") from error
-        except BaseException:
-            connection.close()
-            raise
-        console._drop_overlap()
+        connection = _connection()
+        undo = contextlib.ExitStack()
+        undo.callback(connection.close)
+        with undo:
+            try:
+                async with asyncio.timeout(ATTACH_LIMIT_S):
+                    await asyncio.get_running_loop().sock_connect(connection, str(directory / "attach"))
+                    console = ConmonConsole(connection, directory)
+                    undo.callback(console._end)
+                    await console._find_history()
+            except TimeoutError as error:
+                raise TimedOut(f"{directory}: attach to the console", ATTACH_LIMIT_S) from error
+            except OSError as error:
+                raise HostError.from_os_error(error, f"connect {directory / 'attach'}") from error
+            undo.pop_all()
         return console
 
     def history(self) -> bytes:
@@ -95,7 +107,7 @@ class ConmonConsole:
 
     async def resize(self, columns: int, rows: int) -> None:
         with contextlib.suppress(OSError):  # the shim is going: the size no longer matters
-            await asyncio.to_thread(_write_control, self._control, f"1 {rows} {columns}\n")
+            await asyncio.to_thread(_write_control, self._directory / "ctl", f"1 {rows} {columns}\n")
 
     async def close(self) -> None:
         self._end()
@@ -111,26 +123,32 @@ class ConmonConsole:
             self._listening = True
             self._loop.add_reader(self._socket.fileno(), self._receive)
 
-    def _receive(self) -> None:
-        for _ in range(_PACKETS_A_WAKEUP):
-            if self._buffered >= BUFFER_BYTES:
-                if not self._discarding:
-                    self._pause()
-                    break
-                self._buffered -= len(self._chunks.popleft())
-            try:
-                packet = self._socket.recv(READ_BYTES)
-            except BlockingIOError:
-                break
-            except OSError:
-                packet = b""
-            if not packet:
-                self._end()
-                break
-            if len(packet) > 1:  # an empty chunk would read as the end
-                self._chunks.append(packet[1:])
-                self._buffered += len(packet) - 1
+    def _receive(self) -> bool:
+        """Take some of what has come; whether there may be more."""
+        more = all(self._receive_packet() for _ in range(_PACKETS_A_WAKEUP))
         self._ready.set()
+        return more
+
+    def _receive_packet(self) -> bool:
+        """Take one packet; whether there was one, and room for it."""
+        if self._buffered >= BUFFER_BYTES:
+            if not self._discarding:
+                self._pause()
+                return False
+            self._buffered -= len(self._chunks.popleft())
+        try:
+            packet = self._socket.recv(READ_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:
+            packet = b""
+        if not packet:
+            self._end()
+            return False
+        if len(packet) > 1:  # an empty chunk would read as the end
+            self._chunks.append(packet[1:])
+            self._buffered += len(packet) - 1
+        return True
 
     def _pause(self) -> None:
         """Let the terminal wait for its reader, but not for ever."""
@@ -143,9 +161,33 @@ class ConmonConsole:
         self._discarding = True
         self._listen()
 
-    def _drop_overlap(self) -> None:
-        self._receive()
-        self._history = logfile.without_overlap(self._history, b"".join(self._chunks)[: logfile.HISTORY_BYTES])
+    async def _find_history(self) -> None:
+        """See the module's docstring. Once as much has come as history may hold, there is none before it."""
+        await self._caught_up()
+        received = self._receive_all()
+        log = await asyncio.to_thread(logfile.read_history, self._directory / "console.log")
+        await self._caught_up()
+        if self._receive_all() < logfile.HISTORY_BYTES:
+            self._history = logfile.without_overlap(log, b"".join(self._chunks), at_least=received)
+
+    async def _caught_up(self) -> None:
+        """Wait until the shim has sent us what it has logged by now, or has sent a whole history's worth, or is gone.
+
+        It shows by taking an empty packet from a second connection: it serves that after what it was doing.
+        """
+        with _connection() as question, contextlib.suppress(ConnectionError, FileNotFoundError):
+            await self._loop.sock_connect(question, str(self._directory / "attach"))
+            question.send(b"")
+            while (  # noqa: ASYNC110 - nothing tells that a packet was taken
+                _unsent_bytes(question) and self._buffered < logfile.HISTORY_BYTES and not self._ended
+            ):
+                await asyncio.sleep(_CAUGHT_UP_POLL_S)
+
+    def _receive_all(self) -> int:
+        """Take all that has come, as far as it is buffered; how many bytes that are."""
+        while self._listening and self._receive():
+            pass
+        return self._buffered
 
     def _end(self) -> None:
         self._ended = True
@@ -156,6 +198,17 @@ class ConmonConsole:
             self._listening = False
             self._loop.remove_reader(self._socket.fileno())
         self._ready.set()
+
+
+def _connection() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+
+
+def _unsent_bytes(connection: socket.socket) -> int:
+    """What the other side has not taken yet, an empty packet's own memory included."""
+    buffer = array.array("i", [0])
+    fcntl.ioctl(connection, termios.TIOCOUTQ, buffer, True)  # unix(7), SIOCOUTQ
+    return buffer[0]
 
 
 def _write_control(path: Path, text: str) -> None:

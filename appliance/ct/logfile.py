@@ -42,20 +42,21 @@ def read_history(path: Path) -> bytes:
         return b""
 
 
-def without_overlap(history: bytes, live: bytes) -> bytes:
-    """`history` less an end that `live` begins with: what was logged while we were already attached.
+def without_overlap(log: bytes, live: bytes, *, at_least: int = 0) -> bytes:
+    """`log` less an end that `live` begins with, `at_least` so long: what was logged while we were already attached.
 
-    A guest that repeats itself may mislead it about a few bytes, never about the time it takes.
+    A guest that repeats itself just then may mislead it about a few bytes, never about the time it takes.
     """
-    if not live:
-        return history
+    sure = log[: max(len(log) - at_least, 0)]
+    if len(live) <= at_least:
+        return sure
     needle = live[:_NEEDLE_BYTES]
-    position = max(len(history) - len(live), 0)
+    position = max(len(log) - len(live), 0)
     for _ in range(_CANDIDATES):
-        position = history.find(needle, position)
-        if position < 0:
+        position = log.find(needle, position)
+        if position < 0 or position > len(sure):
             break
-        if live.startswith(history[position:]):
-            return history[:position]
+        if live.startswith(log[position:]):
+            return log[:position]
         position += 1
-    return history
+    return sure

@@ -61,6 +61,13 @@ def test_what_was_logged_while_attached_is_told_once(history: bytes, live: bytes
     assert logfile.without_overlap(history, live) == left
 
 
+def test_what_came_before_the_log_was_read_is_never_history_though_the_guest_repeats_itself() -> None:
+    assert logfile.without_overlap(b"xxxx", b"x", at_least=1) == b"xxx"
+    assert logfile.without_overlap(b"xxxx", b"", at_least=0) == b"xxxx"
+    assert logfile.without_overlap(b"begun anew", b"more than that", at_least=14) == b""
+    assert logfile.without_overlap(b"ab" * 32_000 + b"c", b"ab" * 32_000 + b"d", at_least=1) == b"ab" * 32_000
+
+
 def test_a_repeating_console_does_not_cost_time() -> None:
     assert logfile.without_overlap(b"ab" * 32_000 + b"c", b"ab" * 32_000 + b"d") == b"ab" * 32_000 + b"c"
 
