@@ -7,8 +7,9 @@ qemu_chr_write_buffer: first the socket, then the log). So with S the log's leng
                                                   plus a byte for each write the full socket made QEMU try again,
                                                   for it logs such a write at each try (QEMU 6 to 10)
 
-`split_at` takes the largest of a few measurements, which deals with the first; `align` then looks for what came first
-through the socket at that place in the log or a little before it, which deals with the second. History ends there.
+`split_at` takes the largest of a few measurements, with a question to QEMU's monitor among them that is answered between
+two writes: enough for a guest that says little. For one that says much `align` looks for what came first through the
+socket at that place in the log or nearby. History ends there.
 
 A UNIX socket's send buffer holds some 280 writes of one byte, which is how an emulated UART writes. QEMU cannot be told
 to make it larger, so `widen` does it from outside; otherwise every hiccup of ours would hold the guest up and leave a
@@ -46,7 +47,9 @@ CONNECT_TIMEOUT_S = 5.0
 WRITE_TIMEOUT_S = 5.0
 _SPLIT_SAMPLES = 4
 _ALIGN_BYTES = 64  # a socket takes some 280 one-byte writes: the first of them were never tried twice
-_ALIGN_REACH = 256
+_ALIGN_LEAST_BYTES = 8
+_ALIGN_BACK = 256
+_ALIGN_AHEAD = 16  # more than a write of an emulated UART
 _ACCEPT_POLL_S = 0.01
 
 log = logging.getLogger(__name__)
@@ -84,7 +87,10 @@ class SerialConsole:
                 while not await accepted():  # noqa: ASYNC110 - QEMU tells nobody of an accepted client; it must be asked
                     await asyncio.sleep(_ACCEPT_POLL_S)
             await to_the_end(widen, pid, socket_path)
-            history = await to_the_end(_history, connection, log_path)
+            guess = await to_the_end(_split, connection, log_path)
+            await accepted()  # a write that was between socket and log is in both when QEMU answers
+            guess = max(guess, await to_the_end(_split, connection, log_path))
+            history = await to_the_end(_history, connection, log_path, guess)
         except TimeoutError as error:
             connection.close()
             raise TimedOut(f"{name}: QEMU accepting a connection", CONNECT_TIMEOUT_S) from error
@@ -136,20 +142,24 @@ class SerialConsole:
         self._on_close()
 
 
-def _history(connection: socket.socket, log_path: Path) -> bytes:
-    """Blocking. The log's end before the split; `connection` has been accepted and not been read from."""
+def _split(connection: socket.socket, log_path: Path) -> int:
+    """Blocking. S, as far as counting tells; `connection` has been accepted and not been read from."""
     try:
         with log_path.open("rb") as file:
-            split = split_at(
+            return split_at(
                 lambda: os.fstat(file.fileno()).st_size, lambda: _unread_bytes(connection), samples=_SPLIT_SAMPLES
             )
     except FileNotFoundError:
-        return b""
-    reach = min(split, _ALIGN_REACH)
-    around = read_tail(log_path, reach + _ALIGN_BYTES, end=split + _ALIGN_BYTES)
-    split -= reach - align(around, reach, _first_bytes(connection))
-    tail = read_tail(log_path, HISTORY_LIMIT_BYTES, end=split)
-    return tail.lstrip(b"\0")  # a hole in the log reads as zeros
+        return 0
+
+
+def _history(connection: socket.socket, log_path: Path, guess: int) -> bytes:
+    """Blocking. The log's end before the split, which is at `guess` or nearby."""
+    first = _first_bytes(connection)  # before the log is looked at: so the log has it
+    reach = min(guess, _ALIGN_BACK)
+    around = read_tail(log_path, reach + _ALIGN_AHEAD + _ALIGN_BYTES, end=guess + _ALIGN_AHEAD + _ALIGN_BYTES)
+    split = guess - reach + align(around, reach, first)
+    return read_tail(log_path, HISTORY_LIMIT_BYTES, end=split).lstrip(b"\0")  # a hole in the log reads as zeros
 
 
 def split_at(log_length: Callable[[], int], received: Callable[[], int], *, samples: int) -> int:
@@ -158,10 +168,14 @@ def split_at(log_length: Callable[[], int], received: Callable[[], int], *, samp
 
 
 def align(log_part: bytes, guess: int, first: bytes) -> int:
-    """The last place in `log_part` at or before `guess` where `first` begins, as far as both go; else `guess`."""
-    for place in range(guess, -1, -1):
+    """The place in `log_part` nearest to `guess` where `first` begins, as far as both go; else `guess`.
+
+    A few bytes are found anywhere: with fewer than `_ALIGN_LEAST_BYTES` to compare, counting knows better.
+    """
+    places = range(max(0, guess - _ALIGN_BACK), guess + _ALIGN_AHEAD + 1)
+    for place in sorted(places, key=lambda place: abs(place - guess)):
         size = min(len(first), len(log_part) - place)
-        if size and log_part[place : place + size] == first[:size]:
+        if size >= _ALIGN_LEAST_BYTES and log_part[place : place + size] == first[:size]:
             return place
     return guess
 

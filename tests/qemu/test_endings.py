@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import HostError
+from appliance.kernel.virtualization import kvm_problem
 from appliance.model.guest import GuestId
-from appliance.qemu.capabilities import HostFacts, kvm_problem, parse_answers
+from appliance.qemu.capabilities import HostFacts, parse_answers
 from appliance.qemu.ending import LastWords, exit_reason
 from appliance.qemu.process import ProcessStat
 from appliance.qemu.run_dir import RunDir
