@@ -16,21 +16,13 @@ import pytest
 import uvloop
 from blockbuster import BlockBuster
 
+from tests.images import build_images
 from tests.leaks import Snapshot
-
-TESTS = Path(__file__).resolve().parent
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Tests run on the loop the product runs on."""
     return {"uvloop": uvloop.new_event_loop}
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that run whole appliances go to one worker: their guests' VMIDs, and so interface names, would meet."""
-    for item in items:
-        if item.path.is_relative_to(TESTS / "e2e") or item.path.is_relative_to(TESTS / "browser"):
-            item.add_marker(pytest.mark.xdist_group("appliance"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,7 +38,7 @@ def leaves_nothing_behind() -> Iterator[None]:
     before = Snapshot.take()
     yield
     gc.collect()
-    leaked = before.leaked_since(settle_s=3.0)
+    leaked = before.leaked_since(settle_s=10.0)
     assert not leaked, f"the test left behind: {leaked}"
 
 
@@ -78,7 +70,7 @@ def _ends_with_no_task(function: Callable[..., Awaitable[None]]) -> Callable[...
     async def checked(*args: object, **kwargs: object) -> None:
         before = asyncio.all_tasks()
         await function(*args, **kwargs)
-        for _ in range(20):
+        for _ in range(300):
             left = {task.get_name() for task in asyncio.all_tasks() - before if not task.done()}
             if not left:
                 return
@@ -86,6 +78,12 @@ def _ends_with_no_task(function: Callable[..., Awaitable[None]]) -> Callable[...
         raise AssertionError(f"the test left tasks running: {sorted(left)}")
 
     return checked
+
+
+@pytest.fixture(scope="session")
+def images() -> tuple[Path, Path]:
+    """The two images of `debian-12`, (VM disk, container root), built once: the builder locks, also between processes."""
+    return asyncio.run(build_images(print))
 
 
 @pytest.fixture

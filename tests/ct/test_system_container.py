@@ -17,24 +17,20 @@ from appliance.model.volume import OpenedVolume, VolumeFormat
 from tests.ct.conftest import SPEC, Host
 
 pytestmark = [pytest.mark.host, pytest.mark.images]
-REPOSITORY = Path(__file__).resolve().parents[2]
 READY = "until [ -S /run/dbus/system_bus_socket ]; do sleep 0.05; done; systemctl is-system-running --wait"
 NIC = NicSpec(slot="net0", model="veth", mac="02:00:00:00:00:01", bridge="vmbr0", name="eth0", ip="192.0.2.5/24")
 SYSTEM = replace(SPEC, command=(), memory_mib=512, nics=(NIC,))
 
 
 @pytest.fixture(scope="module")
-def debian(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenedVolume]:
+def debian(tmp_path_factory: pytest.TempPathFactory, images: tuple[Path, Path]) -> Iterator[OpenedVolume]:
     """The template, unpacked once; each container then starts on what the one before left, as one always does."""
-    templates = sorted((REPOSITORY / ".build/images").glob("debian-12-ct*.tar.zst"))
-    if not templates:
-        pytest.skip("the container template has not been built")
     root = tmp_path_factory.mktemp("debian")
     root.chmod(0o755)
     volume = OpenedVolume(volume_id=None, path=root, format=VolumeFormat.SUBVOL, size_bytes=0)
     secret = CtCredentials(password_hash="$6$salt$hash")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(provision.populate(volume, templates[-1], credentials=secret, log=lambda line: None))
+        runner.run(provision.populate(volume, images[1], credentials=secret, log=lambda line: None))
     yield volume
     shutil.rmtree(root)
 

@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from appliance.storage.recipes.builder import build
 from tests.harness import Appliance
+from tests.images import build_images
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / ".build"
@@ -31,14 +31,6 @@ STOP_LIMIT_S = 240.0
 def say(text: str) -> None:
     """One line of progress."""
     print(f"demo: {text}", flush=True)
-
-
-async def build_images() -> tuple[Path, Path]:
-    """The two images' paths; building takes minutes the first time and nothing after that."""
-    images = BUILD / "images"
-    vm = await build("debian-12", "vm", images, say)
-    container = await build("debian-12", "ct", images, say)
-    return vm, container
 
 
 def create_guests(appliance: Appliance, api: Any, images: tuple[Path, Path]) -> None:
@@ -136,7 +128,7 @@ def main() -> None:
     options = parser.parse_args()
     if os.geteuid() != 0:
         raise SystemExit("demo: only root may start virtual machines and containers")
-    run(options.port, once=options.once, images=asyncio.run(build_images()))
+    run(options.port, once=options.once, images=asyncio.run(build_images(say)))
 
 
 if __name__ == "__main__":

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from appliance.storage.recipes.builder import build
 from tests.e2e.busybox import write_template
-from tests.harness import ROOT, Appliance
-
-IMAGES = ROOT / ".build" / "images"
-
-
-@pytest.fixture(scope="session")
-def images() -> tuple[Path, Path]:
-    """The two images of `debian-12`, (VM disk, container root), built once: the builder locks, also between processes."""
-    return asyncio.run(_build_both())
-
-
-async def _build_both() -> tuple[Path, Path]:
-    return await build("debian-12", "vm", IMAGES, print), await build("debian-12", "ct", IMAGES, print)
+from tests.harness import Appliance
 
 
 @pytest.fixture(scope="session")

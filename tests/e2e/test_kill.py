@@ -34,7 +34,7 @@ def crashed(busybox_template: Path) -> Iterator[tuple[Appliance, dict[str, int]]
             appliance.finish(api, guest.status.start.post())
         with appliance.terminal(api, f"lxc/{CT}") as console:
             console.type("echo before-$((40+2))\n")
-            console.wait_for("before-42", timeout_s=20)
+            console.wait_for("before-42", timeout_s=60)
         pids = {row["id"]: node(row["id"]).status.current.get()["pid"] for row in api.cluster.resources.get(type="vm")}
         running = node.qemu(VM).status.shutdown.post(timeout=60)
         assert node.tasks(running).status.get()["status"] == "running"
@@ -56,11 +56,11 @@ def test_guests_consoles_and_tasks_survive_a_killed_appliance(crashed: tuple[App
     for pid in pids.values():
         os.kill(pid, 0)
     with appliance.terminal(api, f"lxc/{CT}") as console:
-        console.wait_for("before-42", timeout_s=20)  # history from before the crash
+        console.wait_for("before-42", timeout_s=60)  # history from before the crash
         console.type("echo after-$((40+2))\n")
-        console.wait_for("after-42", timeout_s=20)
+        console.wait_for("after-42", timeout_s=60)
     with appliance.terminal(api, f"qemu/{VM}") as console:
-        console.wait_for("SeaBIOS", timeout_s=20)
+        console.wait_for("SeaBIOS", timeout_s=60)
     tasks = node.tasks.get(limit=100)
     interrupted = [task for task in tasks if task["type"] == "qmshutdown"]
     assert len(interrupted) == 1

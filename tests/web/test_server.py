@@ -84,7 +84,7 @@ async def test_proxmoxer_reads_writes_and_waits(listening: Listening) -> None:
         assert [row["vmid"] for row in api.cluster.resources.get(type="vm")] == [100]
         api.cluster.options.put(keyboard="de")
         assert api.cluster.options.get()["keyboard"] == "de"
-        assert Tasks.blocking_status(api, upid, timeout=5)["exitstatus"] == "OK"
+        assert Tasks.blocking_status(api, upid, timeout=30)["exitstatus"] == "OK"
         assert Tasks.decode_log(api.nodes(NODE).tasks(upid).log.get()) == "starting\nTASK OK"
         with pytest.raises(ResourceException) as caught:
             api.cluster.options.put(nonsense=1)
@@ -103,7 +103,7 @@ async def test_many_headers_and_paths_of_another_client_library(listening: Liste
 
     def use() -> tuple[int, str]:
         url = f"https://127.0.0.1:{listening.server.port}/api2/json/nodes/%C3%A9"
-        with requests.get(url, headers={"Authorization": f"PVEAPIToken={TOKEN}"}, verify=False, timeout=5) as reply:
+        with requests.get(url, headers={"Authorization": f"PVEAPIToken={TOKEN}"}, verify=False, timeout=30) as reply:
             return reply.status_code, reply.reason
 
     status, reason = await asyncio.to_thread(use)
@@ -200,8 +200,8 @@ async def test_a_client_that_goes_on_sending_after_its_refusal_is_hung_up_on(tmp
     async with serving(tmp_path, None) as listening:
         reader, writer = await asyncio.open_connection("127.0.0.1", listening.server.port)
         writer.write(b"POST /api2/json/access/ticket HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
-        with contextlib.suppress(ConnectionError):
-            async with asyncio.timeout(server_module.LINGER_S + 3):
+        with contextlib.suppress(ConnectionError, RuntimeError):  # uvloop's word for a transport that has been closed
+            async with asyncio.timeout(server_module.LINGER_S + 10):
                 while True:
                     writer.write(b"10000\r\n" + bytes(0x10000) + b"\r\n")
                     await writer.drain()

@@ -11,7 +11,7 @@ import requests
 
 from tests.harness import Appliance
 
-TIMEOUT_S = 20
+TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)

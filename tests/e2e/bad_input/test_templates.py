@@ -14,7 +14,7 @@ from tests.e2e.bad_input.client import Client
 from tests.e2e.busybox import write_template
 from tests.harness import Appliance, TaskFailed
 
-pytestmark = [pytest.mark.host, pytest.mark.timeout(60), pytest.mark.xdist_group("bad templates")]
+pytestmark = [pytest.mark.host, pytest.mark.timeout(60)]
 
 CT = 100
 SECRET = "the host's own secret"

@@ -12,10 +12,10 @@ from tests.e2e.bad_input.client import Client, Reply
 from tests.e2e.bad_input.conftest import files_of
 from tests.harness import Appliance, TaskFailed
 
-pytestmark = [pytest.mark.host, pytest.mark.timeout(60), pytest.mark.xdist_group("bad uploads")]
+pytestmark = [pytest.mark.host, pytest.mark.timeout(60)]
 
 UPLOAD = "/nodes/{node}/storage/local/upload"
-SETTLE_S = 10.0
+SETTLE_S = 30.0
 
 
 def send(client: Client, filename: str, data: bytes, content: str = "iso", **fields: str) -> Reply:
