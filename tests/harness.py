@@ -25,7 +25,7 @@ from tests.demo.leftovers import traces_of
 from tests.demo.terminal import Terminal
 
 ROOT = Path(__file__).resolve().parent.parent
-START_LIMIT_S = 30.0
+START_LIMIT_S = 90.0
 STOP_LIMIT_S = 60.0
 TASK_LIMIT_S = 300.0
 

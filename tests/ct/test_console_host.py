@@ -68,7 +68,7 @@ async def test_a_reader_that_never_reads_does_not_stop_the_container(
     guest = await host.start(shell("read go; cat /big; echo END > /etc/done; exec sleep 1000"))
     stalled = await guest.open_console("console")
     await stalled.write(b"go\n")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while not await asyncio.to_thread((host.volume.path / "etc/done").exists):
             await asyncio.sleep(0.05)
     newest = await stalled.read()
@@ -80,9 +80,11 @@ async def test_the_terminal_has_the_size_it_is_told(host: Host) -> None:
     guest = await host.start(shell("while read go; do stty size; done"))
     console = await guest.open_console("console")
     await console.resize(132, 40)
-    await asyncio.sleep(0.05)  # the shim reads its control pipe when it comes to it
-    await console.write(b"go\n")
-    assert b"40 132\r\n" in await read_until(console, b"132\r\n")
+    said = b""
+    async with asyncio.timeout(30):
+        while b"40 132\r\n" not in said:  # the shim reads its control pipe when it comes to it
+            await console.write(b"go\n")
+            said += await console.read()
     await console.close()
 
 
@@ -90,7 +92,7 @@ async def test_the_console_ends_with_the_container(host: Host) -> None:
     guest = await host.start()
     console = await guest.open_console("console")
     await guest.stop()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while await console.read():
             pass
     assert await console.read() == b""

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.host
 
 
 async def ended(guest: RunningCt) -> ExitReason:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         return await guest.wait()
 
 
@@ -39,7 +39,7 @@ async def console_text(guest: RunningCt, until: str) -> str:
     """What the console says, up to and with `until`."""
     console = await guest.open_console("console")
     text = console.history()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while until.encode() not in text:
             chunk = await console.read()
             assert chunk, f"the console ended: {text!r}"
@@ -194,7 +194,7 @@ async def test_a_program_that_takes_too_long_is_killed_inside(host: Host) -> Non
     guest = await host.start()
     with pytest.raises(TimedOut):
         await guest.execute(["/bin/sleep", "987"], timeout_s=0.5)
-    listing = await guest.execute(["/bin/ps"], timeout_s=10)
+    listing = await guest.execute(["/bin/ps"], timeout_s=30)
     assert "sleep 987" not in listing.text
 
 
@@ -394,12 +394,12 @@ async def test_a_container_survives_kill_9_of_the_appliance_and_its_console_goes
     assert abs(guest.started_at - time.time()) < 30
     console = await guest.open_console("console")
     text = console.history()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not text.endswith(b"up\r\n"):
             text += await console.read()
     assert text == b"".join(b"%d\r\n" % number for number in range(1, 2001)) + b"up\r\n"
     await console.write(b"hello\n")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         answer = b""
         while b"got hello" not in answer:
             answer += await console.read()

@@ -31,7 +31,7 @@ from tests.fakes.engines import FakeEngine, FakeRunningGuest
 from tests.fakes.store import FakeStore
 from tests.fakes.volumes import FakeStorages, FakeVolumes
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 ADMIN = "admin@pve"
 TEMPLATE = "local:vztmpl/debian.tar.zst"
 

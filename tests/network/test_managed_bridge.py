@@ -267,7 +267,7 @@ async def test_settings_that_cannot_be_leave_the_guests_their_dhcp(lab: Lab, bac
     before = await backend.start()
     with pytest.raises(Unsupported, match="no Linux bridge"):
         await backend.apply(replace(before.settings, name="lo"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not lab.dnsmasq_pids():
             await asyncio.sleep(0.02)
 
@@ -279,7 +279,7 @@ async def test_dnsmasq_is_started_again_when_it_dies(lab: Lab, backend: NetworkB
     assert "leased" in guest.dhcp(tmp_path)
     (first,) = lab.dnsmasq_pids()
     os.kill(first, signal.SIGKILL)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not lab.dnsmasq_pids() - {first}:
             await asyncio.sleep(0.05)
     assert "leased" in await asyncio.to_thread(guest.dhcp, tmp_path)

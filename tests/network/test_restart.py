@@ -42,7 +42,7 @@ async def test_ports_rules_and_dhcp_survive_a_killed_appliance_and_are_never_dou
     assert "leased" in first, "DHCP goes on without the appliance"
 
     state = await backend.start()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not (pids := lab.dnsmasq_pids()):
             await asyncio.sleep(0.01)
     assert len(pids) == 1

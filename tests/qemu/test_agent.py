@@ -76,7 +76,7 @@ async def test_refusals_and_nonsense_are_the_guests_fault(
     monkeypatch.setattr(agent_module, "ANSWER_LIMIT_BYTES", 200_000 if answer.startswith(b"[[") else 4096)
     async with guest_with(lambda _: answer) as agent:
         with pytest.raises(GuestFault, match=f"vm 100: .*{message}"):
-            await agent.execute("guest-ping", {}, timeout_s=0.3)
+            await agent.execute("guest-ping", {}, timeout_s=0.3 if message == "not running" else 30)
 
 
 async def test_without_a_socket_the_agent_is_not_running(tmp_path: Path) -> None:

@@ -127,5 +127,5 @@ async def test_one_attachment_at_a_time_and_input_nobody_takes_times_out(monkeyp
         await asyncio.sleep(0)
         await console.close()
         await console.close()
-        assert await asyncio.wait_for(reading, 5) == b""
+        assert await asyncio.wait_for(reading, READ_TIMEOUT_S) == b""
         assert await vm.open_console("serial0")

@@ -152,7 +152,7 @@ async def test_rows_are_written_while_a_long_log_is_being_verified(
     monkeypatch.setattr(audit, "verify_file", slowly)
     verifying = asyncio.create_task(log.verify())
     await asyncio.to_thread(begun.wait, 10)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await log.record(who="a", remote="b", action="c", target="e", outcome="ok")
     go_on.set()
     result = await verifying

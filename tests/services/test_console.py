@@ -22,7 +22,7 @@ from appliance.services.console import (
 from appliance.tasks import TaskScope
 from tests.fakes.console import FakeConsoleSource, FakeGuestWithConsoles
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ async def test_macs_follow_the_clusters_prefix_and_meet_no_used_one(scope: TaskS
     assert all(mac.startswith("BC:24:11:") for mac in used)
     await asyncio.sleep(0)
     await store.txn([], [Put("cluster/options", b'{"mac_prefix": "02:aa"}')])
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not service.new_mac(()).startswith("02:AA:"):
             await asyncio.sleep(0.01)
 

@@ -21,7 +21,7 @@ from appliance.state.store import Put, StoreFull
 from tests.fakes.clock import FakeClock
 from tests.fakes.store import FakeStore
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 
 
 class Host:

@@ -34,7 +34,7 @@ from appliance.state.store import (
 
 HISTORY_TRANSACTIONS = 40
 QUEUE_TRANSACTIONS = 20
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 
 PassTime = Callable[[float], Awaitable[None]]
 """Lets that many seconds pass on the clock the store's leases follow."""

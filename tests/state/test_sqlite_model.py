@@ -118,7 +118,7 @@ class SqliteAgainstFake(RuleBasedStateMachine):
         async def run() -> None:
             await self.clock.advance(seconds)
             # A lease that has just expired is ended by the store's thread: wait until the stores agree.
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while (await self.sqlite.range(""))[1] < self.fake.revision:
                     await asyncio.sleep(0.001)
 
@@ -149,7 +149,7 @@ class SqliteAgainstFake(RuleBasedStateMachine):
         """Everything since the last restart, as a late watch of each store tells it."""
         stores: tuple[Store, Store] = (self.fake, self.sqlite)
         told: list[list[Sequence[Change]]] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             for store in stores:
                 marker = (await store.txn([], [Put("a/marker", b"")])).revision
                 batches: list[Sequence[Change]] = []

@@ -90,7 +90,7 @@ async def test_a_cancelled_command_leaves_no_process() -> None:
         await task
 
 
-LEAVES_THE_GROUP = "setsid sleep 1 & "
+LEAVES_THE_GROUP = "setsid sleep 5 & "
 """A grandchild that is not killed with the group and holds the pipes open."""
 
 
@@ -100,7 +100,7 @@ LEAVES_THE_GROUP = "setsid sleep 1 & "
     ids=["its child lives on", "killed, its child lives on", "too much output", "silent"],
 )
 async def test_however_a_command_ends_its_pipes_are_closed_when_run_returns(script: str) -> None:
-    await command.run(["true"], timeout_s=5)
+    await command.run(["true"], timeout_s=30)
     before = Snapshot.take().descriptors
     with pytest.raises((TimedOut, CommandFailed)):
         await command.run(["sh", "-c", script], timeout_s=0.3)

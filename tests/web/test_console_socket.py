@@ -21,7 +21,7 @@ from tests.web.conftest import Site
 
 VM, CT = "qemu/100", "lxc/101"
 PORTS = {VM: 5901, CT: 5910}
-TIMEOUT_S = 10
+TIMEOUT_S = 30
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from appliance.model.guest import GuestId, GuestKind, GuestState
 from appliance.web.ws import events
 from tests.web.conftest import Site
 
-TIMEOUT_S = 10
+TIMEOUT_S = 30
 
 
 def state_changed(guest_id: int, old: GuestState, new: GuestState) -> GuestStateChanged:
@@ -127,7 +127,7 @@ def test_coalescing_keeps_the_first_old_and_the_last_new() -> None:
 async def test_leaving_ends_the_subscription(site: Site) -> None:
     async with listening(site):
         assert len(site.world.events._subscriptions) == 1
-    for _ in range(100):
+    for _ in range(3000):
         if not site.world.events._subscriptions:
             return
         await asyncio.sleep(0.01)

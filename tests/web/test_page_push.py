@@ -18,7 +18,7 @@ from appliance.web.static import StaticFiles
 from tests.fakes.house import HOSTILE, HouseAccess, furnished, settle_in
 from tests.web.conftest import Site
 
-LIMIT_S = 5.0
+LIMIT_S = 30.0
 QUIET_S = 0.25
 
 

@@ -12,6 +12,8 @@ import requests
 from tests.harness import Appliance
 
 TIMEOUT_S = 60
+ANSWER_S = 5.0
+"""Within which something is heard of whatever is answered at all."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +75,15 @@ class Client:
         return ("\r\n".join([f"{verb} {url} HTTP/1.1", *fields]) + "\r\n\r\n").encode()
 
     def raw(self, data: bytes) -> bytes:
-        """Send `data`, and return everything that comes until the appliance closes or is silent for a second."""
+        """Send `data`, and return everything that comes until the appliance closes or says nothing more."""
         received = b""
         with self.connect() as connection:
             connection.sendall(data)
-            connection.settimeout(1.0)
+            connection.settimeout(ANSWER_S)
             try:
                 while chunk := connection.recv(65536):
                     received += chunk
+                    connection.settimeout(1.0)
             except (TimeoutError, ConnectionResetError, ssl.SSLError):
                 pass
         return received
