@@ -1,17 +1,14 @@
 """What this host's QEMU, KVM and firmware can do: asked of them, never assumed from a version or a device node.
 
 One QEMU per architecture is started without a machine, asked over QMP and ended: about 0.1 s each.
-KVM is usable for x86 only where /dev/kvm opens *and* the processor shows vmx or svm: a software-backed /dev/kvm opens
-too, and then fails in the middle of an ordinary guest.
+Whether KVM is usable is `kernel.virtualization`'s judgement.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import platform
-import re
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +16,7 @@ from pathlib import Path
 
 from appliance.command import run
 from appliance.errors import CommandFailed, HostError
+from appliance.kernel.virtualization import KVM_DEVICE, kvm_problem, open_error
 from appliance.model.guest import Capabilities
 from appliance.qemu.firmware import Firmware, find_firmware
 
@@ -28,7 +26,6 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 
 _PACKAGES = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm"}
 _QUESTIONS = ("qmp_capabilities", "query-machines", "qom-list-types", "query-command-line-options", "quit")
-_HARDWARE_VIRTUALIZATION = re.compile(r"^flags\s*:.*\b(?:vmx|svm)\b", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,15 +105,6 @@ async def probe_host() -> HostFacts:
     return await asyncio.to_thread(_local_facts, emulators, missing)
 
 
-def kvm_problem(*, open_error: str, cpuinfo: str, host_arch: str) -> str:
-    """Why KVM is unusable; empty when it is usable. Pure."""
-    if open_error:
-        return open_error
-    if host_arch == "x86_64" and not _HARDWARE_VIRTUALIZATION.search(cpuinfo):
-        return "the processor shows neither vmx nor svm: no hardware virtualization"
-    return ""
-
-
 def parse_answers(arch: str, binary: str, output: str) -> Emulator:
     """Read what `_QUESTIONS` brought, one JSON document a line. Raises `HostError` for anything unexpected. Pure."""
     try:
@@ -164,20 +152,12 @@ def _local_facts(emulators: Mapping[str, Emulator], missing: Mapping[str, str]) 
         missing=missing,
         host_arch=host_arch,
         no_kvm=kvm_problem(
-            open_error=_open_error("/dev/kvm"), cpuinfo=Path("/proc/cpuinfo").read_text(), host_arch=host_arch
+            open_error=open_error(KVM_DEVICE), cpuinfo=Path("/proc/cpuinfo").read_text(), host_arch=host_arch
         ),
-        no_vhost=_open_error("/dev/vhost-net"),
+        no_vhost=open_error("/dev/vhost-net"),
         keymaps=_names("/usr/share/qemu/keymaps"),
         boot_roms=_names("/usr/lib/ipxe/qemu", "/usr/share/qemu"),
     )
-
-
-def _open_error(device: str) -> str:
-    try:
-        os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
-    except OSError as error:
-        return f"{device}: {error.strerror}"
-    return ""
 
 
 def _names(*directories: str) -> frozenset[str]:
