@@ -14,6 +14,7 @@ from appliance.kernel import kvm_object
 from appliance.kernel.eventfd import EventFd
 from appliance.kernel.kvm_ioctls import Ioctl
 from appliance.kernel.kvm_run_abi import KVM_EXIT_IO_IN, KVM_EXIT_IO_OUT, ExitReason
+from appliance.kernel.kvm_vcpu import Vcpu
 from appliance.kernel.kvm_vm import Vm
 from tests.kvm.machine import SmallMachine
 
@@ -142,7 +143,7 @@ def test_both_ways_of_calling_kvm_run_end_when_interrupted(machine: SmallMachine
     assert machine.vcpu.kvm_run.exit_reason == ExitReason.HLT
 
 
-def test_memory_that_cannot_be_reached_is_an_error_naming_the_vcpu(vm: Vm) -> None:
+def test_a_guest_whose_memory_cannot_be_reached_does_not_run(vm: Vm) -> None:
     unmapped = 0x1000  # below vm.mmap_min_addr: nothing is ever mapped there
     vm.set_user_memory_region(0, guest_phys_addr=0, memory_size=4096, userspace_addr=unmapped)
     vcpu = vm.create_vcpu(3)
@@ -152,12 +153,8 @@ def test_memory_that_cannot_be_reached_is_an_error_naming_the_vcpu(vm: Vm) -> No
     regs = vcpu.get_regs()
     regs.rip = 0
     vcpu.set_regs(regs)
-    try:
-        reason = vcpu.run()
-    except OSError as error:
-        assert str(error).endswith("KVM_RUN vm t: vcpu 3: Bad address")  # noqa: PT017 - either outcome is KVM's right
-    else:
-        assert reason == ExitReason.INTERNAL_ERROR
+    # EFAULT from the processor's own walk, an emulation failure where KVM itself fetches the instruction
+    assert _outcome(vcpu) in {"KVM_RUN vm t: vcpu 3: Bad address", str(int(ExitReason.INTERNAL_ERROR))}
 
 
 def _load_irq4_guest(pc: SmallMachine) -> None:
@@ -167,6 +164,14 @@ def _load_irq4_guest(pc: SmallMachine) -> None:
     pc.load("fa" + icw + mask + "e680 fb f4 f4")  # cli; ...; out 0x80,al; sti; hlt; hlt
     pc.load("e681 cf", at=0x2000)  # out 0x81,al; iret
     pc.memory[0x24 * 4 : 0x24 * 4 + 4] = bytes.fromhex("00200000")
+
+
+def _outcome(vcpu: Vcpu) -> str:
+    """The exit reason's number, or the error's text without its errno."""
+    try:
+        return str(int(vcpu.run()))
+    except OSError as error:
+        return str(error.strerror)
 
 
 _RUNNER = "test-vcpu"
