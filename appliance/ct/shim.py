@@ -23,6 +23,7 @@ from appliance.ct.runtime import OciRuntime
 from appliance.errors import HostError, TimedOut
 from appliance.kernel.pidfd import ProcessIdentity, identify, send_signal_if, shares_pid_namespace
 from appliance.tasks import TaskScope
+from appliance.waiting import readable
 
 PROGRAM = "conmon"
 _SYNC_FD, _GO_FD = 3, 4
@@ -42,7 +43,8 @@ async def create(
     there already. The container's init exists at the end and waits for the runtime's `start`. Raises `HostError` with the
     runtime's message, `TimedOut`, or what `prepared` raised; the caller removes what may be left.
     """
-    stream, transport, sync_end = await _sync_pipe()
+    answer, sync_end = os.pipe()
+    os.set_blocking(answer, False)
     go_read, go_write = os.pipe()
     os.set_blocking(go_write, False)  # takes one byte
     launching = scope.start(
@@ -69,41 +71,29 @@ async def create(
         if failure is not None:
             raise failure
         async with asyncio.timeout(CREATE_LIMIT_S):
-            line = await stream.readline()
+            line = await _line(answer)
     except TimeoutError as error:
         raise TimedOut(f"container {container}: create", CREATE_LIMIT_S) from error
     finally:
         launching.cancel()  # before the start pipe closes: its end would let the shim go on
         await asyncio.wait((launching,))
-        for fd in (sync_end, go_read, go_write):
+        for fd in (answer, sync_end, go_read, go_write):
             if fd >= 0:
                 os.close(fd)
-        transport.close()
     pid = _created_pid(container, line)
     return await asyncio.to_thread(_identities, container, pid, bundle)
 
 
-async def _sync_pipe() -> tuple[asyncio.StreamReader, asyncio.ReadTransport, int]:
-    """A pipe whose reading end is a stream; its writing end is the caller's to close."""
-    read_end, write_end = os.pipe()
-    try:
-        return (*await _reader(read_end), write_end)
-    except BaseException:
-        os.close(write_end)
-        raise
-
-
-async def _reader(fd: int) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:
-    stream = asyncio.StreamReader(limit=_LINE_LIMIT_BYTES)
-    pipe = os.fdopen(fd, "rb", buffering=0)
-    try:
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(stream), pipe
-        )
-    except BaseException:
-        pipe.close()
-        raise
-    return stream, transport
+async def _line(fd: int) -> bytes:
+    """What a pipe says up to its end, a newline, or a limit that no answer reaches."""
+    said = b""
+    while b"\n" not in said and len(said) < _LINE_LIMIT_BYTES:
+        await readable(fd)
+        chunk = os.read(fd, _LINE_LIMIT_BYTES)
+        if not chunk:
+            break
+        said += chunk
+    return said
 
 
 def _argv(runtime: OciRuntime, container: str, bundle: Path) -> list[str]:

@@ -321,6 +321,17 @@ async def test_a_start_cancelled_at_any_moment_leaves_nothing(host: Host, run_di
     assert await leftovers(run_dir) == []
 
 
+async def test_a_start_cancelled_at_any_of_its_first_steps_leaves_nothing(host: Host, run_dir: Path) -> None:
+    for steps in range(20):
+        start = asyncio.ensure_future(host.start())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        start.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await (await start).stop()
+    assert await leftovers(run_dir) == []
+
+
 async def test_a_shim_that_is_killed_takes_its_container_with_it(host: Host, run_dir: Path) -> None:
     guest = await host.start()
     os.kill(int((run_dir / "ct/101/shim.pid").read_text()), signal.SIGKILL)
