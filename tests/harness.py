@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 START_LIMIT_S = 90.0
 STOP_LIMIT_S = 60.0
 TASK_LIMIT_S = 300.0
+SETTLE_LIMIT_S = 30.0
 
 
 class TaskFailed(Exception):
@@ -113,6 +114,18 @@ class Appliance:
         return traces_of(
             str(self.data_dir), str(self.run_dir), self.run_dir.name.removeprefix("appliance-"), self.bridge
         )
+
+    def lasting_traces(self, *words: str) -> list[str]:
+        """`traces` that do not go by themselves; of these the lines with one of `words`, if any are given.
+
+        Processes that were told to end and what the kernel takes down when it has time get `SETTLE_LIMIT_S`.
+        """
+        deadline = time.monotonic() + SETTLE_LIMIT_S
+        while True:
+            left = [line for line in self.traces() if not words or any(word in line for word in words)]
+            if not left or time.monotonic() > deadline:
+                return left
+            time.sleep(0.1)
 
     def log_tail(self, size: int = 4000) -> str:
         """The newest of its log."""

@@ -106,7 +106,7 @@ def run(port: int, *, once: bool, images: tuple[Path, Path]) -> None:
             say("Ctrl-C shuts the guests down and stops")
             _wait_for_interrupt(appliance.process)
         shut_down(appliance, appliance.api())
-    left = appliance.traces()
+    left = appliance.lasting_traces()
     if left:
         raise SystemExit("left behind on this host:\n  " + "\n  ".join(left))
     say("stopped; nothing is left behind on this host")

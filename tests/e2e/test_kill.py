@@ -79,4 +79,4 @@ def test_an_orderly_end_with_nothing_running_leaves_nothing_on_the_host(busybox_
         kinds = {line.partition(":")[0] for line in appliance.traces()}
         assert {"process", "mount", "cgroup", "link", "nft table", "loop device"} <= kinds
         appliance.finish(api, node.lxc(CT).status.stop.post())
-    assert appliance.traces() == []
+    assert appliance.lasting_traces() == []

@@ -23,7 +23,7 @@ def appliance() -> Iterator[Appliance]:
         assert "Traceback" not in log, log[log.index("Traceback") - 500 :][:4000]
         remains = files_of(running)
         assert remains == [], "files that nothing lists"
-    assert running.traces() == []
+    assert running.lasting_traces() == []
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def outcome(client: Client, reply: Reply) -> str:
 def nothing_is_left(appliance: Appliance, client: Client) -> None:
     assert client.call("GET", "/cluster/resources", params={"type": "vm"}).body["data"] == []
     assert client.call("GET", "/nodes/{node}/storage/local/content", params={"content": "images"}).body["data"] == []
-    assert [line for line in appliance.traces() if "qemu-system" in line] == []
+    assert appliance.lasting_traces("qemu-system") == []
 
 
 def test_of_many_creations_of_one_vmid_one_wins(appliance: Appliance, client: Client) -> None:

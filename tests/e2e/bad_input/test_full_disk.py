@@ -97,7 +97,7 @@ def test_on_a_full_disk_each_change_happens_or_fails_clearly_and_nothing_is_lost
             appliance.finish(api, node.qemu(vmid).delete())
         assert "Traceback" not in appliance.log_path.read_text()
         api._store["session"].close()
-    assert appliance.traces() == []
+    assert appliance.lasting_traces() == []
 
 
 def test_on_a_full_disk_guests_are_stopped_and_volumes_deleted_and_that_makes_room(
@@ -134,7 +134,7 @@ def test_on_a_full_disk_guests_are_stopped_and_volumes_deleted_and_that_makes_ro
         for vmid in (100, 102):
             appliance.finish(api, node.lxc(vmid).delete())
         assert "Traceback" not in appliance.log_path.read_text()
-    assert appliance.traces() == []
+    assert appliance.lasting_traces() == []
 
 
 def test_an_appliance_that_has_lost_its_space_starts_and_stops(small: Path, tmp_path: Path) -> None:
@@ -161,4 +161,4 @@ def test_an_appliance_that_has_lost_its_space_starts_and_stops(small: Path, tmp_
     (small / "filler").unlink()
     with appliance:
         assert Client(appliance).call("GET", "/version").status == 200
-    assert appliance.traces() == []
+    assert appliance.lasting_traces() == []

@@ -32,7 +32,7 @@ def other(tmp_path: Path) -> Iterator[Appliance]:
     appliance = Appliance(tmp_path)
     yield appliance
     try:
-        assert appliance.traces() == []
+        assert appliance.lasting_traces() == []
     finally:
         shutil.rmtree(appliance.run_dir, ignore_errors=True)
 

@@ -52,10 +52,7 @@ def nothing_is_left(appliance: Appliance, api: Any, client: Client) -> None:
     assert [row["volid"] for row in rows if row["content"] != "vztmpl"] == []
     images = appliance.data_dir / "storage/local/images"
     assert not images.exists() or list(images.iterdir()) == []
-    kept = [line for line in appliance.traces() if line.startswith(("mount", "loop", "cgroup"))]
-    assert kept == []
-    unpackers = [line for line in appliance.traces() if "unpack" in line]
-    assert unpackers == []
+    assert appliance.lasting_traces("mount: ", "loop device: ", "cgroup: ", "unpack") == []
 
 
 @pytest.mark.parametrize("name", NAMES)
