@@ -11,10 +11,7 @@ from playwright.async_api import async_playwright
 from playwright.sync_api import Browser, sync_playwright
 
 from tests.e2e.busybox import write_template
-from tests.e2e.conftest import images
 from tests.harness import ROOT
-
-__all__ = ["images"]
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
