@@ -22,7 +22,7 @@ from appliance.ct.outcome import outcome
 from appliance.ct.runtime import OciRuntime
 from appliance.errors import HostError, TimedOut
 from appliance.kernel.pidfd import ProcessIdentity, identify, send_signal_if, shares_pid_namespace
-from appliance.tasks import TaskScope
+from appliance.tasks import TaskScope, to_its_end
 from appliance.waiting import readable
 
 PROGRAM = "conmon"
@@ -75,11 +75,13 @@ async def create(
     except TimeoutError as error:
         raise TimedOut(f"container {container}: create", CREATE_LIMIT_S) from error
     finally:
-        launching.cancel()  # before the start pipe closes: its end would let the shim go on
-        await asyncio.wait((launching,))
-        for fd in (answer, sync_end, go_read, go_write):
-            if fd >= 0:
-                os.close(fd)
+        try:
+            launching.cancel()  # before the start pipe closes: its end would let the shim go on
+            await to_its_end(asyncio.wait((launching,)), name=f"end of the shim of {container}")
+        finally:
+            for fd in (answer, sync_end, go_read, go_write):
+                if fd >= 0:
+                    os.close(fd)
     pid = _created_pid(container, line)
     return await asyncio.to_thread(_identities, container, pid, bundle)
 
