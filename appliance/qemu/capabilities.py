@@ -128,7 +128,9 @@ async def _probe_emulator(arch: str) -> Emulator | str:
     binary = await asyncio.to_thread(shutil.which, name)
     if binary is None:
         return f"{name} is not installed (package {_PACKAGES[arch]})"
-    argv = [binary, "-S", "-no-user-config", "-nodefaults", "-nographic", "-machine", "none,accel=tcg", "-qmp", "stdio"]
+    # under timeout(1): should we be killed meanwhile, the QEMU that was asked ends by itself
+    argv = ["timeout", "--kill-after=5", "30", binary, "-S", "-no-user-config", "-nodefaults", "-nographic"]
+    argv += ["-machine", "none,accel=tcg", "-qmp", "stdio"]
     questions = "".join(json.dumps({"execute": question}) + "\n" for question in _QUESTIONS)
     try:
         completed = await run(argv, timeout_s=PROBE_TIMEOUT_S, stdin=questions.encode())
