@@ -104,8 +104,8 @@ def test_parallel_operations_on_one_guest_queue(appliance: Appliance, api: Any) 
     appliance.finish(api, node.qemu.post(vmid=700, memory=32))
     upids = [node.qemu(700).status.start.post(), node.qemu(700).status.stop.post(), node.qemu(700).status.start.post()]
     upids.append(node.qemu(700).status.stop.post())
-    for upid in upids:
-        appliance.finish(api, upid)
+    assert [appliance.finish(api, upid) for upid in upids] == ["OK"] * 4
+    assert node.qemu(700).status.current.get()["status"] == "stopped", "the last that was asked for"
     appliance.finish(api, node.qemu(700).delete())
 
 
