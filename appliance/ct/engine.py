@@ -126,9 +126,12 @@ class CtEngine:
                 except BaseException:
                     await to_its_end(self._remove_quietly(spec.guest_id), name=f"undo the start of ct {spec.guest_id}")
                     raise
+        except BaseException:
+            # Only here: nothing may be awaited once a container runs, or a cancellation would lose it.
+            await to_its_end(self._remove_unused_parent(), name="remove the unused parent")
+            raise
         finally:
             self._busy.discard(spec.guest_id)
-            await to_its_end(self._remove_unused_parent(), name="remove the unused parent")
 
     async def _launch(self, spec: CtSpec, resources: CtResources, on_state: StateCallback) -> RunningCt:
         assert self._runtime is not None

@@ -20,6 +20,7 @@ from appliance.clock import SystemClock
 from appliance.ct import rootfs
 from appliance.ct.engine import CtEngine
 from appliance.ct.running import RunningCt
+from appliance.ct.runtime import OciRuntime
 from appliance.errors import Conflict, GuestFault, HostError, NotFound, TimedOut, Unsupported
 from appliance.kernel import mount
 from appliance.model.guest import CtMount, CtResources, ExitReason, GuestId, GuestState
@@ -318,6 +319,23 @@ async def test_a_start_cancelled_at_any_moment_leaves_nothing(host: Host, run_di
     start.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await (await start).stop()
+    assert await leftovers(run_dir) == []
+
+
+async def test_a_start_cancelled_once_its_container_runs_still_yields_it(
+    host: Host, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = OciRuntime.start
+
+    async def release_then_cancel(self: OciRuntime, container: str) -> None:
+        await release(self, container)
+        asyncio.get_running_loop().call_soon(start.cancel)
+
+    monkeypatch.setattr(OciRuntime, "start", release_then_cancel)
+    start = asyncio.ensure_future(host.start())
+    guest = await start
+    assert await is_alive(guest.pid)
+    await guest.stop()
     assert await leftovers(run_dir) == []
 
 
