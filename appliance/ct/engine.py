@@ -1,10 +1,11 @@
 """The container engine: fulfils ports.GuestEngine[CtSpec, CtResources] and ports.CtProvisioner. On the loop.
 
 A start, in order (threads in brackets):
-    1 [volumes mounted with mapped ids, interior configured, config.json]
-    2 shim started; the runtime creates the container: its namespaces exist, its init waits
-    3 NICs moved into its network namespace, and at the same time [record.json, systemd's cgroup handed over]
-    4 runtime start: init runs
+    1 shim started; meanwhile [user and network namespaces made, volumes mounted with mapped ids, interior configured,
+      config.json]
+    2 the runtime creates the container in these namespaces, its init waits; meanwhile the NICs are made in there
+    3 [record.json, systemd's cgroup handed over]
+    4 with the NICs there too, runtime start: init runs
 Any failure or cancellation in between removes all of it again, in reverse (`_remove`), which is idempotent and needs no
 memory of the start: the same code clears what a killed appliance left.
 """
@@ -12,10 +13,12 @@ memory of the start: the same code clears what a killed appliance left.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from appliance.clock import Clock
@@ -25,7 +28,7 @@ from appliance.ct.outcome import outcome
 from appliance.ct.records import CtRecord, VolumeRecord
 from appliance.ct.running import CtParts, RunningCt, StateCallback
 from appliance.errors import ApplianceError, Conflict, HostError, Unsupported
-from appliance.kernel import pidfd
+from appliance.kernel import ns, pidfd
 from appliance.kernel.cgroups import CgroupLayout
 from appliance.model.guest import Capabilities, CtCredentials, CtResources, CtSpec, GuestId, GuestState
 from appliance.model.volume import OpenedVolume
@@ -118,8 +121,7 @@ class CtEngine:
         self._busy.add(spec.guest_id)
         try:
             with self._places.cgroup_parent.hold():  # the runtime makes a group below it
-                await asyncio.to_thread(self._places.cgroup_parent.settle)
-                if await asyncio.to_thread(remains.is_alive, self._places.bundle(spec.guest_id)):
+                if not await asyncio.to_thread(self._is_free, spec.guest_id):
                     raise Conflict(f"ct {spec.guest_id}: already running")
                 try:
                     return await self._launch(spec, resources, on_state)
@@ -139,41 +141,33 @@ class CtEngine:
         if not await asyncio.to_thread(_make_bundle, bundle, spec):
             await self._remove(spec.guest_id)
             await asyncio.to_thread(_make_bundle, bundle, spec)
-        volumes: dict[str, VolumeRecord] = {}
+        with contextlib.ExitStack() as namespaces, contextlib.ExitStack() as processes:
+            volumes: dict[str, VolumeRecord] = {}
+            connecting: list[asyncio.Task[ApplianceError | None]] = []
 
-        async def prepare() -> None:
-            volumes.update(await to_the_end(self._prepare, spec, resources, bundle))
+            async def connect(path: Path) -> None:
+                await resources.connect(path)
 
-        init, shim_process = await shim.create(self._runtime, container, bundle, prepared=prepare(), scope=self._scope)
-        record = CtRecord(
-            guest_id=spec.guest_id,
-            runtime=str(self._runtime.program),
-            started_at=self._clock.now(),
-            init=init,
-            shim=shim_process,
-            id_base=spec.id_base,
-            id_count=spec.id_count,
-            volumes=volumes,
-        )
-        registered = self._scope.start(
-            outcome(lambda: asyncio.to_thread(self._register, record)), name=f"register ct {spec.guest_id}"
-        )
-        try:
-            await resources.connect(init.pid)
-            fds = await asyncio.shield(registered)
-        except BaseException:
-            await to_its_end(_close_when_done(registered), name=f"let go of ct {spec.guest_id}")
-            raise
-        if isinstance(fds, ApplianceError):
-            raise fds
-        if fds is None:
-            raise HostError(f"ct {spec.guest_id}: ended while it was being created")
-        try:
+            async def prepare() -> None:
+                network, made = await to_the_end(self._prepare, spec, resources, bundle, namespaces)
+                volumes.update(made)
+                connecting.append(
+                    self._scope.start(outcome(partial(connect, network)), name=f"network of ct {spec.guest_id}")
+                )
+
+            try:
+                init = await shim.create(self._runtime, container, bundle, prepared=prepare(), scope=self._scope)
+                record = await to_the_end(self._register, spec, init, volumes, processes)
+                for failure in await asyncio.gather(*connecting):
+                    if failure is not None:
+                        raise failure
+            finally:
+                for task in connecting:
+                    task.cancel()
+                    await to_its_end(asyncio.wait((task,)), name=f"end of the network of ct {spec.guest_id}")
             await self._runtime.start(container)
-        except BaseException:
-            _close(fds)
-            raise
-        return self._take(record, fds, GuestState.RUNNING, on_state)
+            processes.pop_all()
+        return self._take(record[0], record[1], GuestState.RUNNING, on_state)
 
     async def adopt(self, spec: CtSpec, *, on_state: StateCallback) -> RunningCt | None:
         if spec.guest_id in self._running:
@@ -256,11 +250,20 @@ class CtEngine:
         host.make_directories(places)
         return places, host.facts(places.layout, pids_limit=self._pids_limit)
 
-    def _prepare(self, spec: CtSpec, resources: CtResources, bundle: Path) -> dict[str, VolumeRecord]:
-        """Everything the runtime needs to find, in a thread."""
+    def _is_free(self, guest_id: GuestId) -> bool:
+        """Whether nothing runs as `guest_id`; in a thread, with the parent cgroup held."""
+        self._places.cgroup_parent.settle()
+        return not remains.is_alive(self._places.bundle(guest_id))
+
+    def _prepare(
+        self, spec: CtSpec, resources: CtResources, bundle: Path, held: contextlib.ExitStack
+    ) -> tuple[Path, dict[str, VolumeRecord]]:
+        """Everything the runtime needs to find, in a thread. Also tells where the network namespace is, until `held`
+        lets go of it."""
         assert self._facts is not None
+        joined = _make_namespaces(spec, held)
         cgroup = self._places.cgroup(spec.guest_id).path
-        config = oci.container_config(spec, host=self._facts, bundle=bundle, cgroup=cgroup)
+        config = oci.container_config(spec, host=self._facts, bundle=bundle, cgroup=cgroup, joined=joined)
         records.save(bundle, "config.json", json.dumps(config).encode())
         resolver = host.resolver()
         volumes: dict[str, VolumeRecord] = {}
@@ -277,14 +280,33 @@ class CtEngine:
                 maps=self._maps,
                 configure=(lambda tree: interior.write(tree, spec, resolver)) if mount is spec.root else None,
             )
-        return volumes
+        return joined["network"], volumes
 
-    def _register(self, record: CtRecord) -> tuple[int, int] | None:
-        """With the container created: write its record and take hold of its processes, in a thread."""
-        guest_id = GuestId(record.guest_id)
-        records.save(self._places.bundle(guest_id), records.NAME, record.encode())
-        self._places.cgroup(guest_id).delegate(record.id_base)
-        return _open_processes(record)
+    def _register(
+        self, spec: CtSpec, init: int, volumes: dict[str, VolumeRecord], held: contextlib.ExitStack
+    ) -> tuple[CtRecord, tuple[int, int]]:
+        """With the container created: write its record and take hold of its processes (init, shim), in a thread."""
+        assert self._runtime is not None
+        bundle = self._places.bundle(spec.guest_id)
+        init_process, shim_process = shim.identities(str(spec.guest_id), init, bundle)
+        record = CtRecord(
+            guest_id=spec.guest_id,
+            runtime=str(self._runtime.program),
+            started_at=self._clock.now(),
+            init=init_process,
+            shim=shim_process,
+            id_base=spec.id_base,
+            id_count=spec.id_count,
+            volumes=volumes,
+        )
+        records.save(bundle, records.NAME, record.encode())
+        self._places.cgroup(spec.guest_id).delegate(record.id_base)
+        fds = _open_processes(record)
+        if fds is None:
+            raise HostError(f"ct {spec.guest_id}: ended while it was being created")
+        for fd in fds:
+            held.callback(os.close, fd)
+        return record, fds
 
     async def _remove(self, guest_id: GuestId) -> None:
         """Remove all there is of a container, whoever made it. Raises `HostError`, `TimedOut` naming what stays."""
@@ -315,6 +337,16 @@ def _make_bundle(bundle: Path, spec: CtSpec) -> bool:
     return True
 
 
+def _make_namespaces(spec: CtSpec, held: contextlib.ExitStack) -> Mapping[str, Path]:
+    """The namespaces the container will join, kept open by `held`; their paths. Blocking. Raises `HostError`."""
+    try:
+        made = ns.guest_namespaces(spec.id_base, spec.id_count)
+    except OSError as error:
+        raise HostError.from_os_error(error, f"ct {spec.guest_id}: namespaces") from error
+    held.callback(made.close)
+    return made.paths
+
+
 def _open_processes(record: CtRecord) -> tuple[int, int] | None:
     """Pidfds of init and shim, or None when either has ended."""
     init_fd = pidfd.pidfd_open(record.init)
@@ -325,14 +357,3 @@ def _open_processes(record: CtRecord) -> tuple[int, int] | None:
         os.close(init_fd)
         return None
     return init_fd, shim_fd
-
-
-async def _close_when_done(registered: asyncio.Task[tuple[int, int] | ApplianceError | None]) -> None:
-    fds = await registered
-    if isinstance(fds, tuple):
-        _close(fds)
-
-
-def _close(fds: tuple[int, int]) -> None:
-    for fd in fds:
-        os.close(fd)

@@ -37,8 +37,13 @@ class HostFacts:
     pids_limit: int
 
 
-def container_config(spec: CtSpec, *, host: HostFacts, bundle: Path, cgroup: str) -> dict[str, object]:
-    """The whole of config.json. Volumes are expected mounted at `bundle`/SLOT; `cgroup` is absolute in each hierarchy."""
+def container_config(
+    spec: CtSpec, *, host: HostFacts, bundle: Path, cgroup: str, joined: Mapping[str, Path]
+) -> dict[str, object]:
+    """The whole of config.json. Volumes are expected mounted at `bundle`/SLOT; `cgroup` is absolute in each hierarchy.
+
+    `joined` names, by kind, the namespaces that exist already; the runtime makes the others.
+    """
     privileged = spec.id_base == 0
     nesting = "nesting" in spec.features
     return {
@@ -52,7 +57,10 @@ def container_config(spec: CtSpec, *, host: HostFacts, bundle: Path, cgroup: str
             *(_volume_mount(each, bundle) for each in sorted(spec.mounts, key=lambda m: m.path.count("/"))),
         ],
         "linux": {
-            "namespaces": [{"type": kind} for kind in _namespaces(privileged=privileged)],
+            "namespaces": [
+                {"type": kind} | ({"path": str(joined[kind])} if kind in joined else {})
+                for kind in _namespaces(privileged=privileged)
+            ],
             **({} if privileged else _id_mappings(spec)),
             "cgroupsPath": cgroup,
             "resources": resources(spec, host),

@@ -19,8 +19,10 @@ from appliance import command
 from appliance.ct import oci, process, proof
 from appliance.ct.host import Places
 from appliance.errors import ApplianceError, CommandFailed, HostError
+from appliance.kernel import ns
 from appliance.kernel.cgroups import Cgroup, CgroupLayout
 from appliance.model.guest import CtMount, CtSpec, GuestId
+from appliance.threads import to_the_end
 
 COMMAND_LIMIT_S = 60.0
 TEST_LIMIT_S = 20.0
@@ -113,9 +115,9 @@ async def self_test(runtime: OciRuntime, places: Places, facts: oci.HostFacts) -
     bundle = places.directory / f".{_TEST_ID}"
     cgroup = Cgroup(places.layout, places.cgroup_parent.name, _TEST_ID)
     try:
-        with places.cgroup_parent.hold():
+        with places.cgroup_parent.hold(), contextlib.ExitStack() as held:
             await asyncio.to_thread(places.cgroup_parent.settle)
-            await asyncio.to_thread(_write_test_bundle, bundle, facts, cgroup)
+            await to_the_end(_write_test_bundle, bundle, facts, cgroup, held)
             argv = [
                 *runtime.argv,
                 "create",
@@ -131,7 +133,7 @@ async def self_test(runtime: OciRuntime, places: Places, facts: oci.HostFacts) -
             await asyncio.to_thread(_remove_test_bundle, bundle, cgroup)
 
 
-def _write_test_bundle(bundle: Path, facts: oci.HostFacts, cgroup: Cgroup) -> None:
+def _write_test_bundle(bundle: Path, facts: oci.HostFacts, cgroup: Cgroup, held: contextlib.ExitStack) -> None:
     shutil.rmtree(bundle, ignore_errors=True)  # holds no mounts: the container's are in its own mount namespace
     root = bundle / "rootfs"
     (root / "sbin").mkdir(parents=True)
@@ -139,7 +141,9 @@ def _write_test_bundle(bundle: Path, facts: oci.HostFacts, cgroup: Cgroup) -> No
     spec = CtSpec(guest_id=GuestId(0), hostname=_TEST_ID, root=CtMount(slot="rootfs", volume="", path="/"))
     for path in (root, root / "sbin", root / "sbin" / "init"):
         shutil.chown(path, spec.id_base, spec.id_base)
-    config = oci.container_config(spec, host=facts, bundle=bundle, cgroup=cgroup.path)
+    namespaces = ns.guest_namespaces(spec.id_base, spec.id_count)
+    held.callback(namespaces.close)
+    config = oci.container_config(spec, host=facts, bundle=bundle, cgroup=cgroup.path, joined=namespaces.paths)
     init = config["process"]
     assert isinstance(init, dict)
     init["terminal"] = False

@@ -36,8 +36,8 @@ _POLL_S = 0.005
 
 async def create(
     runtime: OciRuntime, container: str, bundle: Path, *, prepared: Awaitable[None], scope: TaskScope
-) -> tuple[ProcessIdentity, ProcessIdentity]:
-    """Start a shim that creates the container in `bundle` as soon as `prepared` is; returns (init, shim).
+) -> int:
+    """Start a shim that creates the container in `bundle` as soon as `prepared` is; returns the pid of its init.
 
     The shim starts meanwhile and waits on its start pipe: that hides the milliseconds it takes to come up. `bundle` is
     there already. The container's init exists at the end and waits for the runtime's `start`. Raises `HostError` with the
@@ -82,8 +82,7 @@ async def create(
             for fd in (answer, sync_end, go_read, go_write):
                 if fd >= 0:
                     os.close(fd)
-    pid = _created_pid(container, line)
-    return await asyncio.to_thread(_identities, container, pid, bundle)
+    return _created_pid(container, line)
 
 
 async def _line(fd: int) -> bytes:
@@ -123,7 +122,8 @@ def _created_pid(container: str, line: bytes) -> int:
     return pid
 
 
-def _identities(container: str, pid: int, bundle: Path) -> tuple[ProcessIdentity, ProcessIdentity]:
+def identities(container: str, pid: int, bundle: Path) -> tuple[ProcessIdentity, ProcessIdentity]:
+    """(init, shim) of a container just created. Blocking. Raises `HostError` when one has ended."""
     init, shim = identify(pid), identify(_read_pid(bundle / "shim.pid"))
     if init is None or shim is None:
         raise HostError(f"container {container}: ended while it was being created")

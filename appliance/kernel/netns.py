@@ -28,11 +28,6 @@ def path_of(name_or_path: str) -> Path:
     return Path(name_or_path) if "/" in name_or_path else NAMED_DIRECTORY / name_or_path
 
 
-def open_of_process(pid: int) -> int:
-    """A descriptor of the network namespace of `pid`; it keeps the namespace alive. OSError names the process."""
-    return os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-
-
 def is_own(fd: int) -> bool:
     """Whether the namespace behind `fd` is the one the calling thread is in."""
     other, own = os.fstat(fd), Path("/proc/thread-self/ns/net").stat()

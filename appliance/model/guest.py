@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import NewType
 
 from appliance.model.volume import OpenedVolume
@@ -213,12 +214,12 @@ class CtSpec:
 class CtResources:
     """The host's side of one start of a container.
 
-    `volumes` maps "rootfs", "mp0" to opened volumes. `connect(pid)` is awaited once the container's namespaces exist
-    and before its first process runs: it moves the NICs into the network namespace of `pid`.
+    `volumes` maps "rootfs", "mp0" to opened volumes. `connect(path)` is awaited once the network namespace at
+    `path` exists, while the container is being created and before its first process runs: it makes the NICs in there.
     """
 
     volumes: Mapping[str, OpenedVolume]
-    connect: Callable[[int], Awaitable[None]]
+    connect: Callable[[Path], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

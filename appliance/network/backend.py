@@ -198,10 +198,10 @@ class NetworkBackend:
             self._reload_dnsmasq()
         return names.port_name("tap", guest_id, nic.slot, space=self._port_space)
 
-    async def plug_ct(self, guest_id: GuestId, nic: NicSpec, pid: int) -> None:
-        """Make the veth pair of this NIC, its far end inside the network namespace of `pid`, up, named `nic.name`."""
+    async def plug_ct(self, guest_id: GuestId, nic: NicSpec, namespace: Path) -> None:
+        """Make the veth pair of this NIC, its far end inside the network `namespace`, up, named `nic.name`."""
         ports = self._ready()
-        if await self._thread.call(f"ct {guest_id}: {nic.slot}", lambda _: ports.plug_ct(guest_id, nic, pid)):
+        if await self._thread.call(f"ct {guest_id}: {nic.slot}", lambda _: ports.plug_ct(guest_id, nic, namespace)):
             self._reload_dnsmasq()
 
     def _reload_dnsmasq(self) -> None:

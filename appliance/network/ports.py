@@ -115,26 +115,26 @@ class Ports:
             raise
         return changed
 
-    def plug_ct(self, guest_id: GuestId, nic: NicSpec, pid: int) -> bool:
-        """Make the veth pair with its far end in the namespace of `pid`; True when the DHCP reservations changed."""
+    def plug_ct(self, guest_id: GuestId, nic: NicSpec, namespace: Path) -> bool:
+        """Make the veth pair with its far end in the network `namespace` (its file); True when the DHCP reservations changed."""
         master = self.check(nic)
         inside = check_interface_name(nic.name or nic.slot.replace("net", "eth"), nic.slot)
         port, changed = self._port("veth", guest_id, nic)
-        namespace = _open_namespace(pid)
+        namespace_fd = _open_namespace(namespace)
         try:
             if self._own_or_none(port.name) is not None:
                 self.remove(port.name)
             group, mtu = names.group_of(self.tag), _mtu(nic, master)
-            peer = VethPeer(name=inside, mac=port.mac, netns_fd=namespace)
+            peer = VethPeer(name=inside, mac=port.mac, netns_fd=namespace_fd)
             rtnetlink.add_veth(self.home.route, port.name, group=group, mtu=mtu, peer=peer)
             try:
                 self._finish(port, nic, self._must_find(port.name), master)
-                netns.call_inside(namespace, lambda: _bring_up(inside))
+                netns.call_inside(namespace_fd, lambda: _bring_up(inside))
             except (OSError, ApplianceError):
                 self.remove(port.name)
                 raise
         finally:
-            os.close(namespace)
+            os.close(namespace_fd)
         return changed
 
     def _port(self, word: str, guest_id: GuestId, nic: NicSpec) -> tuple[Port, bool]:
@@ -295,16 +295,16 @@ def _static_address(nic: NicSpec) -> str:
         raise InvalidParameter({nic.slot: f"{nic.ip!r} is not an IPv4 address with a prefix"}) from error
 
 
-def _open_namespace(pid: int) -> int:
-    """The network namespace of a process. Raises `HostError` when it has gone, or shares ours (we would give away
-    and rename interfaces of the host)."""
+def _open_namespace(path: Path) -> int:
+    """The network namespace behind a file. Raises `HostError` when its process has gone, or when it is ours (we would
+    give away and rename interfaces of the host)."""
     try:
-        fd = netns.open_of_process(pid)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError) as error:
-        raise HostError(f"process {pid} has ended before its network was connected") from error
+        raise HostError(f"{path}: it ended before its network was connected") from error
     if netns.is_own(fd):
         os.close(fd)
-        raise HostError(f"process {pid} has no network namespace of its own")
+        raise HostError(f"{path}: not a network namespace of its own")
     return fd
 
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from appliance.clock import Clock
 from appliance.errors import ApplianceError, Conflict, NotFound, TimedOut, Unsupported
@@ -278,12 +279,13 @@ class GuestRunner:
         spec = self._ct_spec(guest)
         if reasons := self._engines.ct.refuse(spec):
             raise Unsupported(f"{guest.label}: {'; '.join(reasons)}")
-        await self._check_nics(spec.nics)
-        volumes = await self._open({mount.slot: mount.volume for mount in (spec.root, *spec.mounts)})
+        volumes, _ = await asyncio.gather(
+            self._open({mount.slot: mount.volume for mount in (spec.root, *spec.mounts)}), self._check_nics(spec.nics)
+        )
 
-        async def connect(pid: int) -> None:
+        async def connect(namespace: Path) -> None:
             for nic in spec.nics:
-                await self._network.plug_ct(guest.guest_id, nic, pid)
+                await self._network.plug_ct(guest.guest_id, nic, namespace)
 
         resources = CtResources(volumes=volumes, connect=connect)
         on_state = partial(self._engine_state, guest)

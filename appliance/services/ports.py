@@ -204,8 +204,8 @@ class NetworkBackend(Protocol):
     async def plug_vm(self, guest_id: GuestId, nic: NicSpec) -> str:
         """Make (or find) the tap device of this NIC, joined to its bridge with anti-spoofing; returns its name."""
 
-    async def plug_ct(self, guest_id: GuestId, nic: NicSpec, pid: int) -> None:
-        """Make the veth pair, join one end to the bridge, move the other into the net namespace of `pid` as `nic.name`."""
+    async def plug_ct(self, guest_id: GuestId, nic: NicSpec, namespace: Path) -> None:
+        """Make the veth pair, one end joined to the bridge, the other in the network `namespace` (a file) as `nic.name`."""
 
     async def unplug(self, guest_id: GuestId) -> None:
         """Remove every port of this guest; not an error when there is none."""

@@ -112,6 +112,8 @@ def bare_bundle(appliance: Appliance, template: Path) -> Iterator[tuple[str, Pat
         tar.extractall(root, filter="fully_trusted")
     base = config["linux"]["uidMappings"][0]["hostID"]
     subprocess.run(["chown", "-R", f"{base}:{base}", bundle], check=True)
+    for namespace in config["linux"]["namespaces"]:
+        namespace.pop("path", None)  # the runtime alone makes them all
     config["root"] = {"path": str(root), "readonly": False}
     config["process"]["args"] = ["/bin/sleep", "60"]
     config["linux"]["cgroupsPath"] = config["linux"]["cgroupsPath"].rsplit("/", 1)[0] + "/bare"

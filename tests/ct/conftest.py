@@ -112,8 +112,8 @@ class Host:
             log=lambda line: None,
         )
 
-    async def connect(self, pid: int) -> None:
-        self.connected.append(pid)
+    async def connect(self, namespace: Path) -> None:
+        self.connected.append((await asyncio.to_thread(namespace.stat)).st_ino)
 
     def on_state(self, state: GuestState, reason: str) -> None:
         self.states.append(state)

@@ -55,7 +55,8 @@ async def console_text(guest: RunningCt, until: str) -> str:
 async def test_a_container_starts_runs_as_its_own_root_and_stops_without_a_trace(host: Host, run_dir: Path) -> None:
     guest = await host.start()
     assert guest.state is GuestState.RUNNING
-    assert host.connected == [guest.pid]
+    own = await asyncio.to_thread(Path(f"/proc/{guest.pid}/ns/net").stat)
+    assert host.connected == [own.st_ino]
     assert Path(f"/proc/{guest.pid}/uid_map").read_text().split() == ["0", "100000", "65536"]
     assert list(await host.engine.running_ids()) == [101]
     inside = await guest.execute(
@@ -288,7 +289,7 @@ async def test_an_init_that_is_missing_is_a_clear_error(host: Host, run_dir: Pat
 
 
 async def test_a_network_that_fails_undoes_the_start(host: Host, run_dir: Path) -> None:
-    async def fail(pid: int) -> None:
+    async def fail(namespace: Path) -> None:
         raise NotFound("bridge vmbr9")
 
     with pytest.raises(NotFound):
@@ -389,7 +390,7 @@ async def main():
     run_dir, root = Path(sys.argv[1]), Path(sys.argv[2])
     engine = CtEngine(run_dir, run_dir, TaskScope("starter"), SystemClock())
     await engine.probe()
-    async def connect(pid):
+    async def connect(namespace):
         if sys.argv[3] == "die in connect":
             print("dying", flush=True)
             await asyncio.sleep(1000)

@@ -35,9 +35,14 @@ SPEC = CtSpec(
 )
 
 
+JOINED = {"user": Path("/proc/1/fd/8"), "network": Path("/proc/1/fd/9")}
+
+
 def config(spec: CtSpec = SPEC, facts: oci.HostFacts = FACTS) -> Any:
     return json.loads(
-        json.dumps(oci.container_config(spec, host=facts, bundle=Path("/run/a/ct/101"), cgroup="/a/ct-101"))
+        json.dumps(
+            oci.container_config(spec, host=facts, bundle=Path("/run/a/ct/101"), cgroup="/a/ct-101", joined=JOINED)
+        )
     )
 
 

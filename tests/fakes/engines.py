@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from appliance.clock import Clock
 from appliance.errors import ApplianceError, NotFound, Unsupported
@@ -127,7 +128,7 @@ class FakeEngine:
     ) -> FakeRunningGuest:
         await self.may_start.wait()
         if isinstance(resources, CtResources):
-            await resources.connect(4000 + spec.guest_id)
+            await resources.connect(Path(f"/proc/{4000 + spec.guest_id}/ns/net"))
         if self.failure is not None:
             raise self.failure
         assert spec.guest_id not in self.running(), f"guest {spec.guest_id} would run twice"

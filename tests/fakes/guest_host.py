@@ -52,7 +52,7 @@ class FakePorts:
         self.plugged.add((guest_id, nic.slot))
         return f"tap{guest_id}i{nic.slot[3:]}"
 
-    async def plug_ct(self, guest_id: GuestId, nic: NicSpec, pid: int) -> None:
+    async def plug_ct(self, guest_id: GuestId, nic: NicSpec, namespace: Path) -> None:
         self.plugged.add((guest_id, nic.slot))
 
     async def unplug(self, guest_id: GuestId) -> None:

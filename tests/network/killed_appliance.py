@@ -17,7 +17,7 @@ async def main(netns: str, run_dir: str, pid: str) -> None:
     await backend.start()
     container = NicSpec(slot="net0", model="veth", mac="BC:24:11:00:00:0A", bridge="vmbr0", name="eth0")
     machine = NicSpec(slot="net0", model="virtio", mac="BC:24:11:00:00:0B", bridge="vmbr0")
-    await backend.plug_ct(GuestId(101), container, int(pid))
+    await backend.plug_ct(GuestId(101), container, Path(f"/proc/{pid}/ns/net"))
     await backend.plug_vm(GuestId(102), machine)
     print("plugged", flush=True)
     await asyncio.sleep(600)

@@ -43,6 +43,11 @@ class Guest:
         os.close(ready)
         self.pid = self._process.pid
 
+    @property
+    def netns(self) -> Path:
+        """Its network namespace."""
+        return Path(f"/proc/{self.pid}/ns/net")
+
     def run(self, *argv: str, check: bool = True) -> str:
         """Run a program in its namespace."""
         return run("nsenter", "-t", str(self.pid), "-n", *argv, check=check)

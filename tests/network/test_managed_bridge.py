@@ -39,7 +39,7 @@ async def test_a_container_gets_a_lease_and_reaches_the_world_through_nat(
 ) -> None:
     world, guest = lab.world(), lab.guest()
     state = await backend.start()
-    await backend.plug_ct(A, nic(), guest.pid)
+    await backend.plug_ct(A, nic(), guest.netns)
     said = guest.dhcp(tmp_path)
     leased = re.search(r"leased (\S+) router (\S+) dns (\S+)", said)
     assert leased, said
@@ -58,8 +58,8 @@ async def test_a_guest_cannot_speak_with_a_strangers_mac_or_address(
     thief, owner = lab.guest(), lab.guest()
     state = await backend.start()
     gateway = str(state.settings.gateway)
-    await backend.plug_ct(A, nic(), thief.pid)
-    await backend.plug_ct(B, nic(MAC_B), owner.pid)
+    await backend.plug_ct(A, nic(), thief.netns)
+    await backend.plug_ct(B, nic(MAC_B), owner.netns)
     assert "leased" in thief.dhcp(tmp_path)
     assert "leased" in owner.dhcp(tmp_path)
     theirs = (await backend.leases())[MAC_B]
@@ -100,8 +100,8 @@ async def test_a_fragmented_request_cannot_give_up_a_strangers_lease(
 ) -> None:
     thief, owner = lab.guest(), lab.guest()
     gateway = str((await backend.start()).settings.gateway)
-    await backend.plug_ct(A, nic(), thief.pid)
-    await backend.plug_ct(B, nic(MAC_B), owner.pid)
+    await backend.plug_ct(A, nic(), thief.netns)
+    await backend.plug_ct(B, nic(MAC_B), owner.netns)
     assert "leased" in thief.dhcp(tmp_path)
     assert "leased" in owner.dhcp(tmp_path)
     leases = await backend.leases()
@@ -119,7 +119,7 @@ def lab_mac_of(neighbours: str, address: str) -> str | None:
 async def test_one_guest_cannot_take_more_than_its_own_lease(lab: Lab, backend: NetworkBackend, tmp_path: Path) -> None:
     guest = lab.guest()
     await backend.start()
-    await backend.plug_ct(A, nic(), guest.pid)
+    await backend.plug_ct(A, nic(), guest.netns)
     for client_id in ("01", "02", "03"):
         guest.dhcp(tmp_path, "-x", f"0x3d:{client_id}aabbcc")
     assert list(await backend.leases()) == [MAC_A]
@@ -130,9 +130,9 @@ async def test_a_static_address_belongs_to_its_port_alone(lab: Lab, backend: Net
     state = await backend.start()
     assert state.settings.subnet is not None
     address = str(state.settings.subnet[10])
-    await backend.plug_ct(A, nic(ip=f"{address}/22"), first.pid)
+    await backend.plug_ct(A, nic(ip=f"{address}/22"), first.netns)
     with pytest.raises(Conflict, match="in use by guest 101"):
-        await backend.plug_ct(B, nic(MAC_B, ip=f"{address}/22"), second.pid)
+        await backend.plug_ct(B, nic(MAC_B, ip=f"{address}/22"), second.netns)
     assert lab.interfaces() == {"vmbr0", "veth101i0"}
 
 
@@ -148,7 +148,7 @@ async def test_a_vms_static_address_is_its_own_and_may_change_while_the_tap_stay
         claims = lab.run("nft", "list", "ruleset")
         assert f'"tap101i0" . {address}' in claims
         with pytest.raises(Conflict, match="in use by guest 101"):
-            await backend.plug_ct(B, nic(MAC_B, ip=f"{address}/22"), guest.pid)
+            await backend.plug_ct(B, nic(MAC_B, ip=f"{address}/22"), guest.netns)
     assert f'"tap101i0" . {first}' not in claims
 
 
@@ -163,7 +163,7 @@ async def test_teardown_leaves_no_interface_table_process_or_setting(lab: Lab, b
     guest = lab.guest()
     before = lab.sysctl("net.ipv4.ip_forward")
     await backend.start()
-    await backend.plug_ct(A, nic(rate_mbyte_s=5.0), guest.pid)
+    await backend.plug_ct(A, nic(rate_mbyte_s=5.0), guest.netns)
     await backend.plug_vm(B, nic(MAC_B, model="virtio"))
     assert lab.sysctl("net.ipv4.ip_forward") == "1"
     assert lab.interfaces() == {"vmbr0", "veth101i0", "tap102i0"}
@@ -189,8 +189,8 @@ async def test_closing_with_no_guest_removes_everything_and_with_one_keeps_it(
 async def test_unplug_is_complete_and_can_be_repeated(lab: Lab, backend: NetworkBackend) -> None:
     guest = lab.guest()
     await backend.start()
-    await backend.plug_ct(A, nic(rate_mbyte_s=1.0), guest.pid)
-    await backend.plug_ct(A, nic(MAC_B, slot="net1", name="lan"), guest.pid)
+    await backend.plug_ct(A, nic(rate_mbyte_s=1.0), guest.netns)
+    await backend.plug_ct(A, nic(MAC_B, slot="net1", name="lan"), guest.netns)
     assert "lan" in guest.run("ip", "link")
     for _ in range(2):
         await backend.unplug(A)
@@ -201,7 +201,7 @@ async def test_unplug_is_complete_and_can_be_repeated(lab: Lab, backend: Network
 async def test_unplug_forgets_a_port_whose_container_has_gone(lab: Lab, backend: NetworkBackend) -> None:
     guest = lab.guest()
     await backend.start()
-    await backend.plug_ct(A, nic(), guest.pid)
+    await backend.plug_ct(A, nic(), guest.netns)
     guest.end()
     await backend.unplug(A)
     assert "veth101" not in lab.run("nft", "list", "ruleset")
@@ -234,10 +234,10 @@ async def test_what_is_not_there_is_named(lab: Lab, backend: NetworkBackend) -> 
         await backend.check(nic("01:00:5e:00:00:01"))
     with pytest.raises(InvalidParameter, match="MTU 9000 is larger"):
         await backend.check(nic(mtu=9000))
-    with pytest.raises(HostError, match="no network namespace of its own"):
-        await backend.plug_ct(A, nic(), lab.neighbour().pid)
-    with pytest.raises(HostError, match="has ended"):
-        await backend.plug_ct(A, nic(), 0x3FFFFF)
+    with pytest.raises(HostError, match="not a network namespace of its own"):
+        await backend.plug_ct(A, nic(), lab.neighbour().netns)
+    with pytest.raises(HostError, match="ended before"):
+        await backend.plug_ct(A, nic(), Path("/proc/4194303/ns/net"))
 
 
 async def test_a_vlan_tag_is_refused_where_the_kernel_has_no_filtering(lab: Lab, backend: NetworkBackend) -> None:
@@ -275,7 +275,7 @@ async def test_settings_that_cannot_be_leave_the_guests_their_dhcp(lab: Lab, bac
 async def test_dnsmasq_is_started_again_when_it_dies(lab: Lab, backend: NetworkBackend, tmp_path: Path) -> None:
     guest = lab.guest()
     await backend.start()
-    await backend.plug_ct(A, nic(), guest.pid)
+    await backend.plug_ct(A, nic(), guest.netns)
     assert "leased" in guest.dhcp(tmp_path)
     (first,) = lab.dnsmasq_pids()
     os.kill(first, signal.SIGKILL)
@@ -310,7 +310,7 @@ async def test_a_second_appliance_is_told_whose_bridge_it_is(lab: Lab, backend: 
 async def test_settings_can_be_changed_while_guests_run(lab: Lab, backend: NetworkBackend, tmp_path: Path) -> None:
     guest = lab.guest()
     await backend.start()
-    await backend.plug_ct(A, nic(), guest.pid)
+    await backend.plug_ct(A, nic(), guest.netns)
     state = await backend.apply(BridgeSettings(subnet=IPv4Network("10.200.0.0/24"), dns=False))
     assert str(state.settings.gateway) == "10.200.0.1"
     await backend.plug_vm(B, nic(MAC_B))
@@ -330,7 +330,7 @@ async def test_ports_of_guests_that_do_not_run_are_removed(lab: Lab, backend: Ne
 async def test_the_cable_of_a_port_can_be_pulled(lab: Lab, backend: NetworkBackend, tmp_path: Path) -> None:
     guest = lab.guest()
     state = await backend.start()
-    await backend.plug_ct(A, nic(link_down=True), guest.pid)
+    await backend.plug_ct(A, nic(link_down=True), guest.netns)
     assert "NO-CARRIER" in guest.run("ip", "link", "show", "eth0")
     await backend.set_link(A, "net0", up=True)
     assert "leased" in guest.dhcp(tmp_path)
@@ -360,7 +360,7 @@ async def test_dnsmasq_serves_without_privileges_where_its_files_can_be_reached(
         await backend.start()
         for guest_id, mac in ((A, MAC_A), (B, MAC_B)):
             guest = lab.guest()
-            await backend.plug_ct(guest_id, nic(mac), guest.pid)
+            await backend.plug_ct(guest_id, nic(mac), guest.netns)
             assert "leased" in guest.dhcp(tmp_path)
         (pid,) = lab.dnsmasq_pids()
         assert Path(f"/proc/{pid}").stat().st_uid != 0
