@@ -1,0 +1,1 @@
+"""Our own virtual machine monitor on /dev/kvm. The map is docs/adr/0013-the-native-machine.md."""

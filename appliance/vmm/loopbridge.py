@@ -1,0 +1,161 @@
+"""The only crossing between the threads of a machine (vCPUs, block I/O) and the event loop.
+
+    watch, unwatch   a descriptor (ioeventfd, tap, socket) whose readiness the loop tells a device
+    post             run something on the loop soon
+    later            run something on the loop after a while
+    submit           run blocking work in the machine's thread pool
+
+Whatever a callback raises ends this guest and no other: `GuestFault` as the guest's fault, anything else as ours, with
+its traceback in the log. All may be called from any thread; after `close` nothing runs any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Protocol
+
+from appliance.errors import GuestFault
+
+logger = logging.getLogger(__name__)
+
+Callback = Callable[[], None]
+POOL_THREADS = 4
+
+
+class Timer(Protocol):
+    """What `later` returns."""
+
+    def cancel(self) -> None:
+        """It will not run, unless it is running now. Any thread; harmless when over."""
+
+
+class Bridge(Protocol):
+    """The crossing as devices see it; tests have one that does everything at once."""
+
+    def watch(self, fd: int, callback: Callback) -> None:
+        """Call `callback` on the loop whenever `fd` is readable. One callback for a descriptor."""
+
+    def unwatch(self, fd: int) -> None:
+        """No more; call it before the descriptor is closed. On the loop it takes effect at once, else soon."""
+
+    def post(self, callback: Callback) -> None: ...
+
+    def later(self, delay_s: float, callback: Callback) -> Timer: ...
+
+    def submit(self, work: Callback) -> None:
+        """The caller bounds how much it submits: a virtqueue's size does."""
+
+
+class LoopBridge:
+    """The bridge of one machine. `on_error` is called with what a callback raised, on whatever thread it was."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, *, label: str, on_error: Callable[[BaseException], None]
+    ) -> None:
+        self.label = label
+        self._loop = loop
+        self._thread = threading.get_ident()
+        self._on_error = on_error
+        self._pool: ThreadPoolExecutor | None = None
+        self._pool_lock = threading.Lock()
+        self._watched: set[int] = set()
+        self._timers: set[_LoopTimer] = set()
+        self._closed = False
+
+    def watch(self, fd: int, callback: Callback) -> None:
+        self._on_loop(partial(self._watch, fd, callback))
+
+    def unwatch(self, fd: int) -> None:
+        self._on_loop(partial(self._unwatch, fd))
+
+    def post(self, callback: Callback) -> None:
+        if not self._closed:
+            self._loop.call_soon_threadsafe(self._guard, callback)
+
+    def later(self, delay_s: float, callback: Callback) -> Timer:
+        timer = _LoopTimer(self, callback)
+        self._on_loop(partial(timer.arm, self._loop, delay_s))
+        return timer
+
+    def submit(self, work: Callback) -> None:
+        with self._pool_lock:
+            if self._closed:
+                return
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix=f"io-{self.label.replace(' ', '-')}")
+            self._pool.submit(self._guard, work)
+
+    async def close(self) -> None:
+        """On the loop: nothing is watched, timed or begun any more; waits for what runs in the pool."""
+        with self._pool_lock:
+            self._closed = True
+            pool, self._pool = self._pool, None
+        for fd in list(self._watched):
+            self._unwatch(fd)
+        for timer in list(self._timers):
+            timer.cancel()
+        if pool is not None:
+            await asyncio.to_thread(pool.shutdown, wait=True, cancel_futures=True)
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _on_loop(self, callback: Callback) -> None:
+        if threading.get_ident() == self._thread:
+            self._guard(callback)
+        else:
+            self.post(callback)
+
+    def _watch(self, fd: int, callback: Callback) -> None:
+        self._loop.add_reader(fd, self._guard, callback)
+        self._watched.add(fd)
+
+    def _unwatch(self, fd: int) -> None:
+        if fd in self._watched:
+            self._watched.discard(fd)
+            self._loop.remove_reader(fd)
+
+    def _guard(self, callback: Callback) -> None:
+        """A supervisor (STYLE 8): what happens in one machine stays there."""
+        if self._closed and threading.get_ident() != self._thread:
+            return
+        try:
+            callback()
+        except GuestFault as fault:
+            self._on_error(fault)
+        except Exception as error:
+            logger.exception("%s: a device of ours failed", self.label)
+            self._on_error(error)
+
+
+class _LoopTimer:
+    """`later`'s answer. Armed on the loop; cancelled from anywhere."""
+
+    def __init__(self, bridge: LoopBridge, callback: Callback) -> None:
+        self._bridge = bridge
+        self._callback = callback
+        self._handle: asyncio.TimerHandle | None = None
+        self._cancelled = False
+
+    def arm(self, loop: asyncio.AbstractEventLoop, delay_s: float) -> None:
+        if not self._cancelled and not self._bridge._closed:
+            self._bridge._timers.add(self)
+            self._handle = loop.call_later(delay_s, self._fire)
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._bridge._on_loop(self._drop)
+
+    def _drop(self) -> None:
+        self._bridge._timers.discard(self)
+        if self._handle is not None:
+            self._handle.cancel()
+
+    def _fire(self) -> None:
+        self._bridge._timers.discard(self)
+        if not self._cancelled:
+            self._bridge._guard(self._callback)

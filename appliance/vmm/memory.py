@@ -1,0 +1,250 @@
+"""Guest RAM: a memfd, mapped once, seen by its guest-physical addresses. Any thread may enter.
+
+A guest address is hostile: each access is checked to lie in RAM, wholly, or raises `BadAddress`. Nothing here trusts what
+it read: read once, check, then use. Everything that writes on behalf of a device marks the pages, for KVM's dirty log
+does not contain them (the trap of STYLE): `write*` and writable views do; whoever hands RAM to the kernel calls
+`mark_dirty`.
+
+Barriers: x86-TSO reorders only a store with a later load. `fence` is for that one case (virtio 1.2 §2.7.13.4.1: the used
+index is stored, then the driver's suppression is loaded).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import struct
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from appliance.errors import GuestFault, HostError
+from appliance.kernel.fallocate import punch_hole
+from appliance.vmm import layout
+from appliance.vmm.layout import PAGE
+
+_U16, _U32, _U64 = struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<Q")
+
+
+class BadAddress(GuestFault):
+    """A device was told an address outside of RAM."""
+
+    def __init__(self, address: int, length: int) -> None:
+        super().__init__(f"address {address:#x}, {length} bytes, is not RAM")
+
+
+@dataclass(frozen=True, slots=True)
+class RamRegion:
+    """Contiguous RAM: guest-physical `base`, `size` bytes, at `offset` of the memfd."""
+
+    base: int
+    size: int
+    offset: int
+
+    @property
+    def end(self) -> int:
+        return self.base + self.size
+
+
+def regions_of(size_bytes: int) -> tuple[RamRegion, ...]:
+    """How RAM of this size lies around the VGA window and the PCI hole."""
+    low, high = layout.split_ram(size_bytes)
+    regions = [
+        RamRegion(0, min(low, layout.VGA_HOLE), 0),
+        RamRegion(layout.VGA_HOLE_END, max(0, low - layout.VGA_HOLE_END), layout.VGA_HOLE_END),
+        RamRegion(layout.HIGH_RAM, high, low),
+    ]
+    return tuple(region for region in regions if region.size)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryOptions:
+    """`hugepages_kib`: 0 (none), 2048 or 1048576. `prealloc`: take all of it now, failing here rather than later."""
+
+    hugepages_kib: int = 0
+    prealloc: bool = False
+
+
+class GuestMemory:
+    """RAM of one guest. `close` after the VM's slots have gone and every view has been released."""
+
+    def __init__(self, size_bytes: int, *, name: str, options: MemoryOptions | None = None) -> None:
+        """Raises `HostError` when the host has not enough. `name` ("vm 101") is what errors call it."""
+        options = options or MemoryOptions()
+        if size_bytes <= 0 or size_bytes % PAGE:
+            raise ValueError(f"{name}: {size_bytes} bytes of RAM are not whole pages")
+        self.name = name
+        self.size = size_bytes
+        self.regions = regions_of(size_bytes)
+        self._low = layout.split_ram(size_bytes)[0]
+        self._high_end = layout.HIGH_RAM + size_bytes - self._low
+        flags = os.MFD_CLOEXEC
+        if options.hugepages_kib:
+            flags |= os.MFD_HUGETLB | ((options.hugepages_kib << 10).bit_length() - 1) << 26  # MFD_HUGE_SHIFT
+        try:
+            self.fd = os.memfd_create(name, flags)
+        except OSError as error:
+            raise HostError.from_os_error(error, f"{name}: memfd_create") from error
+        try:
+            os.ftruncate(self.fd, size_bytes)
+            if options.prealloc or options.hugepages_kib:
+                os.posix_fallocate(self.fd, 0, size_bytes)
+            self._map = mmap.mmap(self.fd, size_bytes)
+            self._map.madvise(mmap.MADV_DONTDUMP)
+        except OSError as error:
+            os.close(self.fd)
+            raise HostError.from_os_error(error, f"{name}: {size_bytes >> 20} MiB of memory") from error
+        # SAFETY: only the number is kept. The mapping stays until `close`, after which nobody has a slot on it.
+        self._host_address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        self._dirty: bytearray | None = None
+        self._dirty_lock = threading.Lock()
+
+    def close(self) -> None:
+        """Unmap and close. `BufferError` when a view is still held."""
+        self._map.close()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    # Addresses
+
+    def offset_of(self, address: int, length: int) -> int:
+        """Where guest-physical `address` lies in the memfd. Raises `BadAddress` unless all `length` bytes are in one
+        region of RAM."""
+        end = address + length
+        if length >= 0:
+            if address >= layout.VGA_HOLE_END and end <= self._low:
+                return address
+            if address >= layout.HIGH_RAM and end <= self._high_end:
+                return address - layout.HIGH_RAM + self._low
+            if address >= 0 and end <= layout.VGA_HOLE and end <= self._low:
+                return address
+        raise BadAddress(address, length)
+
+    def is_ram(self, address: int, length: int) -> bool:
+        """Whether all of it is."""
+        try:
+            self.offset_of(address, length)
+        except BadAddress:
+            return False
+        return True
+
+    def host_address(self, address: int, length: int) -> int:
+        """Where our process has it: for memory slots, vhost and vectored I/O."""
+        return self._host_address + self.offset_of(address, length)
+
+    # Content
+
+    def read(self, address: int, length: int) -> bytes:
+        """A copy."""
+        offset = self.offset_of(address, length)
+        return self._map[offset : offset + length]
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Store, and mark the pages."""
+        length = len(data)
+        offset = self.offset_of(address, length)
+        self._map[offset : offset + length] = data
+        if self._dirty is not None:
+            self._mark(offset, length)
+
+    def view(self, address: int, length: int, *, writable: bool = False) -> memoryview:
+        """The bytes themselves, for readv and writev without a copy. Release it soon (`with`), before `close`.
+
+        A writable view marks its pages now *and* must be marked again with `mark_dirty` once the data is there, unless
+        the caller fills it at once: a log taken in between would miss what comes later.
+        """
+        offset = self.offset_of(address, length)
+        if writable and self._dirty is not None:
+            self._mark(offset, length)
+        with memoryview(self._map) as whole:
+            part = whole[offset : offset + length]
+        return part if writable else part.toreadonly()
+
+    def load_u16(self, address: int) -> int:
+        value: int = _U16.unpack_from(self._map, self.offset_of(address, 2))[0]
+        return value
+
+    def load_u32(self, address: int) -> int:
+        value: int = _U32.unpack_from(self._map, self.offset_of(address, 4))[0]
+        return value
+
+    def load_u64(self, address: int) -> int:
+        value: int = _U64.unpack_from(self._map, self.offset_of(address, 8))[0]
+        return value
+
+    def store_u16(self, address: int, value: int) -> None:
+        self._store(_U16, address, value)
+
+    def store_u32(self, address: int, value: int) -> None:
+        self._store(_U32, address, value)
+
+    def store_u64(self, address: int, value: int) -> None:
+        self._store(_U64, address, value)
+
+    def _store(self, packing: struct.Struct, address: int, value: int) -> None:
+        offset = self.offset_of(address, packing.size)
+        packing.pack_into(self._map, offset, value)
+        if self._dirty is not None:
+            self._mark(offset, packing.size)
+
+    @staticmethod
+    def fence() -> None:
+        """Order an earlier store before a later load. Taking a lock is a locked instruction: a full barrier on x86."""
+        with _FENCE:
+            pass
+
+    def discard(self, address: int, length: int) -> None:
+        """Give whole pages back to the host; they read as zeros. For the balloon. Raises `HostError`."""
+        offset = self.offset_of(address, length)
+        try:
+            punch_hole(self.fd, offset, length)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise HostError.from_os_error(error, f"{self.name}: giving back memory") from error
+        self.mark_dirty(address, length)
+
+    def resident_bytes(self) -> int:
+        """What the guest has touched: the memfd's blocks."""
+        return os.fstat(self.fd).st_blocks * 512
+
+    # The dirty log of our own writes: one bit for each page of the memfd
+
+    def start_dirty_log(self) -> None:
+        """Begin to note what we write; nothing is dirty yet."""
+        self._dirty = bytearray(-(-self.size // PAGE // 8))
+
+    def take_dirty(self) -> bytes:
+        """The pages written since the last time, bit n of byte n // 8 for page n of the memfd; and clear."""
+        with self._dirty_lock:
+            taken = bytes(self._dirty or b"")
+            if self._dirty is not None:
+                self._dirty = bytearray(len(taken))
+            return taken
+
+    def stop_dirty_log(self) -> None:
+        self._dirty = None
+
+    def mark_dirty(self, address: int, length: int) -> None:
+        """Note that somebody on our side has written there."""
+        if self._dirty is not None:
+            self._mark(self.offset_of(address, length), length)
+
+    def _mark(self, offset: int, length: int) -> None:
+        if length <= 0:
+            return
+        with self._dirty_lock:
+            dirty = self._dirty
+            if dirty is not None:
+                for page in range(offset // PAGE, (offset + length - 1) // PAGE + 1):
+                    dirty[page >> 3] |= 1 << (page & 7)
+
+    def pages(self) -> Iterator[tuple[RamRegion, int]]:
+        """(region, page count) in memfd order: what saving and memory slots walk."""
+        for region in self.regions:
+            yield region, region.size // PAGE
+
+
+_FENCE = threading.Lock()
