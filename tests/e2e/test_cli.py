@@ -58,7 +58,9 @@ class CommandLine:
         return json.loads(self.run(*words, "--output", "json"))
 
     def start(self, *words: object, **streams: Any) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(self.argv(*words), cwd=ROOT, env=self.environment, **streams)
+        """With the interrupt signal as a terminal's shell leaves it: a job in the background inherits it ignored."""
+        argv = ["env", "--default-signal=INT", *self.argv(*words)]
+        return subprocess.Popen(argv, cwd=ROOT, env=self.environment, **streams)
 
 
 @pytest.fixture(scope="module")
