@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from appliance.errors import Conflict, GuestFault, HostError, NotFound, TimedOut
-from appliance.qemu.agent import GuestAgent
+from appliance.guest_agent import ANSWER_LIMIT_BYTES, GuestAgent
 from appliance.qemu.console import SerialConsole
 from appliance.qemu.monitor import Monitor
 from appliance.qemu.run_dir import RunDir, RunRecord
@@ -21,8 +21,11 @@ class Ports:
     def __init__(self, record: RunRecord, paths: RunDir, monitor: Monitor, *, name: str, pid: int) -> None:
         self._record, self._paths, self._monitor = record, paths, monitor
         self._name, self._pid = name, pid
-        self._agent = GuestAgent(paths.agent, name=name)
+        self._agent = GuestAgent(self._connect_agent, name=name)
         self._consoles: dict[str, SerialConsole | None] = {}
+
+    async def _connect_agent(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_unix_connection(str(self._paths.agent), limit=ANSWER_LIMIT_BYTES)
 
     def console_names(self) -> Sequence[str]:
         """ "serial0" ..."""

@@ -12,11 +12,11 @@ import os
 import stat
 from pathlib import Path
 
+from appliance.cloud_init import render, write_drive
 from appliance.errors import HostError
 from appliance.kernel.cgroup_limits import Limits
 from appliance.model.guest import VmResources, VmSpec
 from appliance.qemu.capabilities import HostFacts
-from appliance.qemu.cloud_init import render, write_drive
 from appliance.qemu.drives import needs_direct_io
 from appliance.qemu.firmware import VarsStore, temporary_vars, volume_vars
 from appliance.qemu.launch import Launch

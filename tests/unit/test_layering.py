@@ -15,11 +15,13 @@ PACKAGE = ROOT / "appliance"
 
 LEAVES = {
     "clock",
+    "cloud_init",
     "command",
     "config",
     "errors",
     "events",
     "files",
+    "guest_agent",
     "lazy",
     "log",
     "model",

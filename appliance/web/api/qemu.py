@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from appliance import cloud_init
 from appliance.errors import Conflict, NotFound
 from appliance.model.guest import GuestKind
-from appliance.qemu import cloud_init
 from appliance.services import guest_config
 from appliance.web.api import guest_agent_commands, guest_configuration, guest_creation, guest_power
 from appliance.web.api.guest_params import AUDIT, stored_config

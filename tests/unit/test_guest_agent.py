@@ -7,13 +7,14 @@ import contextlib
 import json
 import tempfile
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from appliance import guest_agent as agent_module
 from appliance.errors import GuestFault
-from appliance.qemu import agent as agent_module
-from appliance.qemu.agent import GuestAgent
+from appliance.guest_agent import ANSWER_LIMIT_BYTES, GuestAgent
 
 Answer = Callable[[dict[str, object]], bytes]
 
@@ -36,7 +37,7 @@ async def guest_with(answer: Answer, *, stale: bytes = b"") -> AsyncIterator[Gue
         path = Path(directory) / "qga.sock"
         server = await asyncio.start_unix_server(serve, str(path))
         try:
-            yield GuestAgent(path, name="vm 100")
+            yield GuestAgent(partial(asyncio.open_unix_connection, str(path), limit=ANSWER_LIMIT_BYTES), name="vm 100")
         finally:
             server.close()
             await server.wait_closed()
@@ -81,4 +82,6 @@ async def test_refusals_and_nonsense_are_the_guests_fault(
 
 async def test_without_a_socket_the_agent_is_not_running(tmp_path: Path) -> None:
     with pytest.raises(GuestFault, match="QEMU guest agent is not running"):
-        await GuestAgent(tmp_path / "none", name="vm 100").execute("guest-ping", {})
+        await GuestAgent(partial(asyncio.open_unix_connection, str(tmp_path / "none")), name="vm 100").execute(
+            "guest-ping", {}
+        )

@@ -11,10 +11,10 @@ from pathlib import Path
 import pycdlib
 import pytest
 
+from appliance.cloud_init import make_iso, network_config, render, user_data, write_drive
 from appliance.errors import HostError
 from appliance.model.guest import CloudInitSpec, NicSpec
 from appliance.model.volume import OpenedVolume, VolumeFormat
-from appliance.qemu.cloud_init import make_iso, network_config, render, user_data, write_drive
 
 SPEC = CloudInitSpec(
     user="debian",

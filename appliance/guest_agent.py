@@ -1,4 +1,4 @@
-"""The QEMU guest agent, spoken to over its virtio-serial port (qga/qapi-schema.json in QEMU).
+"""The QEMU guest agent, spoken to over its virtio-serial port (qga/qapi-schema.json in QEMU), whichever engine has it.
 
 What answers is a program inside the guest, so it is hostile: one request at a time, each answer bounded in time and
 size and checked for shape. `guest-sync-delimited` comes first and throws away what an earlier, timed-out call left.
@@ -10,8 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
@@ -22,12 +21,15 @@ ANSWER_LIMIT_BYTES = 4 << 20
 STALE_ANSWERS_LIMIT = 100
 _SENTINEL = b"\xff"
 
+Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
+"""Readers are limited to `ANSWER_LIMIT_BYTES` a line. Raises `OSError` when nothing is there."""
+
 
 class GuestAgent:
-    """The agent of one VM. `name` ("vm 100") begins every message."""
+    """The agent of one VM. `connect` opens the host's side of the port; `name` ("vm 100") begins every message."""
 
-    def __init__(self, socket_path: Path, *, name: str) -> None:
-        self._path = socket_path
+    def __init__(self, connect: Connect, *, name: str) -> None:
+        self._connect = connect
         self._name = name
         self._one_at_a_time = asyncio.Lock()
         self._sync_ids = itertools.count(1)
@@ -41,7 +43,7 @@ class GuestAgent:
         """
         try:
             async with asyncio.timeout(timeout_s), self._one_at_a_time:
-                reader, writer = await asyncio.open_unix_connection(str(self._path), limit=ANSWER_LIMIT_BYTES)
+                reader, writer = await self._connect()
                 try:
                     return await self._talk(reader, writer, command, arguments, answers=answers)
                 finally:
