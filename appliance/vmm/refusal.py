@@ -1,0 +1,105 @@
+"""Why the native machine cannot run a specification: every reason, each one line. Pure.
+
+What is refused here is QEMU's to run. A specification that names `engine=native` is held to the same, except that a host
+without hardware virtualization is then only told of, not refused: firmware and small guests do run there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from appliance.kernel.kvm_capabilities import KvmCapabilities
+from appliance.model.guest import NicSpec, VmDisk, VmSpec
+from appliance.vmm import layout
+
+MACHINES = frozenset({"i440fx", "q35"})
+CPU_MODELS = frozenset({"", "host", "max", "kvm64", "qemu64", "x86-64-v2", "x86-64-v2-AES"})
+DISPLAYS = frozenset({"std", "none", *(f"serial{number}" for number in range(4))})
+CACHE_MODES = frozenset({"none", "writethrough", "writeback", "directsync", "unsafe", ""})
+SERIAL_LIMIT = 4
+DISK_LIMIT = 16
+MEMORY_MIN_MIB = 16
+
+_MAC = re.compile(r"(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}")
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What the engine knows of its host. Empty strings mean usable, otherwise they hold the reason."""
+
+    kvm: KvmCapabilities
+    no_firmware: str = ""
+    no_storage_daemon: str = ""
+
+
+def reasons(spec: VmSpec, facts: HostFacts) -> list[str]:
+    """Empty when it can run natively."""
+    problem = facts.kvm.machine_problem() if spec.engine == "native" else facts.kvm.problem()
+    found = [problem] if problem else []
+    found += [*_machine(spec, facts), *_processor(spec, facts)]
+    for disk in spec.disks:
+        found += [f"{disk.slot}: {text}" for text in _drive(disk)]
+    for nic in spec.nics:
+        found += [f"{nic.slot}: {text}" for text in _nic(nic)]
+    return found
+
+
+def _machine(spec: VmSpec, facts: HostFacts) -> Iterator[str]:
+    if spec.arch != "x86_64":
+        yield f"architecture {spec.arch} needs emulation"
+    if spec.machine.split("-")[0] not in MACHINES:
+        yield f"machine {spec.machine!r} is not a PC"
+    if spec.firmware != "seabios":
+        yield f"firmware {spec.firmware!r} is experimental natively"
+    elif facts.no_firmware:
+        yield facts.no_firmware
+    if spec.accelerator == "tcg":
+        yield "emulation is asked for"
+    if spec.os_type.startswith(("win", "w2k", "wxp", "wvista", "solaris")):
+        yield f"operating system type {spec.os_type!r} needs devices that QEMU has"
+    if spec.display not in DISPLAYS:
+        yield f"display {spec.display!r} needs QEMU"
+    if any(not 0 <= number < SERIAL_LIMIT for number in spec.serials) or len(set(spec.serials)) < len(spec.serials):
+        yield f"serial ports {spec.serials}: 0 to {SERIAL_LIMIT - 1}, each once"
+    if spec.extra_args:
+        yield "arguments for QEMU are given"
+    if not spec.acpi:
+        yield "a machine without ACPI needs QEMU"
+    if spec.efi_disk is not None:
+        yield "an EFI disk is of use with OVMF only"
+    if sum(1 for disk in spec.disks if disk.volume) > DISK_LIMIT:
+        yield f"more than {DISK_LIMIT} disks"
+
+
+def _processor(spec: VmSpec, facts: HostFacts) -> Iterator[str]:
+    if spec.cpu_model not in CPU_MODELS:
+        yield f"processor {spec.cpu_model!r} is not one of {', '.join(sorted(CPU_MODELS - {''}))}"
+    if spec.cpu_flags:
+        yield "processor flags are given"
+    most = min(layout.MAX_VCPUS, facts.kvm.max_vcpus)
+    if spec.sockets < 1 or spec.cores < 1 or not 1 <= spec.vcpus <= min(most, spec.sockets * spec.cores):
+        yield f"{spec.vcpus} vCPUs do not fit {spec.sockets} sockets of {spec.cores} cores, or are more than {most}"
+    if spec.cpu_limit:
+        yield "processor time cannot be limited within one process"
+    if spec.memory_mib < MEMORY_MIN_MIB:
+        yield f"{spec.memory_mib} MiB of memory"
+
+
+def _drive(disk: VmDisk) -> Iterator[str]:
+    if disk.volume is None:
+        return  # an empty drive is no device here
+    if disk.cdrom and not disk.cloudinit:
+        yield "a CD-ROM drive needs QEMU"
+    elif disk.bus != "virtio" and not disk.cloudinit:
+        yield f"bus {disk.bus!r}: the native machine has virtio"
+    if disk.cache not in CACHE_MODES:
+        yield f"cache {disk.cache!r} is not one of {', '.join(sorted(CACHE_MODES - {''}))}"
+
+
+def _nic(nic: NicSpec) -> Iterator[str]:
+    if nic.model != "virtio":
+        yield f"model {nic.model!r}: the native machine has virtio"
+    if not _MAC.fullmatch(nic.mac):
+        yield f"{nic.mac!r} is not a MAC address"
