@@ -205,13 +205,18 @@ class VirtioDevice(Device):
             with self.lock:
                 self._serving -= 1
 
-    def serve(self, index: int, handle: Callable[[Chain], int | None]) -> None:
+    def serve(
+        self, index: int, handle: Callable[[Chain], int | None], *, ready: Callable[[], bool] = lambda: True
+    ) -> None:
         """Take at most `BATCH` chains of a queue. `handle` returns the bytes it wrote, or None to keep the chain and push
-        it later. What is left is taken when the loop comes round again: a storm of kicks costs one batch each."""
+        it later. What is left is taken when the loop comes round again: a storm of kicks costs one batch each. Nothing
+        is taken while not `ready`: who becomes ready again says so with `kick`."""
         queue = self.queues[index]
         queue.disable_kicks()
         try:
             for _ in range(BATCH):
+                if not ready():
+                    return
                 chain = queue.pop()
                 if chain is None:
                     if not queue.enable_kicks():
