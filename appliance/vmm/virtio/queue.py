@@ -284,15 +284,22 @@ class VirtQueue:
 
     def push(self, chain: Chain, written: int) -> None:
         """Return a chain, of which the first `written` writable bytes were written (§2.7.8)."""
+        self.push_all(((chain, written),))
+
+    def push_all(self, used: Sequence[tuple[Chain, int]]) -> None:
+        """Return chains at one stroke: the driver sees all of them used, or none (§5.1.6.4, merged receive buffers)."""
         with self._lock:
-            if chain.stale:
-                return
-            self._drop(chain.head)
-            element = self.used + 4 + 8 * (self._next_used % self.size)
-            self.memory.write(element, _USED_ELEMENT.pack(chain.head, written & 0xFFFF_FFFF))
-            self._next_used = (self._next_used + 1) & 0xFFFF
-            self.memory.store_u16(self.used + 2, self._next_used)  # after the element: stores keep their order
-            self._unsignalled += 1
+            done = 0
+            for chain, written in used:
+                if not chain.stale:
+                    self._drop(chain.head)
+                    element = self.used + 4 + 8 * ((self._next_used + done) % self.size)
+                    self.memory.write(element, _USED_ELEMENT.pack(chain.head, written & 0xFFFF_FFFF))
+                    done += 1
+            if done:
+                self._next_used = (self._next_used + done) & 0xFFFF
+                self.memory.store_u16(self.used + 2, self._next_used)  # after the elements: stores keep their order
+                self._unsignalled += done
 
     def _drop(self, head: int) -> None:
         left = self._in_flight.get(head, 0) - 1
@@ -348,13 +355,15 @@ class VirtQueue:
 
     @property
     def indexes(self) -> tuple[int, int]:
-        """(next available, next used): where a vhost backend takes up."""
-        return self._next_avail, self._next_used
+        """(next available, next used): where a vhost backend takes up a queue that is served in order, nothing being
+        in flight. What was put back is available."""
+        return (self._next_avail - len(self._again)) & 0xFFFF, self._next_used
 
     def set_indexes(self, next_avail: int, next_used: int) -> None:
         """What a vhost backend has come to, with nothing in flight."""
         with self._lock:
             self._next_avail, self._next_used = next_avail & 0xFFFF, next_used & 0xFFFF
+            self._again = []
 
     def save(self) -> QueueState:
         """While paused. What is in flight is taken again by `pop` after `restore`."""
