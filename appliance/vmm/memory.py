@@ -206,6 +206,10 @@ class GuestMemory:
                 raise HostError.from_os_error(error, f"{self.name}: giving back memory") from error
         self.mark_dirty(address, length)
 
+    def whole(self) -> mmap.mmap:
+        """All RAM in the memfd's order: for saving and restoring, while nothing runs. Keep no view of it."""
+        return self._map
+
     def resident_bytes(self) -> int:
         """What the guest has touched: the memfd's blocks."""
         return os.fstat(self.fd).st_blocks * 512
@@ -235,11 +239,18 @@ class GuestMemory:
     def _mark(self, offset: int, length: int) -> None:
         if length <= 0:
             return
+        first, last = offset // PAGE, (offset + length - 1) // PAGE
         with self._dirty_lock:
             dirty = self._dirty
-            if dirty is not None:
-                for page in range(offset // PAGE, (offset + length - 1) // PAGE + 1):
-                    dirty[page >> 3] |= 1 << (page & 7)
+            if dirty is None:
+                return
+            if first == last:
+                dirty[first >> 3] |= 1 << (first & 7)
+                return
+            low, high = first >> 3, last >> 3  # whole bytes at once: a balloon gives back gigabytes
+            mask = (1 << (last - 8 * low + 1)) - (1 << (first & 7))
+            marked = int.from_bytes(dirty[low : high + 1], "little") | mask
+            dirty[low : high + 1] = marked.to_bytes(high - low + 1, "little")
 
     def pages(self) -> Iterator[tuple[RamRegion, int]]:
         """(region, page count) in memfd order: what saving and memory slots walk."""
