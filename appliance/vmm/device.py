@@ -16,11 +16,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 import msgspec
 
 from appliance.clock import Clock
 from appliance.errors import GuestFault
+from appliance.kernel.eventfd import EventFd
 from appliance.vmm.bus import Bus
 from appliance.vmm.irq import Interrupts
 from appliance.vmm.loopbridge import Bridge
@@ -41,9 +43,44 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
     default, and `restore` refuses a newer version by name (STYLE 14)."""
 
 
+class Doorbells(Protocol):
+    """KVM's ioeventfds, as `kernel.kvm_vm.Vm.ioeventfd` has them."""
+
+    def ioeventfd(
+        self,
+        event: EventFd,
+        address: int,
+        *,
+        length: int,
+        datamatch: int | None = None,
+        pio: bool = False,
+        deassign: bool = False,
+    ) -> None:
+        """A write there signals `event` and causes no exit. Raises `HostError` when KVM refuses."""
+
+
+class MappedMemory(Protocol):
+    """A memory slot of a device's own."""
+
+    def take_dirty(self) -> bytes:
+        """What the guest has written since the last time, bit n of byte n // 8 for page n; all zeros without a log."""
+
+    def unmap(self) -> None:
+        """The guest sees it no more; harmless when done twice. Before the host's memory goes."""
+
+
+class MemorySlots(Protocol):
+    """KVM's memory slots: the host's memory where the guest reaches it without an exit (a frame buffer, a ROM)."""
+
+    def map(
+        self, base: int, length: int, host_address: int, *, name: str, read_only: bool = False, log_dirty: bool = False
+    ) -> MappedMemory:
+        """Whole pages, where no other slot is. Writes to what is `read_only` are MMIO. Raises `HostError`, `Conflict`."""
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceContext:
-    """The machine as a device sees it. `doorbells` is KVM's ioeventfd, or None where there is none (tests)."""
+    """The machine as a device sees it. `doorbells` and `slots` are KVM's, or None where there is none (tests)."""
 
     label: str  # "vm 101"
     memory: GuestMemory
@@ -55,6 +92,8 @@ class DeviceContext:
     request: Callable[[MachineRequest, str], None]  # any thread; the text says why, for the task log
     fault: Callable[[GuestFault], None]  # any thread; ends this guest
     note: Callable[[str], None]  # any thread; a rate-limited line in the guest's log
+    doorbells: Doorbells | None = None
+    slots: MemorySlots | None = None
 
 
 class Device:

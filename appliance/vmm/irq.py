@@ -55,6 +55,7 @@ class MessageVector:
         self._owner = owner
         self.address = self.data = 0
         self.masked = True
+        self._routed = (0, 0)  # what KVM's table has
 
     def fileno(self) -> int:
         """For vhost: who writes to it raises the interrupt."""
@@ -71,7 +72,9 @@ class MessageVector:
     @property
     def pending(self) -> bool:
         """Whether it was signalled while masked."""
-        return self.masked and bool(select.select([self.event.fileno()], [], [], 0)[0])
+        poll = select.poll()  # not select(2), which knows descriptors below 1024 only
+        poll.register(self.event.fileno(), select.POLLIN)
+        return self.masked and bool(poll.poll(0))
 
     def clear(self) -> None:
         """Forget what is pending (reset)."""
@@ -127,34 +130,41 @@ class Interrupts:
             else:
                 asserting.discard(line)
             if bool(asserting) != before:
-                self._controller.irq_line(line.gsi, int(not before))
+                try:
+                    self._controller.irq_line(line.gsi, int(not before))
+                except OSError as error:
+                    raise HostError.from_os_error(error, f"{self._label}: interrupt line {line.gsi}") from error
 
     def _program(self, vector: MessageVector, address: int, data: int, *, masked: bool) -> None:
+        """The table is told when the vector is unmasked, not at each of the three writes that program it."""
         with self._lock:
             if vector.gsi not in self._vectors:
                 return
-            changed = (vector.address, vector.data) != (address, data)
+            vector.address, vector.data = address, data
+            changed = vector._routed != (address, data)
             try:
                 if (masked or changed) and not vector.masked:
                     self._controller.irqfd(vector.event, vector.gsi, deassign=True)
                     vector.masked = True
-                if changed:
-                    vector.address, vector.data = address, data
+                if changed and not masked:
                     self._publish()
                 if not masked and vector.masked:
                     self._controller.irqfd(vector.event, vector.gsi)
                     vector.masked = False
             except OSError as error:
-                raise HostError.from_os_error(error, f"{self._label}: interrupt vector") from error
+                raise HostError.from_os_error(error, f"{self._label}: interrupt vector {vector.gsi}") from error
 
     def _give_up(self, vector: MessageVector) -> None:
         with self._lock:
             if self._vectors.pop(vector.gsi, None) is None:
                 return
-            if not vector.masked:
-                self._controller.irqfd(vector.event, vector.gsi, deassign=True)
-            vector.event.close()
-            self._publish()
+            try:
+                if not vector.masked:
+                    self._controller.irqfd(vector.event, vector.gsi, deassign=True)
+            except OSError as error:
+                raise HostError.from_os_error(error, f"{self._label}: interrupt vector {vector.gsi}") from error
+            finally:
+                vector.event.close()  # its route goes with the next table: nobody can raise it any more
 
     def _publish(self) -> None:
         """The whole routing table: the lines as KVM has them by default, and each vector's message."""
@@ -165,3 +175,5 @@ class Interrupts:
         routes += [abi.irqchip_route(gsi, abi.KVM_IRQCHIP_IOAPIC, gsi or 2) for gsi in pins]
         routes += [abi.msi_route(each.gsi, each.address, each.data) for each in self._vectors.values() if each.address]
         self._controller.set_gsi_routing(routes)
+        for each in self._vectors.values():
+            each._routed = (each.address, each.data) if each.address else (0, 0)

@@ -4,6 +4,7 @@
     post             run something on the loop soon
     later            run something on the loop after a while
     submit           run blocking work in the machine's thread pool
+    outcome          the loop waits for what a thread of the machine will have done
 
 Whatever a callback raises ends this guest and no other: `GuestFault` as the guest's fault, anything else as ours, with
 its traceback in the log. All may be called from any thread; after `close` nothing runs any more.
@@ -15,16 +16,30 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from appliance.errors import GuestFault
+from appliance.errors import GuestFault, TimedOut
+from appliance.threads import to_the_end
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Callback = Callable[[], None]
 POOL_THREADS = 4
+
+
+async def outcome(future: Future[T], *, waiting_for: str, timeout_s: float) -> T:
+    """On the loop: what a thread's future comes to. Raises `TimedOut`, and then the future is cancelled."""
+    limit = asyncio.timeout(timeout_s)
+    try:
+        async with limit:
+            return await asyncio.wrap_future(future)
+    except TimeoutError as error:
+        if not limit.expired():
+            raise  # the work's own
+        raise TimedOut(waiting_for, timeout_s) from error
 
 
 class Timer(Protocol):
@@ -66,6 +81,8 @@ class LoopBridge:
         self._watched: set[int] = set()
         self._timers: set[_LoopTimer] = set()
         self._closed = False
+        self._unfinished = 0  # under _pool_lock: submitted and not over
+        self._idle: list[Future[None]] = []
 
     def watch(self, fd: int, callback: Callback) -> None:
         self._on_loop(partial(self._watch, fd, callback))
@@ -88,7 +105,17 @@ class LoopBridge:
                 return
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix=f"io-{self.label.replace(' ', '-')}")
-            self._pool.submit(self._guard, work)
+            self._unfinished += 1
+            self._pool.submit(self._work, work)
+
+    async def idle(self, *, timeout_s: float) -> None:
+        """On the loop: return once nothing that was submitted is left. Raises `TimedOut`: a storage that does not answer."""
+        over: Future[None] = Future()
+        with self._pool_lock:
+            if not self._unfinished:
+                return
+            self._idle.append(over)
+        await outcome(over, waiting_for=f"{self.label}: I/O in flight", timeout_s=timeout_s)
 
     async def close(self) -> None:
         """On the loop: nothing is watched, timed or begun any more; waits for what runs in the pool."""
@@ -98,30 +125,43 @@ class LoopBridge:
         for fd in list(self._watched):
             self._unwatch(fd)
         for timer in list(self._timers):
-            timer.cancel()
+            timer.drop()
         if pool is not None:
-            await asyncio.to_thread(pool.shutdown, wait=True, cancel_futures=True)
+            await to_the_end(pool.shutdown, wait=True, cancel_futures=True)
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
-    def _on_loop(self, callback: Callback) -> None:
+    def _on_loop(self, ours: Callback) -> None:
+        """Bookkeeping: at once on the loop, also when closed (it is over then), else soon."""
         if threading.get_ident() == self._thread:
-            self._guard(callback)
+            self._guard(ours, even_closed=True)
         else:
-            self.post(callback)
+            self.post(ours)
 
     def _watch(self, fd: int, callback: Callback) -> None:
-        self._loop.add_reader(fd, self._guard, callback)
-        self._watched.add(fd)
+        if not self._closed:
+            self._loop.add_reader(fd, self._guard, callback)
+            self._watched.add(fd)
 
     def _unwatch(self, fd: int) -> None:
         if fd in self._watched:
             self._watched.discard(fd)
             self._loop.remove_reader(fd)
 
-    def _guard(self, callback: Callback) -> None:
+    def _work(self, work: Callback) -> None:
+        try:
+            self._guard(work)
+        finally:
+            with self._pool_lock:
+                self._unfinished -= 1
+                told, self._idle = ([], self._idle) if self._unfinished else (self._idle, [])
+            for each in told:
+                if each.set_running_or_notify_cancel():
+                    each.set_result(None)
+
+    def _guard(self, callback: Callback, *, even_closed: bool = False) -> None:
         """A supervisor (STYLE 8): what happens in one machine stays there."""
-        if self._closed and threading.get_ident() != self._thread:
+        if self._closed and not even_closed:
             return
         try:
             callback()
@@ -148,9 +188,9 @@ class _LoopTimer:
 
     def cancel(self) -> None:
         self._cancelled = True
-        self._bridge._on_loop(self._drop)
+        self._bridge._on_loop(self.drop)
 
-    def _drop(self) -> None:
+    def drop(self) -> None:
         self._bridge._timers.discard(self)
         if self._handle is not None:
             self._handle.cancel()
