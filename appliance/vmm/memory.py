@@ -19,6 +19,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from appliance.errors import GuestFault, HostError
 from appliance.kernel.fallocate import punch_hole
@@ -67,6 +68,17 @@ class MemoryOptions:
     prealloc: bool = False
 
 
+class DirtySource(Protocol):
+    """Somebody in the kernel who writes to RAM and logs it himself: vhost. Pages are numbered as in `take_dirty`."""
+
+    def start_dirty_log(self) -> None: ...
+
+    def take_dirty(self) -> bytes:
+        """What was written since the last time; and clear. As long as RAM has pages, or shorter."""
+
+    def stop_dirty_log(self) -> None: ...
+
+
 class GuestMemory:
     """RAM of one guest. `close` after the VM's slots have gone and every view has been released."""
 
@@ -100,6 +112,7 @@ class GuestMemory:
         self._host_address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self._dirty: bytearray | None = None
         self._dirty_lock = threading.Lock()
+        self._sources: tuple[DirtySource, ...] = ()
 
     def close(self) -> None:
         """Unmap and close. `BufferError` when a view is still held."""
@@ -217,19 +230,45 @@ class GuestMemory:
     # The dirty log of our own writes: one bit for each page of the memfd
 
     def start_dirty_log(self) -> None:
-        """Begin to note what we write; nothing is dirty yet."""
+        """Begin to note what we write; nothing is dirty yet. Raises `HostError` when a source cannot."""
         self._dirty = bytearray(-(-self.size // PAGE // 8))
+        for source in self._sources:
+            source.start_dirty_log()
 
     def take_dirty(self) -> bytes:
-        """The pages written since the last time, bit n of byte n // 8 for page n of the memfd; and clear."""
+        """The pages written since the last time, by us and by every source, bit n of byte n // 8 for page n of the
+        memfd; and clear."""
         with self._dirty_lock:
             taken = bytes(self._dirty or b"")
             if self._dirty is not None:
                 self._dirty = bytearray(len(taken))
-            return taken
+        if taken:
+            for source in self._sources:
+                taken = union_of(taken, source.take_dirty())
+        return taken
 
     def stop_dirty_log(self) -> None:
         self._dirty = None
+        for source in self._sources:
+            source.stop_dirty_log()
+
+    def add_dirty_source(self, source: DirtySource) -> None:
+        """From now on its pages are in the log as well. Raises `HostError` when there is a log and it cannot."""
+        if self._dirty is not None:
+            source.start_dirty_log()
+        self._sources = (*self._sources, source)
+
+    def remove_dirty_source(self, source: DirtySource) -> None:
+        """It writes no more; what it has logged last is kept. Harmless when done twice."""
+        if source not in self._sources:
+            return
+        self._sources = tuple(each for each in self._sources if each is not source)
+        if self._dirty is not None:
+            last = source.take_dirty()
+            source.stop_dirty_log()
+            with self._dirty_lock:
+                if self._dirty is not None:
+                    self._dirty = bytearray(union_of(self._dirty, last))
 
     def mark_dirty(self, address: int, length: int) -> None:
         """Note that somebody on our side has written there."""
@@ -256,6 +295,12 @@ class GuestMemory:
         """(region, page count) in memfd order: what saving and memory slots walk."""
         for region in self.regions:
             yield region, region.size // PAGE
+
+
+def union_of(one: bytes | bytearray, other: bytes) -> bytes:
+    """Both bitmaps' bits, in a bitmap as long as `one`."""
+    both = int.from_bytes(one, "little") | int.from_bytes(other[: len(one)], "little")
+    return both.to_bytes(len(one), "little")
 
 
 _FENCE = threading.Lock()
