@@ -1,0 +1,197 @@
+"""The disk, kernel and initial RAM disk of lab hosts, built once and found again by a hash of what decides them.
+
+    .build/lab/host.KEY/        disk.raw (ext4, no partitions), vmlinuz, initrd: appears by rename, whole
+    .build/lab/packages.KEY.tar     the system without kernels: the slow half, kept while its package list stays
+    .build/lab/.work-XXXX/      a build under way; the next one removes what a killed one left
+    .build/lab/.lock            flock: one build at a time, also between processes
+
+Hosts write to overlays of their own. `python -m tests.lab.image` builds by hand; allow five minutes, then none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from appliance import command
+from appliance.files import sync_directory
+from appliance.storage.recipes import apt_sources, bootstrap, root_files
+from tests.lab import guest_files, recipe
+
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
+DIRECTORY: Final = ROOT / ".build" / "lab"
+LOCK_TIMEOUT_S: Final = 1800.0
+STEP_TIMEOUT_S: Final = 600.0
+_LEFT_OUT = frozenset({"mypy", "playwright", "ruff"})
+"""Of the locked Python packages: large, and of no use inside of a host."""
+_INPUTS = ("image.py", "recipe.py", "guest_files.py", "vmlinux.py", "cpio.py")
+_PYTHON = "3.11"
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class HostImage:
+    """What QEMU boots a host from. None of the files is ever written to."""
+
+    disk: Path
+    kernel: Path
+    initrd: Path
+
+
+async def build(log: Log) -> HostImage:
+    """Build the image, or find it. Waits for a build under way elsewhere. Raises `CommandFailed`, `TimedOut`."""
+    sources = await asyncio.to_thread(_sources)
+    packages = (*recipe.SYSTEM_PACKAGES, *(p for p in runtime_packages() if p not in recipe.NOT_NEEDED))
+    packages_key = _hash([sources, *packages])
+    key = _hash([packages_key, *await asyncio.to_thread(_input_texts)])
+    DIRECTORY.mkdir(parents=True, exist_ok=True)
+    published = DIRECTORY / f"host.{key}"
+    async with _locked(DIRECTORY / ".lock"):
+        if not published.exists():
+            await asyncio.to_thread(_remove, [*DIRECTORY.glob(".work-*")])
+            work = Path(tempfile.mkdtemp(prefix=".work-", dir=DIRECTORY))
+            try:
+                began = time.monotonic()
+                base = await _packages(work, sources, packages, packages_key, log)
+                await _make(work, base, sources, log)
+                await asyncio.to_thread(_publish, work / "host", published)
+                log(f"{published.name}: built in {time.monotonic() - began:.0f} s")
+            finally:
+                await asyncio.to_thread(_remove, [work])
+            outdated = [*DIRECTORY.glob("host.*"), *DIRECTORY.glob("packages.*.tar")]
+            await asyncio.to_thread(_remove, [p for p in outdated if p not in (published, base)])
+    return HostImage(published / "disk.raw", published / "vmlinuz", published / "initrd")
+
+
+def runtime_packages() -> tuple[str, ...]:
+    """The Debian packages `./dev` installs for running the appliance."""
+    match = re.search(r"^RUNTIME_PACKAGES=\(([^)]*)\)", (ROOT / "dev").read_text(), re.M)
+    assert match is not None, "./dev has no RUNTIME_PACKAGES"
+    return tuple(match[1].split())
+
+
+def requirements(lock: str) -> str:
+    """The locked requirements without those of `_LEFT_OUT`; each is a line and indented lines below it."""
+    blocks = re.findall(r"^[a-z0-9].*(?:\n[ \t#].*)*", lock, re.M)
+    return "\n".join(block for block in blocks if re.split(r"[=\[ ;]", block)[0] not in _LEFT_OUT) + "\n"
+
+
+async def _packages(work: Path, sources: str, packages: Iterable[str], key: str, log: Log) -> Path:
+    base = DIRECTORY / f"packages.{key}.tar"
+    if not base.exists():
+        log("lab: installing a host's packages from this machine's package sources")
+        sources_file = work / "debian.sources"
+        sources_file.write_text(sources)
+        await bootstrap.make_base(sources_file, recipe.CODENAME, tuple(packages), work / base.name)
+        (work / base.name).replace(base)
+    return base
+
+
+async def _make(work: Path, base: Path, sources: str, log: Log) -> None:
+    root, early, out = work / "root", work / "early", work / "host"
+    out.mkdir()
+    sources_file = work / "debian.sources"
+    sources_file.write_text(sources)
+    log("lab: installing kernels")
+    await asyncio.to_thread(root_files.write_all, early, recipe.EARLY_FILES)
+    kernels = (recipe.HOST_KERNEL, recipe.DRIVER_KERNEL)
+    await bootstrap.extend(base, sources_file, recipe.CODENAME, kernels, root, early=early)
+    log("lab: Python packages, files, guests' kernels")
+    await _install_python(work, root)
+    await asyncio.to_thread(root_files.finish, root, recipe.FILES, sources=sources)
+    await _run("chroot", root, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/etc/ssh/ssh_host_ed25519_key")
+    await bootstrap.enable_units(root, recipe.UNITS, recipe.MASKED)
+    await asyncio.to_thread(_take_kernel, root, out)
+    await asyncio.to_thread(guest_files.write_all, root)
+    log("lab: file system")
+    await _run(
+        "mkfs.ext4", "-q", "-F", "-d", root, "-L", "lab", "-m", "0", "-E", "root_owner=0:0", out / "disk.raw",
+        f"{recipe.DISK_SIZE_MIB}M",
+    )  # fmt: skip
+
+
+async def _install_python(work: Path, root: Path) -> None:
+    """The host's own interpreter makes the environment; the packages are chosen and unpacked by ours, for that one."""
+    venv = root / recipe.VENV_DIR.lstrip("/")
+    await _run("chroot", root, "/usr/bin/python3", "-m", "venv", "--without-pip", recipe.VENV_DIR)
+    wanted = work / "requirements.txt"
+    wanted.write_text(requirements((ROOT / "requirements.lock").read_text()))
+    await _run(
+        Path(sys.prefix) / "bin/uv", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--link-mode=copy",
+        "--python-version", _PYTHON, "--python-platform", "x86_64-manylinux_2_28", "--compile-bytecode",
+        "--target", venv / f"lib/python{_PYTHON}/site-packages", "-r", wanted,
+    )  # fmt: skip
+
+
+def _take_kernel(root: Path, out: Path) -> None:
+    release = guest_files.kernel_release(root, cloud=True)
+    shutil.copyfile(root / f"boot/vmlinuz-{release}", out / "vmlinuz")
+    (out / "initrd").write_bytes(guest_files.host_initramfs(root))
+    for path in (root / "boot").glob("initrd.img-*"):
+        path.unlink()
+    (root / "var/log/journal").mkdir(exist_ok=True)
+    (root / recipe.SOURCE_DIR.lstrip("/")).mkdir(parents=True)
+
+
+async def _run(*argv: str | Path) -> None:
+    await command.run([str(word) for word in argv], timeout_s=STEP_TIMEOUT_S)
+
+
+def _sources() -> str:
+    here = apt_sources.host_codename()
+    return apt_sources.move(apt_sources.read_host(), host_codename=here, codename=recipe.CODENAME)
+
+
+def _input_texts() -> list[str]:
+    here = Path(__file__).parent
+    return [(here / name).read_text() for name in _INPUTS] + [requirements((ROOT / "requirements.lock").read_text())]
+
+
+def _hash(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+
+def _publish(made: Path, published: Path) -> None:
+    for path in made.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    made.rename(published)
+    sync_directory(published.parent)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@asynccontextmanager
+async def _locked(path: Path) -> AsyncIterator[None]:
+    with path.open("ab") as lock:
+        async with asyncio.timeout(LOCK_TIMEOUT_S):
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    await asyncio.sleep(0.5)
+        yield
+
+
+if __name__ == "__main__":
+    print(asyncio.run(build(lambda line: print(line, flush=True))))
