@@ -43,6 +43,11 @@ DESC_F_INDIRECT: Final = 4
 AVAIL_F_NO_INTERRUPT: Final = 1
 USED_F_NO_NOTIFY: Final = 1
 
+# PCI, §4.1
+PCI_VENDOR: Final = 0x1AF4
+PCI_DEVICE_BASE: Final = 0x1040
+NO_VECTOR: Final = 0xFFFF
+
 
 def bits(*numbers: int) -> int:
     """The set of these feature bits."""

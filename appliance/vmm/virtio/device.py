@@ -101,6 +101,7 @@ class VirtioDevice(Device):
         self.status = 0
         self.driver_features = 0
         self.config_generation = 0
+        self._config_is_new = False
         self.queues = [
             VirtQueue(
                 context.memory, size, label=f"{self.label}: queue {index}", interrupt=partial(self.interrupt, index)
@@ -174,16 +175,17 @@ class VirtioDevice(Device):
     def config_changed(self) -> None:
         """The configuration has changed: a new generation, and an interrupt once the driver is there (§2.5)."""
         with self.lock:
-            self.config_generation = (self.config_generation + 1) & 0xFF
+            self._config_is_new = True
             if self.status & STATUS_DRIVER_OK:
                 self.transport.config_interrupt()
 
     def broken(self, reason: str) -> None:
-        """The driver has gone astray: serve nothing until it resets us (§2.1.2). Any thread; once is enough."""
+        """The driver has gone astray, as `reason` says, which names the object: serve nothing until it resets us (§2.1.2).
+        Any thread; once is enough."""
         with self.lock:
             if self.status & STATUS_NEEDS_RESET:
                 return
-            self.context.note(f"{self.name}: the driver's fault: {reason}")
+            self.context.note(f"{reason}; {self.name} stands until its driver resets it")
             driver_ok = self.status & STATUS_DRIVER_OK
             self.status |= STATUS_NEEDS_RESET
             self._watch_nothing()
@@ -289,6 +291,14 @@ class VirtioDevice(Device):
             return self._status_until_quiet
         self._status_until_quiet = 0
         return self.status
+
+    def config_as_read(self, offset: int, size: int) -> int:
+        """`read_config`, with a new generation when it has changed since the last time: as often as is seen, so that the
+        eight bits cannot come round unseen (§4.1.4.3.1)."""
+        if self._config_is_new:
+            self._config_is_new = False
+            self.config_generation = (self.config_generation + 1) & 0xFF
+        return self.read_config(offset, size)
 
     def write_status(self, value: int) -> None:
         """§2.1: bits are set one after the other and never cleared, but by 0, which resets."""
@@ -401,7 +411,7 @@ class VirtioDevice(Device):
         with self.lock:
             self._paused = True
             self.status, self.driver_features = state.status, state.driver_features
-            self.config_generation = state.config_generation
+            self.config_generation, self._config_is_new = state.config_generation, True
             self._set_queue_features()
             for queue, saved in zip(self.queues, state.queues, strict=True):
                 queue.restore(saved)
