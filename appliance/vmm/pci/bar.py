@@ -10,7 +10,7 @@ Not thread-safe: the function's lock is held.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
@@ -49,7 +49,7 @@ class Bar:
     handler: BusHandler
     prefetchable: bool = False
     mapped: BusRange | None = None
-    refused_at: int | None = field(default=None)  # noted for this address already
+    refused: bool = False  # decoding is enabled but not possible where it is; noted once
 
     def __post_init__(self) -> None:
         smallest = 1 << self.kind.type_bits
@@ -70,9 +70,13 @@ class Bar:
     def writable_bits(self) -> int:
         return ((1 << 8 * self.register_bytes) - 1) & ~(self.size - 1)
 
-    def address(self, register: int) -> int:
-        """The base that `register` says."""
-        return register & self.writable_bits
+    def address(self, register: int) -> int | None:
+        """The base that `register` says; None for the two values nobody means: not set yet, and being sized."""
+        base = register & self.writable_bits
+        low, high = self.writable_bits & 0xFFFF_FFFF, self.writable_bits >> 32
+        # software writes ones to one half of a 64-bit register at a time; neither is an address there can be
+        unset = base == 0 or base == low or (high != 0 and base >> 32 == high)
+        return None if unset else base
 
 
 def refusal(memory: GuestMemory, base: int, length: int, *, io: bool) -> str | None:

@@ -243,7 +243,7 @@ class PciFunction(Device):
             for index, bar in self.bars.items():
                 base = wanted[index]
                 if base is None:
-                    bar.refused_at = None
+                    bar.refused = False
                 elif bar.mapped is None:
                     self._map(bar, base)
 
@@ -251,9 +251,7 @@ class PciFunction(Device):
         enable = cs.COMMAND_IO if bar.kind is BarKind.IO else cs.COMMAND_MEMORY
         if not self.config.get(cs.COMMAND, 2) & enable or self._closed:
             return None
-        base = bar.address(self.config.get(cs.BAR0 + 4 * bar.index, bar.register_bytes))
-        # nobody means these two: not set yet, and being sized
-        return None if base in (0, bar.writable_bits & ~0xF) else base
+        return bar.address(self.config.get(cs.BAR0 + 4 * bar.index, bar.register_bytes))
 
     def _map(self, bar: Bar, base: int) -> None:
         io = bar.kind is BarKind.IO
@@ -265,10 +263,10 @@ class PciFunction(Device):
             except Conflict:
                 problem = "is taken"
         if problem is None:
-            bar.refused_at = None
+            bar.refused = False
             self.bar_moved(bar.index, base)
-        elif bar.refused_at != base:
-            bar.refused_at = base
+        elif not bar.refused:
+            bar.refused = True
             self.context.note(f"{self.label}: BAR {bar.index} cannot be at {base:#x}: it {problem}")
 
     def _unmap(self, bar: Bar) -> None:

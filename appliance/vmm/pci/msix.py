@@ -7,14 +7,14 @@ A vector's interrupt goes through its `irq.MessageVector`: taken from KVM while 
 stays pending, also when vhost raises it. It is programmed only when it becomes unmasked or its message changes while it
 is: an idle table costs the machine nothing, however a guest writes to it.
 
-Locks: the function's, taken at each door; `signal` needs none.
+Locks: the function's, taken at each door; `signal` takes one of its own, against `close` on another thread.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from threading import RLock
+from threading import Lock, RLock
 from typing import Final
 
 from appliance.errors import Unsupported
@@ -37,7 +37,7 @@ class MsixState(State):
 
     version: int = 1
     table: bytes = b""
-    pending: list[int] = []  # noqa: RUF012 - msgspec copies it
+    pending: tuple[int, ...] = ()
 
 
 def pba_bytes(vectors: int) -> int:
@@ -57,6 +57,7 @@ class MsixTable:
         self._control = control
         self._table = bytearray(_POWER_ON_ENTRY * vectors)
         self._enabled = False
+        self._open_lock = Lock()
         self._vectors: list[MessageVector] = []
         try:
             for _ in range(vectors):
@@ -78,9 +79,10 @@ class MsixTable:
 
     def signal(self, number: int) -> None:
         """Raise vector `number`: at once, pending while masked, not at all while MSI-X is off or there is no such."""
-        vector = self.vector(number)
-        if vector is not None and self._enabled:
-            vector.signal()
+        with self._open_lock:
+            vector = self.vector(number)
+            if vector is not None and self._enabled:
+                vector.signal()
 
     # The guest's doors: the two areas in the BAR
 
@@ -94,14 +96,14 @@ class MsixTable:
                 byte = value >> 8 * (position - offset) & 0xFF
                 mask = _WRITABLE_ENTRY[position % ENTRY_BYTES]
                 self._table[position] = byte & mask
-            for number in range(offset // ENTRY_BYTES, min(self.size, (offset + size - 1) // ENTRY_BYTES + 1)):
+            for number in {offset // ENTRY_BYTES, (offset + size - 1) // ENTRY_BYTES}:
                 self._program(number)
 
     def read_pending(self, offset: int, size: int) -> int:
         """The pending array; writes to it are ignored."""
         with self._lock:
             first = offset * 8
-            numbers = range(first, min(first + size * 8, self.size))
+            numbers = range(first, min(first + size * 8, len(self._vectors)))
             return sum(1 << (number - first) for number in numbers if self._vectors[number].pending)
 
     def control_changed(self) -> None:
@@ -119,8 +121,10 @@ class MsixTable:
         return bool(self._table[number * ENTRY_BYTES + 12] & 1)
 
     def _program(self, number: int) -> None:
+        vector = self.vector(number)
+        if vector is None:
+            return
         low, high, data, _ = _ENTRY.unpack_from(self._table, number * ENTRY_BYTES)
-        vector = self._vectors[number]
         if self.masked(number) or not reaches_a_local_apic(low, high):
             vector.set(address=vector.address, data=vector.data, masked=True)
         else:
@@ -137,7 +141,7 @@ class MsixTable:
                 vector.clear()
 
     def save(self) -> MsixState:
-        pending = [number for number, vector in enumerate(self._vectors) if vector.pending]
+        pending = tuple(number for number, vector in enumerate(self._vectors) if vector.pending)
         return MsixState(table=bytes(self._table), pending=pending)
 
     def restore(self, state: MsixState, *, label: str) -> None:
@@ -152,8 +156,10 @@ class MsixTable:
             self.control_changed()
 
     def close(self) -> None:
-        """Give the vectors back."""
-        for vector in self._vectors:
+        """Give the vectors back; harmless when done twice."""
+        with self._open_lock:
+            vectors, self._vectors = self._vectors, []
+        for vector in vectors:
             vector.close()
 
 
