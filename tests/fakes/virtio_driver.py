@@ -197,7 +197,10 @@ class DriverQueue:
 def settle(bridge: FakeBridge, rounds: int = 10_000) -> int:
     """Let the loop run until no watched descriptor is ready; returns how many callbacks that were."""
     for count in range(rounds):
-        ready = select.select(list(bridge.watched), [], [], 0)[0]
+        poll = select.poll()
+        for fd in bridge.watched:
+            poll.register(fd, select.POLLIN)
+        ready = [fd for fd, _ in poll.poll(0)]
         if not ready:
             return count
         for fd in ready:

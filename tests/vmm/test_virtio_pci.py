@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,6 @@ from appliance.kernel.eventfd import EventFd
 from appliance.vmm.virtio import consts
 from appliance.vmm.virtio.consts import NO_VECTOR
 from appliance.vmm.virtio.device import VirtioDevice
-from appliance.vmm.virtio.doorbells import KvmDoorbells
 from appliance.vmm.virtio.pci_transport import VirtioPci, VirtioPciState
 from appliance.vmm.virtio.queue import Chain
 from tests.fakes.machine import FakeMachine
@@ -26,8 +26,9 @@ class Clockwork(VirtioDevice):
 
     device_id = consts.DeviceId.CONSOLE
 
-    def __init__(self, machine: FakeMachine) -> None:
-        super().__init__("clockwork", machine.context, queue_sizes=[64, 16, 16])
+    def __init__(self, machine: FakeMachine, doorbells: FakeDoorbells | None = None) -> None:
+        context = replace(machine.context, doorbells=doorbells)
+        super().__init__("clockwork", context, queue_sizes=[64, 16, 16])
         self.settings = bytearray(range(1, 9))
         self.calls_changed: list[int] = []
 
@@ -48,27 +49,38 @@ class Clockwork(VirtioDevice):
 
 
 class FakeDoorbells:
-    """Which eventfd KVM would signal for which address; `full` after so many."""
+    """Which eventfd KVM would signal for which address, and for which length; a kernel of `limit` of them."""
 
-    def __init__(self, limit: int = 100) -> None:
-        self.rung: dict[int, EventFd] = {}
-        self._limit = limit
+    def __init__(self, *, limit: int = 100, any_length: bool = True) -> None:
+        self.rung: dict[int, tuple[EventFd, int]] = {}
+        self._limit, self._any_length = limit, any_length
 
-    def add(self, event: EventFd, address: int) -> None:
-        if len(self.rung) >= self._limit:
-            raise HostError("doorbell: no space left")
-        assert address not in self.rung
-        self.rung[address] = event
-
-    def remove(self, event: EventFd, address: int) -> None:
-        assert self.rung.pop(address) is event
+    def ioeventfd(
+        self,
+        event: EventFd,
+        address: int,
+        *,
+        length: int,
+        datamatch: int | None = None,
+        pio: bool = False,
+        deassign: bool = False,
+    ) -> None:
+        if deassign:
+            assert self.rung.pop(address) == (event, length)
+        elif not length and not self._any_length:
+            raise HostError("KVM_IOEVENTFD: Invalid argument")
+        elif len(self.rung) >= self._limit:
+            raise OSError(28, "No space left on device")
+        else:
+            assert address not in self.rung
+            self.rung[address] = (event, length)
 
 
 class Bench:
     def __init__(self, machine: FakeMachine, *, doorbells: FakeDoorbells | None = None) -> None:
         self.machine = machine
-        self.device = Clockwork(machine)
-        self.function = VirtioPci(self.device, doorbells=doorbells)
+        self.device = Clockwork(machine, doorbells)
+        self.function = VirtioPci(self.device)
         self.function.plugged(3)
         self.driver = PciDriver(machine, self.function)
         self.driver.map()
@@ -105,7 +117,7 @@ def test_each_queue_has_a_doorbell_of_its_own_that_follows_the_bar(machine: Fake
     bench = Bench(machine, doorbells=doorbells)
     try:
         notify = bench.driver.address(NOTIFY)
-        assert doorbells.rung == {notify + 4 * index: bench.device.doorbell(index) for index in range(3)}
+        assert doorbells.rung == {notify + 4 * index: (bench.device.doorbell(index), 0) for index in range(3)}
         bench.function.config.write(0x10, 4, 0xC100_0000)
         assert min(doorbells.rung) == notify + 0x100_0000
         bench.function.config.write(0x04, 2, 0)
@@ -120,7 +132,7 @@ def test_each_queue_has_a_doorbell_of_its_own_that_follows_the_bar(machine: Fake
 def test_a_doorbell_kvm_has_no_room_for_is_an_exit_and_heard(machine: FakeMachine) -> None:
     bench = Bench(machine, doorbells=FakeDoorbells(limit=1))
     try:
-        assert len([note for note in machine.notes if "no space" in note]) == 2
+        assert len([note for note in machine.notes if "each kick is an exit" in note]) == 2
         queues = bench.driver.set_up(bench.device)
         head = queues[2].add([b"x"], [1])
         bench.driver.kick(2)
@@ -129,31 +141,14 @@ def test_a_doorbell_kvm_has_no_room_for_is_an_exit_and_heard(machine: FakeMachin
         bench.function.close()
 
 
-def test_a_host_without_any_length_gets_doorbells_of_the_right_width() -> None:
-    calls: list[tuple[int, bool]] = []
-
-    class Kernel:
-        def ioeventfd(
-            self,
-            event: EventFd,
-            address: int,
-            *,
-            length: int,
-            datamatch: int | None = None,
-            pio: bool = False,
-            deassign: bool = False,
-        ) -> None:
-            if address == 0:
-                raise OSError(28, "No space left on device")
-            calls.append((length, deassign))
-
-    with EventFd() as event:
-        for any_length in (True, False):
-            KvmDoorbells(Kernel(), any_length=any_length).add(event, 0x1000)
-            KvmDoorbells(Kernel(), any_length=any_length).remove(event, 0x1000)
-        assert calls == [(0, False), (0, True), (2, False), (2, True)]
-        with pytest.raises(HostError, match="doorbell at 0x0: No space"):
-            KvmDoorbells(Kernel(), any_length=True).add(event, 0)
+def test_a_kernel_that_wants_a_length_gets_doorbells_of_the_width_a_kick_has(machine: FakeMachine) -> None:
+    doorbells = FakeDoorbells(any_length=False)
+    bench = Bench(machine, doorbells=doorbells)
+    try:
+        assert [length for _, length in doorbells.rung.values()] == [2, 2, 2]
+    finally:
+        bench.function.close()
+    assert (doorbells.rung, machine.notes) == ({}, [])
 
 
 def test_without_msix_the_line_is_asserted_until_the_isr_is_read(bench: Bench) -> None:
@@ -346,8 +341,8 @@ def test_a_saved_function_goes_on_in_another_with_registers_vectors_and_doorbell
     assert isinstance(state, VirtioPciState)
     bench.function.close()
     doorbells = FakeDoorbells()
-    device = Clockwork(machine)
-    other = VirtioPci(device, doorbells=doorbells)
+    device = Clockwork(machine, doorbells)
+    other = VirtioPci(device)
     try:
         other.plugged(3)
         other.restore(state)

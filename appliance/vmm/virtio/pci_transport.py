@@ -29,13 +29,13 @@ from appliance.vmm.pci.function import BarKind, PciFunction, PciFunctionState
 from appliance.vmm.virtio.common_config import COMMON_BYTES, CommonConfig
 from appliance.vmm.virtio.consts import NO_VECTOR, PCI_DEVICE_BASE, PCI_VENDOR, DeviceId
 from appliance.vmm.virtio.device import VirtioDevice, VirtioState
-from appliance.vmm.virtio.doorbells import Doorbells
 
 BAR: Final = 0
 BAR_BYTES: Final = 0x8000
 COMMON, ISR, DEVICE, NOTIFY, MSIX_TABLE, MSIX_PENDING = 0x0000, 0x1000, 0x2000, 0x3000, 0x4000, 0x7000
 AREA_BYTES: Final = 0x1000
 NOTIFY_MULTIPLIER: Final = 4
+KICK_BYTES: Final = 2  # §4.1.5.2: a driver writes the queue's 16-bit index
 
 ISR_QUEUE, ISR_CONFIG = 1, 2
 
@@ -76,9 +76,9 @@ class VirtioPciState(State):
 
 
 class VirtioPci(PciFunction):
-    """`device` as a PCI function of the same name. Without `doorbells` every kick is an exit, which works as well."""
+    """`device` as a PCI function of the same name. Where the machine has no doorbells a kick is an exit, and heard as well."""
 
-    def __init__(self, device: VirtioDevice, *, doorbells: Doorbells | None = None) -> None:
+    def __init__(self, device: VirtioDevice) -> None:
         super().__init__(
             device.name,
             device.context,
@@ -91,8 +91,7 @@ class VirtioPci(PciFunction):
         )
         self.lock = device.lock
         self.device = device
-        self._doorbells = doorbells
-        self._rung_at: dict[int, int] = {}  # queue: the address of its ioeventfd
+        self._rung_at: dict[int, tuple[int, int]] = {}  # queue: address and length of its ioeventfd
         self._isr, self._had_msix = 0, False
         vectors = len(device.queues) + 1
         self.common = CommonConfig(device, vectors=vectors, mapped=self._vector_mapped, was_reset=self._driver_reset)
@@ -183,24 +182,28 @@ class VirtioPci(PciFunction):
     # Doorbells
 
     def bar_moved(self, index: int, base: int | None) -> None:
-        for queue, address in self._rung_at.items():
-            self._ring(queue, address, add=False)
+        for queue, (address, length) in self._rung_at.items():
+            self._ring(queue, address, length, deassign=True)
         self._rung_at = {}
-        if base is None or self._doorbells is None:
+        if base is None or self.context.doorbells is None:
             return
         for queue in range(len(self.device.queues)):
             address = base + NOTIFY + NOTIFY_MULTIPLIER * queue
-            if self._ring(queue, address, add=True):
-                self._rung_at[queue] = address
+            # KVM_CAP_IOEVENTFD_ANY_LENGTH need not decode the instruction; an older kernel wants the width it has to have
+            for length in (0, KICK_BYTES):
+                if self._ring(queue, address, length):
+                    self._rung_at[queue] = (address, length)
+                    break
+            else:
+                self.context.note(f"{self.label}: queue {queue} has no doorbell in KVM: each kick is an exit")
 
-    def _ring(self, queue: int, address: int, *, add: bool) -> bool:
-        """False when KVM will not: then the kick is an exit, and `write` rings."""
-        assert self._doorbells is not None
-        change = self._doorbells.add if add else self._doorbells.remove
+    def _ring(self, queue: int, address: int, length: int, *, deassign: bool = False) -> bool:
+        """False when KVM will not: then `write` hears the kick."""
+        assert self.context.doorbells is not None
+        event = self.device.doorbell(queue)
         try:
-            change(self.device.doorbell(queue), address)
-        except HostError as error:
-            self.context.note(f"{self.name}: doorbell {queue}: {error.message}")
+            self.context.doorbells.ioeventfd(event, address, length=length, deassign=deassign)
+        except (HostError, OSError):
             return False
         return True
 
