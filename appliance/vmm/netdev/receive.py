@@ -1,0 +1,137 @@
+"""From the cable to the guest: one receive queue served in Python (virtio 1.2 §5.1.6.3, §5.1.6.4). On the loop.
+
+    cable ──readable──> scratch ──filter──> one or (merged) more buffers of the guest ──> used, together
+
+A frame that finds too few buffers is held, one at most; the cable is then left alone until the driver kicks: frames wait
+in the kernel's queue, which drops them when it is full, as a network does.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from appliance.vmm.netdev.backend import NetBackend, NetStatistics
+from appliance.vmm.netdev.filter import ReceiveFilter
+from appliance.vmm.netdev.header import ETHERNET_BYTES, HEADER_BYTES, MAX_FRAME, VLAN_BYTES, segmented
+from appliance.vmm.virtio.device import BATCH
+from appliance.vmm.virtio.queue import Chain, QueueBroken, VirtQueue
+
+_SCRATCH: Final = HEADER_BYTES + MAX_FRAME + 1  # one more: a frame that fills it was cut
+
+
+class Receiver:
+    """Pair `pair` of `backend` into `queue`. The device's lock is held around every call."""
+
+    def __init__(self, queue: VirtQueue, backend: NetBackend, pair: int, statistics: NetStatistics) -> None:
+        self.queue = queue
+        self.filter: ReceiveFilter | None = None  # None: every frame is dropped (link down)
+        self.mergeable = True
+        self.checksums = True  # the driver takes frames with flags (VIRTIO_NET_F_GUEST_CSUM)
+        self.mtu: int | None = None
+        self._backend = backend
+        self._pair = pair
+        self._statistics = statistics
+        self._scratch = memoryview(bytearray(_SCRATCH))
+        self._held = 0  # length of the frame in `_scratch` that is still to be delivered
+        self._found = 0  # buffers there were when they were too few
+
+    def reset(self) -> None:
+        """Forget the frame that is held."""
+        self._held = 0
+
+    def run(self) -> bool:
+        """Move at most `BATCH` frames. False when the guest has too few buffers: call again after its kick.
+
+        Raises `QueueBroken`; `OSError` never: what the host refuses is counted.
+        """
+        queue = self.queue
+        queue.disable_kicks()
+        try:
+            for _ in range(BATCH):
+                if not self._held and not self._fetch():
+                    return True
+                if self._held and not self._place() and not self._place_at_last():
+                    return False
+            return True
+        finally:
+            queue.flush()
+
+    def _fetch(self) -> bool:
+        """Read a frame; False when none waits. One that is not wanted is dropped, with nothing held."""
+        statistics = self._statistics
+        try:
+            length = self._backend.receive(self._pair, self._scratch)
+        except OSError:
+            statistics.rx_errors += 1
+            return False
+        if not length:
+            return False
+        if not HEADER_BYTES + ETHERNET_BYTES <= length < _SCRATCH:
+            statistics.rx_errors += 1
+        elif self.filter is None or self._too_large(length):
+            statistics.rx_dropped += 1
+        elif not self.filter.accepts(self._scratch[HEADER_BYTES:length]):
+            statistics.rx_filtered += 1
+        else:
+            if not self.checksums:
+                self._scratch[0] = 0
+            self._held = length
+        return True
+
+    def _too_large(self, length: int) -> bool:
+        """§5.1.4.1: a frame that is not to be cut up must not be larger than the MTU."""
+        if self.mtu is None or length <= HEADER_BYTES + ETHERNET_BYTES + self.mtu or segmented(self._scratch):
+            return False
+        tagged = self._scratch[HEADER_BYTES + 12] == 0x81 and self._scratch[HEADER_BYTES + 13] == 0
+        return not tagged or length > HEADER_BYTES + ETHERNET_BYTES + VLAN_BYTES + self.mtu
+
+    def _place_at_last(self) -> bool:
+        """There were too few buffers. Ask for a kick, and look again, for they may have come meanwhile."""
+        found = -1
+        while found != self._found:
+            found = self._found
+            self.queue.enable_kicks()
+            if self._place():
+                self.queue.disable_kicks()
+                return True
+        return False
+
+    def _place(self) -> bool:
+        """Copy the held frame into buffers and give them back; False, with all as it was, when there are too few."""
+        length, queue = self._held, self.queue
+        chains: list[Chain] = []
+        room = 0
+        while room < length:
+            chain = queue.pop()
+            if chain is None:
+                return self._put_back(chains)
+            chains.append(chain)
+            room += chain.writable_bytes
+            if chain.writable_bytes < (HEADER_BYTES if len(chains) == 1 else 1):
+                raise QueueBroken(f"{queue.label}: a receive buffer of {chain.writable_bytes} bytes")
+            if room < length and (not self.mergeable or len(chains) >= queue.size):
+                self._statistics.rx_dropped += 1  # it will never fit
+                self._held = 0
+                self._put_back(chains)
+                return True
+        self._fill(chains)
+        self._statistics.rx_packets += 1
+        self._statistics.rx_bytes += length - HEADER_BYTES
+        self._held = 0
+        return True
+
+    def _fill(self, chains: list[Chain]) -> None:
+        self._scratch[10:12] = len(chains).to_bytes(2, "little")  # num_buffers
+        position, end = 0, self._held
+        used = []
+        for chain in chains:
+            written = chain.write(self._scratch[position : min(end, position + chain.writable_bytes)])
+            used.append((chain, written))
+            position += written
+        self.queue.push_all(used)
+
+    def _put_back(self, chains: list[Chain]) -> bool:
+        self._found = len(chains)
+        for chain in reversed(chains):
+            self.queue.unpop(chain)
+        return False
