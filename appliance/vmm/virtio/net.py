@@ -76,6 +76,7 @@ class VirtioNet(VirtioDevice):
             raise ValueError(f"{name}: address {options.mac.hex(':')}, {cable.pairs} queue pairs")
         if options.mtu is not None and not 68 <= options.mtu <= 65535:
             raise ValueError(f"{name}: MTU {options.mtu}")
+        offload = _can_offload(options.data_plane, open_vhost, f"{context.label}: {name}")
         super().__init__(
             name,
             context,
@@ -86,7 +87,7 @@ class VirtioNet(VirtioDevice):
         self.link_up = options.link_up
         self._cable = cable
         self._options = options
-        self._vhost = VhostNetPlane(self, cable, open_vhost) if self._can_offload(open_vhost) else None
+        self._vhost = VhostNetPlane(self, cable, open_vhost) if offload else None
         self._receivers = [Receiver(self.queues[2 * pair], cable, pair, self.statistics) for pair in range(cable.pairs)]
         self._transmitters = [
             Transmitter(self.queues[2 * pair + 1], cable, pair, self.statistics) for pair in range(cable.pairs)
@@ -102,15 +103,6 @@ class VirtioNet(VirtioDevice):
         self._pairs = 1
         self._offloads = 0
         self._announce = False
-
-    def _can_offload(self, open_vhost: Callable[[str], VhostNetBackend]) -> bool:
-        if self._options.data_plane == DataPlane.PYTHON:
-            return False
-        known = kernel_features(open_vhost, self.label)
-        fit = known is not None and not RING_FEATURES & ~known
-        if not fit and self._options.data_plane == DataPlane.OFFLOAD:
-            raise Unsupported(f"{self.label}: this host has no vhost-net")
-        return fit
 
     @property
     def data_plane(self) -> DataPlane:
@@ -384,3 +376,13 @@ class VirtioNet(VirtioDevice):
             return False
         self._offloads = offloads
         return True
+
+
+def _can_offload(wanted: DataPlane, open_vhost: Callable[[str], VhostNetBackend], label: str) -> bool:
+    if wanted == DataPlane.PYTHON:
+        return False
+    known = kernel_features(open_vhost, label)
+    fit = known is not None and not RING_FEATURES & ~known
+    if not fit and wanted == DataPlane.OFFLOAD:
+        raise Unsupported(f"{label}: this host has no vhost-net, or an old one")
+    return fit
