@@ -57,10 +57,15 @@ class PortDevice(Device):
             bus.remove(each)
 
     def own_state(self, state: State, kind: type[StateT], *, version: int) -> StateT:
-        """`state` as this device's own. Raises `Unsupported` for another kind or a newer version."""
-        if not isinstance(state, kind):
-            raise Unsupported(f"{self.label}: a saved {type(state).__name__} is not its state")
-        found: int = getattr(state, "version", 0)
-        if not 1 <= found <= version:
-            raise Unsupported(f"{self.label}: saved state version {found}, this build knows up to {version}")
-        return state
+        """`own_state` of this device."""
+        return own_state(self, state, kind, version=version)
+
+
+def own_state(device: Device, state: State, kind: type[StateT], *, version: int) -> StateT:
+    """`state` as the device's own. Raises `Unsupported` for another kind or a newer version."""
+    if not isinstance(state, kind):
+        raise Unsupported(f"{device.label}: a saved {type(state).__name__} is not its state")
+    found: int = getattr(state, "version", 0)
+    if not 1 <= found <= version:
+        raise Unsupported(f"{device.label}: saved state version {found}, this build knows up to {version}")
+    return state
