@@ -55,6 +55,8 @@ class FakeCable:
         return self._ends[pair][0].fileno()
 
     def receive(self, pair: int, buffer: memoryview) -> int:
+        if self.failure is not None:
+            raise self.failure
         try:
             return os.readv(self.fileno(pair), [buffer])
         except BlockingIOError:

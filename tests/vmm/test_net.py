@@ -236,6 +236,19 @@ def test_a_buffer_that_cannot_be_written_breaks_the_device(make: Made, machine: 
     assert device.live
 
 
+def test_a_cable_that_has_gone_is_left_alone(make: Made, machine: FakeMachine) -> None:
+    device = make()
+    tx = attach(device)[1]
+    cable_of(device).failure = OSError(errno.EBADFD, "the tap was deleted")
+    cable_of(device).arrive(FRAME)
+    settle(machine.bridge)
+    assert machine.notes == ["net0: the cable has gone"]
+    tx.add([PLAIN + FRAME])
+    tx.kick()
+    assert len(tx.used()) == 1
+    assert device.live
+
+
 def test_a_driver_without_checksums_gets_no_flags(make: Made, machine: FakeMachine) -> None:
     device = make()
     absent = (

@@ -24,7 +24,8 @@ class NetBackend(Protocol):
         """Readable when a frame waits; vhost takes it."""
 
     def receive(self, pair: int, buffer: memoryview) -> int:
-        """Read one frame into `buffer`; its length with the header, 0 when none waits. Raises `OSError`."""
+        """Read one frame into `buffer`; its length with the header, 0 when none waits. Raises `OSError` once the cable
+        has gone, for good."""
 
     def send(self, pair: int, parts: Sequence[bytes | memoryview]) -> None:
         """Write one frame, its header first. Raises `OSError` when it was not taken."""

@@ -8,6 +8,7 @@ in the kernel's queue, which drops them when it is full, as a network does.
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Final
 
 from appliance.vmm.netdev.backend import NetBackend, NetStatistics
@@ -17,6 +18,14 @@ from appliance.vmm.virtio.device import BATCH
 from appliance.vmm.virtio.queue import Chain, QueueBroken, VirtQueue
 
 _SCRATCH: Final = HEADER_BYTES + MAX_FRAME + 1  # one more: a frame that fills it was cut
+
+
+class Fed(Enum):
+    """Why a receiver has stopped."""
+
+    ENOUGH = "no frame waits, or the batch is over"
+    STARVED = "the guest has too few buffers: call again after its kick"
+    GONE = "the cable cannot be read any more"
 
 
 class Receiver:
@@ -39,31 +48,27 @@ class Receiver:
         """Forget the frame that is held."""
         self._held = 0
 
-    def run(self) -> bool:
-        """Move at most `BATCH` frames. False when the guest has too few buffers: call again after its kick.
-
-        Raises `QueueBroken`; `OSError` never: what the host refuses is counted.
-        """
+    def run(self) -> Fed:
+        """Move at most `BATCH` frames. Raises `QueueBroken`."""
         queue = self.queue
         queue.disable_kicks()
         try:
             for _ in range(BATCH):
                 if not self._held and not self._fetch():
-                    return True
+                    return Fed.ENOUGH
                 if self._held and not self._place() and not self._place_at_last():
-                    return False
-            return True
+                    return Fed.STARVED
+            return Fed.ENOUGH
+        except OSError:
+            self._statistics.rx_errors += 1
+            return Fed.GONE
         finally:
             queue.flush()
 
     def _fetch(self) -> bool:
         """Read a frame; False when none waits. One that is not wanted is dropped, with nothing held."""
         statistics = self._statistics
-        try:
-            length = self._backend.receive(self._pair, self._scratch)
-        except OSError:
-            statistics.rx_errors += 1
-            return False
+        length = self._backend.receive(self._pair, self._scratch)
         if not length:
             return False
         if not HEADER_BYTES + ETHERNET_BYTES <= length < _SCRATCH:

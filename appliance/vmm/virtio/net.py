@@ -27,7 +27,7 @@ from appliance.vmm.netdev.backend import NetBackend, NetStatistics
 from appliance.vmm.netdev.control import ControlClass, ControlRequest
 from appliance.vmm.netdev.filter import ReceiveFilter
 from appliance.vmm.netdev.header import SegmentTypes
-from appliance.vmm.netdev.receive import Receiver
+from appliance.vmm.netdev.receive import Fed, Receiver
 from appliance.vmm.netdev.state import NetState
 from appliance.vmm.netdev.transmit import Transmitter
 from appliance.vmm.vhost.backend import DataPlane, VhostNetBackend
@@ -95,6 +95,7 @@ class VirtioNet(VirtioDevice):
         self._plane: DataPlane | None = None  # None: nobody serves the pairs
         self._cables_watched: set[int] = set()
         self._starved: set[int] = set()  # pairs whose guest has given too few buffers
+        self._gone: set[int] = set()  # pairs whose cable cannot be read any more
         self._controlling = self._control_again = False
         self._power_on()
 
@@ -230,7 +231,7 @@ class VirtioNet(VirtioDevice):
 
     def _watch_cables(self) -> None:
         """Watch the pairs in use whose guest has room, and no others."""
-        wanted = set(range(self._pairs)) - self._starved if self._plane == DataPlane.PYTHON else set()
+        wanted = set(range(self._pairs)) - self._starved - self._gone if self._plane == DataPlane.PYTHON else set()
         for pair in self._cables_watched - wanted:
             self.context.bridge.unwatch(self._cable.fileno(pair))
         for pair in wanted - self._cables_watched:
@@ -280,11 +281,12 @@ class VirtioNet(VirtioDevice):
 
     def _receive(self, pair: int) -> None:
         fed = self._receivers[pair].run()
+        if fed == Fed.GONE:
+            self.context.note(f"{self.name}: the cable has gone")
         with self.lock:
-            if fed:
-                self._starved.discard(pair)
-            else:
-                self._starved.add(pair)
+            self._starved.discard(pair)
+            if fed != Fed.ENOUGH:
+                (self._starved if fed == Fed.STARVED else self._gone).add(pair)
             self._watch_cables()
 
     # The control queue, §5.1.6.5, in the pool
