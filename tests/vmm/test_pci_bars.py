@@ -17,7 +17,7 @@ BASES = {0x10: 0xC000, 0x14: 0xC000_0000, 0x20: 0x8_0000_0000}
 
 @pytest.fixture
 def bus(machine: FakeMachine) -> PciBus:
-    return PciBus(machine.context)
+    return PciBus("pci", machine.context)
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_a_64_bit_bar_over_high_ram_is_not_decoded() -> None:
     memory_mib = (layout.LOW_RAM_END >> 20) + 64
     machine = FakeMachine(memory_mib=memory_mib)
     try:
-        PciBus(machine.context).plug(Card(machine.context).with_bars(), 3)
+        PciBus("pci", machine.context).plug(Card(machine.context).with_bars(), 3)
         place_bars(Cf8(machine.ports), 3, {**BASES, 0x20: layout.HIGH_RAM + (64 << 20) - 0x4000})
         assert "card0 BAR 4" not in decoded(machine.mmio)
         Cf8(machine.ports).write(3, 0x20, 4, 64 << 20)

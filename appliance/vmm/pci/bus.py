@@ -50,7 +50,7 @@ class PciBus(Device):
     """The bus, with the chipset's two functions in it. Claims its ports and ECAM as it is made: raises `Conflict` where
     they are taken."""
 
-    def __init__(self, context: DeviceContext, name: str = "pci") -> None:
+    def __init__(self, name: str, context: DeviceContext) -> None:
         super().__init__(name, context)
         self._functions: dict[int, PciFunction] = {}
         self._address = self._reset_control = 0

@@ -314,12 +314,14 @@ class PciFunction(Device):
         if state.config[:4] != identity or (state.msix is None) != (self.msix is None):
             raise Unsupported(f"{self.label}: the saved state is of another device")
         with self.lock:
+            if self.msix is not None and state.msix is not None:
+                self.msix.check(state.msix, label=self.label)
             try:
                 self.config.restore(state.config)
             except ValueError as error:
                 raise Unsupported(f"{self.label}: {error}") from error
             if self.msix is not None and state.msix is not None:
-                self.msix.restore(state.msix, label=self.label)
+                self.msix.restore(state.msix)
             self._intx_level = state.intx and self._has_pin
             self.map_bars()
             self._drive_intx()

@@ -46,12 +46,12 @@ class PciHotplug(Device):
 
     def __init__(
         self,
+        name: str,
         context: DeviceContext,
         bus: PciBus,
         *,
         gpe: Callable[[int], None],
         ejected: Callable[[PciFunction], None],
-        name: str = "pci-hotplug",
     ) -> None:
         """`gpe` raises a general-purpose event, on any thread. `ejected` is called on the loop with a function that has
         left the bus because the guest ejected it: close it there."""

@@ -144,10 +144,13 @@ class MsixTable:
         pending = tuple(number for number, vector in enumerate(self._vectors) if vector.pending)
         return MsixState(table=bytes(self._table), pending=pending)
 
-    def restore(self, state: MsixState, *, label: str) -> None:
-        """After the configuration space's. Raises `Unsupported` for a table of another size."""
+    def check(self, state: MsixState, *, label: str) -> None:
+        """Raises `Unsupported` for a newer version and for a table of another size."""
         if state.version > MsixState().version or len(state.table) != len(self._table):
             raise Unsupported(f"{label}: MSI-X state of version {state.version}, {len(state.table)} bytes")
+
+    def restore(self, state: MsixState) -> None:
+        """What `check` has found good, after the configuration space's."""
         with self._lock:
             self._table[:] = bytes(a & b for a, b in zip(state.table, _WRITABLE_ENTRY * self.size, strict=True))
             for number in state.pending:
