@@ -124,6 +124,7 @@ def test_names_and_keys_are_taken_once(fw_cfg: FwCfg) -> None:
         fw_cfg.add_file("x" * 56, b"")
     with pytest.raises(Conflict):
         fw_cfg.add_item(0, b"")
+    assert fw_cfg.add_file("etc/table-loader", b"loader" * 100) == 0x20  # the same twice is once
 
 
 def test_it_is_saved_in_the_middle_of_reading(machine: FakeMachine, fw_cfg: FwCfg, firmware: Firmware) -> None:

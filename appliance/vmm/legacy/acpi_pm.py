@@ -5,12 +5,10 @@
     0x604  PM1_CNT  16   SLP_EN acts             0x630  SMI_EN    32   APMC_EN set, fixed: see below
     0x608  PM_TMR   32   24 bits, 3.579545 MHz   0x0b2  SMI command, 0x0b3 its status
 
-The SCI is GSI 9, level: it is up while any enabled status bit is set (ACPI 6.4 §4.8). There is no system management mode,
-so what its handler would do on a write to the SMI command port (switch ACPI mode on and off) happens at once; SMI_EN says
-APMC_EN from the start, by which SeaBIOS knows that there is no handler for it to install (src/fw/smm.c). The timer stands
-while the machine is paused.
-
-What the FADT and DSDT must say is in the constants here: ENABLE and DISABLE values, GPE block length, S5's sleep type.
+The SCI is GSI 9, level: it is up while any enabled status bit is set (ACPI 6.4 §4.8). The machine has no system management
+mode: it is in ACPI mode from the start (§4.8.2.5: SCI_EN is set, the FADT names no SMI command port). Who writes to ICH9's
+SMI command port all the same gets at once what a handler would do, SCI_EN set or cleared. SMI_EN says APMC_EN, by which
+SeaBIOS knows that there is no handler for it to install (src/fw/smm.c). The timer stands while the machine is paused.
 Sources: ACPI 6.4 §4.8.3, §4.8.4; Intel ICH9 datasheet (316972) §13.8. vCPU threads enter through the ports; buttons and
 `raise_gpe` from any thread.
 """
@@ -25,7 +23,7 @@ from appliance.vmm.legacy.port_device import PortDevice
 from appliance.vmm.loopbridge import Timer
 
 PORT_SMI_COMMAND: Final = 0xB2
-ACPI_ENABLE, ACPI_DISABLE = 0x02, 0x03  # for the FADT, with PORT_SMI_COMMAND
+ACPI_ENABLE, ACPI_DISABLE = 0x02, 0x03
 S5_SLEEP_TYPE: Final = 0  # for the DSDT's _S5; SeaBIOS' APM power-off has it built in (src/apm.c)
 PM_PORTS: Final = 0x40
 GPE0_BYTES: Final = 16  # GPE0_BLK_LEN: 64 events
@@ -74,7 +72,8 @@ class AcpiPm(PortDevice):
         self.claim_bytes(PORT_SMI_COMMAND, 2, self._read_smi, self._write_smi)
 
     def _power_on(self) -> None:
-        self._status = self._enable = self._control = 0
+        self._status = self._enable = 0
+        self._control = CNT_SCI_EN
         self._gpe_status = self._gpe_enable = 0
         self._smi = [0, 0]
         self._started_s = self.context.clock.monotonic()
@@ -105,9 +104,9 @@ class AcpiPm(PortDevice):
             self._update_sci()
 
     @property
-    def acpi_enabled(self) -> bool:
-        """Whether the guest runs in ACPI mode: a press of the power button is then heard."""
-        return bool(self._control & CNT_SCI_EN)
+    def hears_power_button(self) -> bool:
+        """Whether the guest has enabled the power button's event: an operating system that will shut down on it."""
+        return bool(self._enable & STS_POWER_BUTTON)
 
     # --- registers: vCPU threads ---------------------------------------------------------------------------------
 

@@ -91,11 +91,14 @@ class FwCfg(PortDevice):
     ) -> int:
         """A blob by name ("etc/acpi/rsdp"); its key. `on_write` gets the whole of it after each write.
 
-        Raises `Conflict` for a name used twice or too long, or too many of them.
+        The same read-only file twice is once. Raises `Conflict` for other content under a name in use, a name too long,
+        or too many of them.
         """
         if not 0 < len(name.encode()) <= MAX_NAME_BYTES:
             raise Conflict(f"{self.label}: file name {name!r} has more than {MAX_NAME_BYTES} bytes")
         with self.lock:
+            if name in self._files and not writable and self._items[self._files[name]] == Item(name, data):
+                return self._files[name]
             if name in self._files or len(self._files) >= MAX_FILES:
                 raise Conflict(f"{self.label}: file {name} exists already, or there are {MAX_FILES}")
             key = KEY_FILE_FIRST + len(self._files)
