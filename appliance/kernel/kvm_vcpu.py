@@ -75,6 +75,12 @@ class Vcpu(KvmObject):
         return reason
 
     @property
+    def area(self) -> mmap.mmap:
+        """All that is shared with the kernel, `kvm_run` at its start and the data of port I/O: for reading an exit at one
+        stroke. Keep no view of it."""
+        return self._area
+
+    @property
     def immediate_exit(self) -> bool:
         """While set, `run` returns at once, once it has completed the exit reported before (api.rst immediate_exit)."""
         return bool(self.kvm_run.immediate_exit)

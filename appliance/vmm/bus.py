@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from appliance.errors import Conflict
 
 _REMEMBERED = 4096
+
+_Target = tuple[int, int, Callable[[int, int], int], Callable[[int, int, int], None]]
+"""Bytes from this address to the range's end, its offset in the range, and the handler's two methods."""
 
 
 class BusHandler(Protocol):
@@ -43,6 +47,17 @@ class BusRange:
         return self.base + self.length
 
 
+def _read_nothing(offset: int, size: int) -> int:
+    return (1 << (8 * size)) - 1
+
+
+def _write_nothing(offset: int, size: int, value: int) -> None:
+    return
+
+
+_NOBODY: _Target = (8, 0, _read_nothing, _write_nothing)
+
+
 class Bus:
     """One address space. `add` and `remove` from any thread; `read` and `write` from vCPU threads."""
 
@@ -50,7 +65,7 @@ class Bus:
         self.name = name
         self._lock = threading.Lock()
         self._table: tuple[list[int], list[BusRange]] = ([], [])
-        self._remembered: dict[int, BusRange] = {}
+        self._remembered: dict[int, _Target] = {}
 
     def add(self, base: int, length: int, handler: BusHandler, *, name: str) -> BusRange:
         """Claim addresses. Raises `Conflict` where another range has some of them."""
@@ -68,39 +83,45 @@ class Bus:
             self._publish([each for each in self._table[1] if each is not claimed])
 
     def _publish(self, ranges: list[BusRange]) -> None:
+        """The table first: a reader that sees the new memory of targets never fills it from the old table."""
         self._table = ([each.base for each in ranges], ranges)
         self._remembered = {}
 
     def find(self, address: int) -> BusRange | None:
         """Whose `address` is."""
-        remembered = self._remembered
-        found = remembered.get(address)
-        if found is not None:
-            return found
         bases, ranges = self._table
         number = bisect_right(bases, address) - 1
         if number < 0 or address >= ranges[number].end:
             return None
-        if len(remembered) < _REMEMBERED:  # a guest may try every address there is
-            remembered[address] = ranges[number]
         return ranges[number]
 
     def read(self, address: int, size: int) -> int:
         """As the guest sees it."""
-        found = self.find(address)
-        if found is None or address + size > found.end:
+        target = self._remembered.get(address) or self._target(address)
+        if size > target[0]:
             return (1 << (8 * size)) - 1
-        return found.handler.read(address - found.base, size)
+        return target[2](target[1], size)
 
     def write(self, address: int, size: int, value: int) -> None:
         """As the guest does it."""
-        found = self.find(address)
-        if found is not None and address + size <= found.end:
-            found.handler.write(address - found.base, size, value)
+        target = self._remembered.get(address) or self._target(address)
+        if size <= target[0]:
+            target[3](target[1], size, value)
 
     def ranges(self) -> list[BusRange]:
         """All of them by address, for people and tests."""
         return list(self._table[1])
+
+    def _target(self, address: int) -> _Target:
+        """Who answers at `address`; remembered, up to a bound, as a guest may try every address there is."""
+        remembered = self._remembered  # before the table: see `_publish`
+        found = self.find(address)
+        if found is None:
+            return _NOBODY
+        target = (found.end - address, address - found.base, found.handler.read, found.handler.write)
+        if len(remembered) < _REMEMBERED:
+            remembered[address] = target
+        return target
 
 
 class Bytewise:
