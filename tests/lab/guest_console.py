@@ -40,7 +40,7 @@ class GuestConsole:
 
     async def ready(self, *, timeout_s: float = BOOT_TIMEOUT_S) -> str:
         """Wait for the guest's greeting; its kernel's release. Raises `TimeoutError` with what it said instead."""
-        return (await self.expect(rb"@guest ready (\S+)", timeout_s=timeout_s))[1].decode()
+        return (await self.expect(rb"@guest ready (\S+)\r?\n", timeout_s=timeout_s))[1].decode()
 
     async def run(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> Answer:
         """Run one line of shell in the guest. Raises `TimeoutError`, `ConnectionError` when the console closed."""

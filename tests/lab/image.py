@@ -71,8 +71,7 @@ async def build(log: Log) -> HostImage:
                 log(f"{published.name}: built in {time.monotonic() - began:.0f} s")
             finally:
                 await asyncio.to_thread(_remove, [work])
-            outdated = [*DIRECTORY.glob("host.*"), *DIRECTORY.glob("packages.*.tar")]
-            await asyncio.to_thread(_remove, [p for p in outdated if p not in (published, base)])
+            await asyncio.to_thread(_remove, _outdated(published, base))
     return HostImage(published / "disk.raw", published / "vmlinuz", published / "initrd")
 
 
@@ -170,6 +169,12 @@ def _publish(made: Path, published: Path) -> None:
             os.fsync(file.fileno())
     made.rename(published)
     sync_directory(published.parent)
+
+
+def _outdated(published: Path, base: Path) -> list[Path]:
+    """All but these two and the image before: a host that was started from it may be switched on again."""
+    images = sorted((p for p in DIRECTORY.glob("host.*") if p != published), key=lambda p: p.stat().st_mtime)
+    return [*images[:-1], *(p for p in DIRECTORY.glob("packages.*.tar") if p != base)]
 
 
 def _remove(paths: Iterable[Path]) -> None:

@@ -64,6 +64,34 @@ async def test_a_nested_guest_boots_to_the_initial_ram_disk(lab_host: LabHost, g
         assert (await guest.run("uname -r; false")) == Answer(1, release)
 
 
+async def test_a_guest_with_every_driver_finds_its_devices(lab_host: LabHost, guest_files_drivers: GuestFiles) -> None:
+    qemu = [
+        "qemu-system-x86_64", "-machine", "q35", "-accel", "kvm", "-cpu", "host", "-m", "512", "-nodefaults",
+        "-display", "none", "-no-reboot", "-chardev", "stdio,id=c", "-device", "virtio-serial-pci",
+        "-device", "virtconsole,chardev=c", "-device", "i6300esb", "-device", "virtio-balloon-pci",
+        "-device", "vhost-vsock-pci,guest-cid=7", "-device", "virtio-rng-pci", "-device", "pvpanic-pci",
+        "-nic", "user,model=virtio-net-pci,restrict=on",
+        "-drive", f"file={guest_files_drivers.disk},format=qcow2,if=virtio,snapshot=on",
+        "-kernel", guest_files_drivers.bzimage, "-initrd", guest_files_drivers.initramfs,
+        "-append", "console=hvc0 quiet panic=-1",
+    ]  # fmt: skip
+    async with lab_host.dialogue(qemu, limit_s=300) as streams:
+        guest = GuestConsole(*streams)
+        await guest.ready(timeout_s=240)
+        assert (await guest.run("test -c /dev/watchdog0 && test -b /dev/vda3 && test -c /dev/hwrng")).status == 0
+        loaded = (await guest.run("cut -d' ' -f1 /proc/modules")).text.split()
+        expected = {
+            "i6300esb",
+            "virtio_net",
+            "virtio_blk",
+            "virtio_balloon",
+            "vmw_vsock_virtio_transport",
+            "qemu_fw_cfg",
+        }
+        assert expected <= set(loaded), sorted(loaded)
+        assert (await guest.run("mount -o ro /dev/vda3 /mnt && cat /mnt/etc/debian_version")).text.startswith("12")
+
+
 @pytest.fixture(scope="module")
 def api(lab_appliance: LabAppliance) -> Any:
     return lab_appliance.api()
