@@ -160,11 +160,22 @@ class VmSpec:
     keyboard: str = ""
     cloud_init: CloudInitSpec | None = None
     extra_args: tuple[str, ...] = ()
+    # volumes of a kernel and an initial RAM disk to boot directly, "" for none, and the kernel's command line
+    kernel: str = ""
+    initrd: str = ""
+    cmdline: str = ""
+    data_plane: str = "auto"  # native machine: "auto", "python" or "offload" (vhost, vhost-user)
+    watchdog: str = (
+        ""  # what an i6300ESB does when it expires: "reset", "shutdown", "poweroff", "pause", "none"; "": no device
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmResources:
-    """The host's side of one start of a VM, by slot. `taps` maps "net0" to an existing tap device's name."""
+    """The host's side of one start of a VM, by slot. `taps` maps "net0" to an existing tap device's name.
+
+    `disks` also has "kernel" and "initrd" where the specification names them.
+    """
 
     disks: Mapping[str, OpenedVolume] = field(default_factory=dict)
     taps: Mapping[str, str] = field(default_factory=dict)

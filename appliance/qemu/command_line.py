@@ -29,6 +29,7 @@ def build(spec: VmSpec, resources: VmResources, launch: Launch) -> list[str]:
         *_machine(spec, launch),
         *_firmware(launch),
         *_monitor(launch),
+        *_direct_boot(spec, resources),
         *drive_arguments(spec, resources, launch, devices),
         *device_arguments(spec, resources, launch, devices),
         *spec.extra_args,
@@ -45,6 +46,8 @@ def _identity(spec: VmSpec, launch: Launch) -> Iterator[str]:
         yield from ("-sandbox", SANDBOX)
     # A guest that panics decides itself what follows (kernel.panic=10 restarts it); we are told either way.
     yield from ("-action", "panic=none")
+    if spec.watchdog:
+        yield from ("-action", f"watchdog={spec.watchdog}")
 
 
 def _machine(spec: VmSpec, launch: Launch) -> Iterator[str]:
@@ -87,6 +90,16 @@ def _firmware(launch: Launch) -> Iterator[str]:
     code = {"driver": "file", "filename": str(launch.emulator.firmware.code), "read-only": True}
     yield from ("-blockdev", as_json({"driver": "raw", "node-name": "pflash0", "read-only": True, "file": code}))
     yield from ("-blockdev", as_json(vars_node(launch.vars)))
+
+
+def _direct_boot(spec: VmSpec, resources: VmResources) -> Iterator[str]:
+    if "kernel" not in resources.disks:
+        return
+    yield from ("-kernel", str(resources.disks["kernel"].path))
+    if "initrd" in resources.disks:
+        yield from ("-initrd", str(resources.disks["initrd"].path))
+    if spec.cmdline:
+        yield from ("-append", spec.cmdline)
 
 
 def _monitor(launch: Launch) -> Iterator[str]:

@@ -84,6 +84,8 @@ def device_arguments(spec: VmSpec, resources: VmResources, launch: Launch, devic
         yield from devices.add("virtio-rng-pci", "rng0", {"rng": "entropy0", "max-bytes": 1024, "period": 1000})
     if spec.agent:
         yield from _agent(launch, devices)
+    if spec.watchdog:
+        yield from devices.add("i6300esb", "watchdog0", {})
     yield from _paravirtual(spec, devices)
 
 

@@ -270,6 +270,7 @@ class GuestRunner:
         engine = self._choose(guest, spec)
         await self._check_nics(spec.nics)
         wanted = {disk.slot: disk.volume for disk in (*spec.disks, spec.efi_disk) if disk is not None and disk.volume}
+        wanted |= {slot: volume for slot, volume in (("kernel", spec.kernel), ("initrd", spec.initrd)) if volume}
         disks = await self._open(wanted)
         taps = {nic.slot: await self._network.plug_vm(guest.guest_id, nic) for nic in spec.nics}
         resources = VmResources(disks=disks, taps=taps)

@@ -5,6 +5,7 @@ After a wanted change: APPLIANCE_WRITE_GOLDEN=1 pytest tests/qemu/test_command_l
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from dataclasses import replace
@@ -155,6 +156,18 @@ def test_the_command_line_is_the_one_on_record(name: str) -> None:
         golden.parent.mkdir(exist_ok=True)
         golden.write_text(text)
     assert text == golden.read_text()
+
+
+def test_a_kernel_is_booted_directly_and_a_watchdog_acts_as_configured() -> None:
+    spec = replace(PLAIN, kernel="local:import/vmlinuz", cmdline="console=ttyS0 quiet", watchdog="poweroff")
+    disks = {"kernel": volume("vmlinuz"), "initrd": volume("initrd.img")}
+    arguments = build(spec, VmResources(disks=disks), launch())
+    pairs = list(itertools.pairwise(arguments))
+    assert ("-kernel", "/srv/images/100/vmlinuz") in pairs
+    assert ("-initrd", "/srv/images/100/initrd.img") in pairs
+    assert ("-append", "console=ttyS0 quiet") in pairs
+    assert ("-action", "watchdog=poweroff") in pairs
+    assert any("i6300esb" in each for each in arguments)
 
 
 def test_no_tcp_port_is_ever_opened() -> None:

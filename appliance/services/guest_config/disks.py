@@ -103,8 +103,11 @@ def disks(kind: GuestKind, config: Mapping[str, str]) -> Iterator[DiskConfig]:
 
 
 def referenced_volumes(kind: GuestKind, config: Mapping[str, str]) -> list[tuple[str, VolumeId]]:
-    """(slot, volume) of every existing volume the configuration names: disks, unused ones, ISO images."""
-    return [(disk.slot, disk.volume.volume_id) for disk in disks(kind, config) if isinstance(disk.volume, Existing)]
+    """(slot, volume) of every existing volume the configuration names: disks, unused ones, ISO images, a kernel."""
+    found = [(disk.slot, disk.volume.volume_id) for disk in disks(kind, config) if isinstance(disk.volume, Existing)]
+    if kind is GuestKind.QEMU:
+        found += [(key, VolumeId.parse(config[key])) for key in ("kernel", "initrd") if config.get(key)]
+    return found
 
 
 def owned_volumes(kind: GuestKind, guest_id: int, config: Mapping[str, str]) -> list[tuple[str, VolumeId]]:

@@ -104,6 +104,10 @@ class _Rules:
         elif key.name == "net":
             yield self._on_guest("VM.Config.Network")
             yield from self.of_bridge(name, old, new)
+        elif name in ("kernel", "initrd") and self.kind is GuestKind.QEMU:
+            yield self._on_guest("VM.Config.HWType")
+            if new and new != old and (needed := volume_requirement(self.guest_id, VolumeId.parse(new))):
+                yield needed
         elif name == "rng0":
             yield self._on_guest("VM.Config.HWType")
             if _is_host_rng(new) and not _is_host_rng(old):

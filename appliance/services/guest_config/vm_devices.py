@@ -179,6 +179,23 @@ RNG = PropertySchema(
     default_key="source",
     required=("source",),
 )
+WATCHDOG = PropertySchema(
+    fields={
+        "model": choice("i6300esb", "ib700", description="Its model.", default="i6300esb", works=("i6300esb",)),
+        "action": choice(
+            "reset",
+            "shutdown",
+            "poweroff",
+            "pause",
+            "debug",
+            "none",
+            default="reset",
+            description="What happens when the guest does not serve it in time.",
+            works=("reset", "shutdown", "poweroff", "pause", "none"),
+        ),
+    },
+    default_key="model",
+)
 IP_CONFIG = PropertySchema(
     fields={
         "ip": Value(description="IPv4 address with prefix, or dhcp.", check=formats.ip_config),

@@ -72,6 +72,11 @@ def to_vm_spec(guest_id: int, config: Mapping[str, str]) -> VmSpec:
         keyboard=config.get("keyboard", ""),
         cloud_init=_cloud_init(config) if has_cloudinit else None,
         extra_args=_extra_args(config),
+        kernel=config.get("kernel", ""),
+        initrd=config.get("initrd", ""),
+        cmdline=config.get("cmdline", ""),
+        data_plane=_text(config, "dataplane"),
+        watchdog=_part(config, "watchdog").get("action", "reset") if config.get("watchdog") else "",
     )
 
 

@@ -147,3 +147,11 @@ def test_a_nic_has_the_addresses_its_cloudinit_drive_tells() -> None:
     assert (first.ip, first.gateway, first.ip6, first.gateway6) == ("10.0.0.5/24", "10.0.0.1", "auto", "")
     assert (second.ip, second.ip6) == ("", "")
     assert spec_of(**told).nics[0].ip == "", "without the drive the guest is told nothing"
+
+
+def test_a_kernel_a_data_plane_and_a_watchdog_reach_the_engine() -> None:
+    spec = spec_of(kernel="local:import/vmlinuz", initrd="local:import/initrd.img", cmdline="console=ttyS0 quiet",
+              dataplane="python", watchdog="i6300esb,action=poweroff")  # fmt: skip
+    assert (spec.kernel, spec.initrd) == ("local:import/vmlinuz", "local:import/initrd.img")
+    assert (spec.cmdline, spec.data_plane, spec.watchdog) == ("console=ttyS0 quiet", "python", "poweroff")
+    assert (spec_of().kernel, spec_of().data_plane, spec_of().watchdog) == ("", "auto", "")
