@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 from collections.abc import Iterator
 
 import pytest
 
-from appliance.kernel.kvm_run_abi import KVM_EXIT_IO_IN, ExitReason
 from appliance.kernel.kvm_vcpu import Vcpu
 from appliance.kernel.kvm_vm import Vm
 from appliance.vmm import layout
-from appliance.vmm.irq import Interrupts
 from appliance.vmm.pci.bus import PciBus
 from tests.fakes.machine import FakeMachine
+from tests.kvm.pci_machine import pci_machine, step
 from tests.vmm.pci_software import Card
 
 pytestmark = pytest.mark.host
@@ -97,19 +95,8 @@ INTERRUPT = b"\xff\x05" + struct.pack("<I", COUNT) + store(0xFEE0_00B0, 0) + byt
 
 @pytest.fixture
 def machine(vm: Vm) -> Iterator[FakeMachine]:
-    """The devices' side: buses and the loop as in other tests, memory and interrupts of the real VM."""
-    vm.set_tss_addr(layout.KVM_TSS)
-    vm.set_identity_map_addr(layout.KVM_IDENTITY_MAP)
-    vm.create_irqchip()
-    made = FakeMachine()
-    low = layout.VGA_HOLE
-    vm.set_user_memory_region(0, guest_phys_addr=0, memory_size=low, userspace_addr=made.memory.host_address(0, low))
-    interrupts = Interrupts(vm, label="vm t")
-    made.context = dataclasses.replace(made.context, interrupts=interrupts)
-    yield made
-    interrupts.close()
-    vm.set_user_memory_region(0, guest_phys_addr=0, memory_size=0, userspace_addr=0)
-    made.close()
+    with pci_machine(vm) as made:
+        yield made
 
 
 def protected_mode(vm: Vm, machine: FakeMachine) -> Vcpu:
@@ -135,32 +122,12 @@ def protected_mode(vm: Vm, machine: FakeMachine) -> Vcpu:
     return vcpu
 
 
-def run_until(vcpu: Vcpu, machine: FakeMachine) -> int:
-    """Serve accesses to the buses; returns the port of the first `tell`."""
+def run_until_it_tells(vcpu: Vcpu, machine: FakeMachine) -> int:
+    """The port of the next `tell`."""
     for _ in range(200):
-        match vcpu.run():
-            case ExitReason.IO:
-                io = vcpu.kvm_run.io
-                port, size, reads = io.port, io.size, io.direction == KVM_EXIT_IO_IN
-                del io
-                if port in (READY, MASKED, DONE, GAVE_UP):
-                    return int(port)
-                if reads:
-                    vcpu.set_io_data(machine.ports.read(port, size).to_bytes(size, "little"))
-                else:
-                    machine.ports.write(port, size, int.from_bytes(vcpu.io_data(), "little"))
-            case ExitReason.MMIO:
-                mmio = vcpu.kvm_run.mmio
-                address, size = mmio.phys_addr, mmio.len
-                if mmio.is_write:
-                    machine.mmio.write(address, size, int.from_bytes(bytes(mmio.data)[:size], "little"))
-                else:
-                    answer = machine.mmio.read(address, size).to_bytes(8, "little")
-                    for number in range(size):
-                        mmio.data[number] = answer[number]
-                del mmio
-            case reason:
-                raise AssertionError(f"exit {reason}")
+        port = step(vcpu, machine)
+        if port in (READY, MASKED, DONE, GAVE_UP):
+            return port
     raise AssertionError("the guest does not come to an end")
 
 
@@ -170,7 +137,7 @@ def test_a_guest_finds_programs_and_is_interrupted_by_a_function(vm: Vm, machine
     bus.plug(card, SLOT)
     vcpu = protected_mode(vm, machine)
     try:
-        assert run_until(vcpu, machine) == READY
+        assert run_until_it_tells(vcpu, machine) == READY
         assert machine.memory.load_u32(VENDOR_BY_PORT) == 0x1042_1AF4
         assert machine.memory.load_u32(VENDOR_BY_ECAM) == 0x1042_1AF4
         assert card.moves == [(1, BAR1)]
@@ -179,10 +146,10 @@ def test_a_guest_finds_programs_and_is_interrupted_by_a_function(vm: Vm, machine
         assert card.msix is not None
         assert machine.memory.load_u32(COUNT) == 0
         card.msix.signal(0)  # the way of every device and of vhost: its eventfd, no exit
-        assert run_until(vcpu, machine) == MASKED
+        assert run_until_it_tells(vcpu, machine) == MASKED
         assert machine.memory.load_u32(COUNT) == 1
         card.msix.signal(0)
-        assert run_until(vcpu, machine) == DONE
+        assert run_until_it_tells(vcpu, machine) == DONE
         assert machine.memory.load_u32(PENDING) == 1  # masked: it waited, and came when unmasked
         assert machine.memory.load_u32(COUNT) == 2
     finally:
