@@ -55,7 +55,7 @@ class Genid:
         self.fw_cfg = FwCfg("fw_cfg", machine.context)
         self.device = VmGenId("vmgenid", machine.context, guid=guid, gpe=self.events.append, fw_cfg=self.fw_cfg)
 
-    def firmware(self, address: int = PAGE_AT) -> None:
+    def firmware(self, address: int = GUID_AT) -> None:
         """The table loader: allocate, then write_pointer by DMA."""
         memory = self.machine.memory
         memory.write(PAGE_AT, self.fw_cfg.file("etc/vmgenid_guid"))

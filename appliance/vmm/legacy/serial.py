@@ -75,7 +75,7 @@ class SerialPort(PortDevice):
         self.sink = sink
         self.on_room = on_room
         self._line = context.interrupts.line(layout.GSI_COM[index])
-        self._paused = False
+        self._paused = self._raised = False
         self._outgoing = bytearray()
         self._flush_posted = False
         self._refused = False  # `receive` took less than it was given
@@ -257,8 +257,11 @@ class SerialPort(PortDevice):
         return found | (IIR_FIFO_ENABLED if self._fcr & FCR_ENABLE else 0)
 
     def _update_line(self) -> None:
-        if not self._paused:
-            self._line.set(asserted=self._pending() != IIR_NONE and bool(self._mcr & MCR_OUT2))
+        """After every access, so the line is only told what it does not know: a guest prints byte by byte."""
+        raised = self._pending() != IIR_NONE and bool(self._mcr & MCR_OUT2)
+        if raised != self._raised and not self._paused:
+            self._raised = raised
+            self._line.set(asserted=raised)
 
     # --- queues --------------------------------------------------------------------------------------------------
 
@@ -291,6 +294,7 @@ class SerialPort(PortDevice):
         """What the guest has said stays said; what waited for it is gone."""
         with self.lock:
             self._power_on()
+            self._raised = False
             self._line.set(asserted=False)
             self._refill()
 

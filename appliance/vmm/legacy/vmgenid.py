@@ -2,8 +2,8 @@
 
 Linux reseeds its random numbers by it, Windows' domain controllers roll back safely. Microsoft, "Virtual Machine
 Generation ID"; QEMU docs/specs/vmgenid.rst. The page lies in guest memory: firmware allocates it from `etc/vmgenid_guid`
-and writes the page's address into `etc/vmgenid_addr` (the table loader's write_pointer), or whoever boots a kernel without
-firmware calls `place`. GPE 5 tells the guest (\\_GPE._E05 notifies VGEN).
+and writes the GUID's address into `etc/vmgenid_addr` (the table loader's write_pointer, as QEMU's), or whoever boots a
+kernel without firmware calls `place`. GPE 5 tells the guest (\\_GPE._E05 notifies VGEN).
 
 The identifier is the builder's: give the same after a migration or a pause on disk, another after a clone, or a snapshot
 that was gone back to. A restored device whose saved identifier is another one writes its own and tells, as it resumes.
@@ -30,7 +30,7 @@ ADDRESS_BYTES = 8
 class VmGenIdState(State):
     version: int = 1
     guid: bytes = bytes(16)
-    page_at: int = 0
+    guid_at: int = 0
     placed: bool = False
 
 
@@ -44,7 +44,7 @@ class VmGenId(Device):
         self.guid = guid
         self._gpe = gpe
         self._fw_cfg = fw_cfg
-        self._page_at = 0  # 0: nowhere yet
+        self._guid_at = 0  # 0: nowhere yet
         self._placed = False
         self._paused = False
         self._changed = False
@@ -60,7 +60,7 @@ class VmGenId(Device):
         """Without firmware: the page is there. Writes it; raises `BadAddress` where no RAM is. Kept over resets."""
         with self.lock:
             self.context.memory.write(page_address, self.page())
-            self._page_at, self._placed = page_address, True
+            self._guid_at, self._placed = page_address + GUID_OFFSET, True
 
     def renew(self, guid: UUID) -> None:
         """Another identifier, for a guest that runs or will resume."""
@@ -74,18 +74,18 @@ class VmGenId(Device):
     def _address_written(self, content: bytes) -> None:
         """The firmware's pointer. It is used only where it is RAM."""
         with self.lock:
-            self._page_at = int.from_bytes(content, "little")
+            self._guid_at = int.from_bytes(content, "little")
 
     def _tell(self) -> None:
         if not self._changed or self._paused:
             return
         self._changed = False
-        if not self._page_at:
+        if not self._guid_at:
             return  # firmware has not come so far: it will find the new one
         try:
-            self.context.memory.write(self._page_at + GUID_OFFSET, self.guid.bytes_le)
+            self.context.memory.write(self._guid_at, self.guid.bytes_le)
         except BadAddress:
-            self.context.note(f"{self.name}: the guest wants the identifier at {self._page_at:#x}, where no RAM is")
+            self.context.note(f"{self.name}: the guest wants the identifier at {self._guid_at:#x}, where no RAM is")
             return
         self._gpe(GPE_VMGENID)
 
@@ -95,7 +95,7 @@ class VmGenId(Device):
         """Firmware allocates the page anew."""
         with self.lock:
             if self._fw_cfg is not None and not self._placed:
-                self._page_at = 0
+                self._guid_at = 0
                 self._fw_cfg.replace_file(FILE_ADDRESS, bytes(ADDRESS_BYTES))
 
     def pause(self) -> None:
@@ -108,14 +108,14 @@ class VmGenId(Device):
 
     def save(self) -> VmGenIdState:
         with self.lock:
-            return VmGenIdState(guid=self.guid.bytes_le, page_at=self._page_at, placed=self._placed)
+            return VmGenIdState(guid=self.guid.bytes_le, guid_at=self._guid_at, placed=self._placed)
 
     def restore(self, state: State) -> None:
         mine = own_state(self, state, VmGenIdState, version=1)
         if len(mine.guid) != 16:
             raise Unsupported(f"{self.label}: a saved identifier of {len(mine.guid)} bytes")
         with self.lock:
-            self._page_at, self._placed = mine.page_at, mine.placed
+            self._guid_at, self._placed = mine.guid_at, mine.placed
             self._changed = mine.guid != self.guid.bytes_le
 
     @property
