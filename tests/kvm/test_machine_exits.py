@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from appliance.errors import GuestFault
-from appliance.vmm.machine import MachineState
+from appliance.vmm.life import MachineState
 from tests.kvm import guests
 from tests.kvm.guests import Asm
 from tests.kvm.panel import MMIO, PORT, case, ended
