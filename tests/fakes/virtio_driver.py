@@ -18,8 +18,9 @@ from contextlib import contextmanager
 from appliance.vmm.irq import MessageVector
 from appliance.vmm.memory import GuestMemory
 from appliance.vmm.virtio import consts
-from appliance.vmm.virtio.device import NoTransport, VirtioDevice
+from appliance.vmm.virtio.device import VirtioDevice
 from appliance.vmm.virtio.queue import passed
+from appliance.vmm.virtio.transport import NoTransport
 from tests.fakes.machine import FakeBridge
 
 BASE, ROOM = 0x10_0000, 0x10_0000  # the first queue's memory and what each has

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
@@ -40,36 +40,11 @@ from appliance.vmm.virtio.consts import (
     bits,
 )
 from appliance.vmm.virtio.queue import Chain, QueueState, VirtQueue
+from appliance.vmm.virtio.transport import NoTransport, Transport
 
 BATCH: Final = 64  # chains served for one kick before others on the loop get their turn
 
 _MASK_64 = (1 << 64) - 1
-
-
-class Transport(Protocol):
-    """How a device reaches its driver. Any thread."""
-
-    def queue_interrupt(self, index: int) -> None:
-        """Buffers of this queue were used."""
-
-    def config_interrupt(self) -> None:
-        """The configuration, or the status, has changed."""
-
-    def vector(self, index: int) -> MessageVector | None:
-        """The queue's message vector; None when it has none of its own (INTx, or not configured)."""
-
-
-class NoTransport:
-    """Before a transport has taken the device: nobody hears."""
-
-    def queue_interrupt(self, index: int) -> None:
-        return
-
-    def config_interrupt(self) -> None:
-        return
-
-    def vector(self, index: int) -> MessageVector | None:
-        return None
 
 
 class VirtioState(State):
