@@ -3,8 +3,8 @@
     RSDP ─▶ RSDT, XSDT ─▶ FADT ─▶ FACS, DSDT ─▶ generation ID page
                           MADT, MCFG
 `build` answers blobs with addresses still relative, and links; `table_loader` places them or tells the firmware how to.
-Not hardware-reduced: PM1a, the PM timer and GPE0 are ports; power button and reset register are the fixed ones. There is
-no SMI command port: the machine is in ACPI mode from the start (§4.8.2.5).
+Not hardware-reduced: PM1a, the PM timer and GPE0 are ports (`legacy.acpi_pm`); buttons and reset register are the fixed
+ones; ACPI mode is switched on by the SMI command port.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import struct
 from typing import Final
 
 from appliance.vmm import layout
-from appliance.vmm.boot.dsdt import VMGENID_OFFSET, Platform, definition, generation_id_name
+from appliance.vmm.boot.dsdt import Platform, definition, generation_id_name
 from appliance.vmm.boot.table_loader import Blob, Checksum, Link, Pointer, Tables, WritePointer, Zone
+from appliance.vmm.legacy.acpi_pm import ACPI_DISABLE, ACPI_ENABLE, GPE0_BYTES, PORT_SMI_COMMAND
+from appliance.vmm.legacy.vmgenid import FILE_ADDRESS, FILE_GUID, GUID_OFFSET
 
 FILE_TABLES, FILE_RSDP = "etc/acpi/tables", "etc/acpi/rsdp"
-FILE_VMGENID, FILE_VMGENID_ADDRESS = "etc/vmgenid_guid", "etc/vmgenid_addr"
 
 OEM_ID, OEM_TABLE_ID, CREATOR_ID = b"APPLNC", b"NATIVE  ", b"APLC"
 _HEADER = struct.Struct("<4sIBB6s8sI4sI")  # §5.2.6
@@ -26,13 +27,12 @@ _LENGTH_AT, _CHECKSUM_AT = 4, 9
 # FADT (§5.2.9)
 FADT_BYTES: Final = 276
 PM1_EVENT, PM1_CONTROL, PM_TIMER = layout.PORT_PM_BASE, layout.PORT_PM_BASE + 4, layout.PORT_PM_BASE + 8
-GPE0_BYTES: Final = 16
 RESET_VALUE: Final = 0x0F  # ICH9's RST_CNT: a full reset
 _FADT_FLAGS: Final = (
     1 << 0  # WBINVD works
     | 1 << 2  # C1 on every processor
-    | 1 << 5  # SLP_BUTTON: no fixed sleep button; PWR_BUTTON (4) clear: a fixed power button
     | 1 << 10  # RESET_REG_SUP
+    # clear: PWR_BUTTON (4) and SLP_BUTTON (5), both buttons are fixed ones; TMR_VAL_EXT (8), the timer has 24 bits
 )
 _FORCE_CLUSTER: Final = 1 << 18  # more than eight local APICs: flat logical addressing does not reach them
 _BOOT_LEGACY, _BOOT_8042 = 1 << 0, 1 << 1
@@ -96,25 +96,18 @@ class _Tables:
     def finish(self, dsdt: int, platform: Platform) -> tuple[list[Blob], list[Link]]:
         links: list[Link] = [Pointer(FILE_TABLES, at, size, FILE_TABLES) for at, size in self._pointers]
         blobs = []
-        if platform.vmgenid is not None:
-            blobs.append(Blob(FILE_VMGENID, generation_page(platform.vmgenid), align=layout.PAGE, zone=Zone.HIGH))
+        if platform.vmgenid:
+            blobs.append(Blob(FILE_GUID, bytes(layout.PAGE), align=layout.PAGE, zone=Zone.HIGH, devices_own=True))
             patched = generation_id_name()
             at = self._data.index(patched, dsdt) + len(patched) - 4
-            links.append(Pointer(FILE_TABLES, at, 4, FILE_VMGENID))
-            links.append(WritePointer(FILE_VMGENID_ADDRESS, 0, 8, FILE_VMGENID, 0))
+            links.append(Pointer(FILE_TABLES, at, 4, FILE_GUID))
+            links.append(WritePointer(FILE_ADDRESS, 0, 8, FILE_GUID, GUID_OFFSET))
         blobs.append(Blob(FILE_TABLES, bytes(self._data), align=64, zone=Zone.HIGH))
         for start in self._starts:
             if self._data[start : start + 4] != b"FACS":  # it has no checksum
                 length = int.from_bytes(self._data[start + _LENGTH_AT : start + _LENGTH_AT + 4], "little")
                 links.append(Checksum(FILE_TABLES, start + _CHECKSUM_AT, start, length))
         return blobs, links
-
-
-def generation_page(guid: bytes) -> bytes:
-    """The page that holds a generation ID: 40 bytes that look like no table, then the 16 of the GUID."""
-    if len(guid) != 16:
-        raise ValueError(f"a generation ID of {len(guid)} bytes")
-    return (bytes(VMGENID_OFFSET) + guid).ljust(layout.PAGE, b"\0")
 
 
 def _table(signature: bytes, revision: int, content: bytes) -> bytes:
@@ -141,7 +134,8 @@ def _fadt(platform: Platform) -> bytes:
     boot = _BOOT_LEGACY | (_BOOT_8042 if platform.i8042 else 0)
     content = b"".join(
         (
-            struct.pack("<IIBBHIBBBB", 0, 0, 1, 0, _SCI, 0, 0, 0, 0, 0),  # FACS, DSDT, model, profile, SCI, SMI
+            struct.pack("<IIBBHI", 0, 0, 1, 0, _SCI, PORT_SMI_COMMAND),  # FACS, DSDT, model, profile
+            struct.pack("<4B", ACPI_ENABLE, ACPI_DISABLE, 0, 0),
             struct.pack("<8I", PM1_EVENT, 0, PM1_CONTROL, 0, 0, PM_TIMER, layout.PORT_ACPI_GPE, 0),
             struct.pack("<8B", 4, 2, 0, 4, GPE0_BYTES, 0, 0, 0),  # lengths of the blocks, GPE1 base, _CST
             struct.pack("<4H", 0xFFF, 0xFFF, 0, 0),  # no C2, no C3; flush size and stride: WBINVD works

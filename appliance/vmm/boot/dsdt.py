@@ -23,11 +23,10 @@ from appliance.vmm import layout
 from appliance.vmm.boot import aml
 from appliance.vmm.boot import aml_resources as res
 from appliance.vmm.boot.aml import Access, RegionSpace, argument, integer, local
+from appliance.vmm.legacy.acpi_pm import GPE_PCI_HOTPLUG, GPE_VMGENID, PM_PORTS, PORT_SMI_COMMAND, S5_SLEEP_TYPE
+from appliance.vmm.legacy.vmgenid import GUID_OFFSET
 
-GPE_HOTPLUG: Final = 1
-GPE_VMGENID: Final = 5
-VMGENID_OFFSET: Final = 40  # of the GUID in its page
-SLP_TYP_S5: Final = 0  # as QEMU's ICH9 has it
+HOTPLUG_PORTS: Final = 20
 NOTIFY_CHECK, NOTIFY_EJECT, NOTIFY_CHANGED = 1, 3, 0x80
 
 _OSC_HOST_BRIDGE: Final = "33db4d5b-1ff7-401c-9657-7441c03dd766"  # PCI Firmware 3.3 §4.5.1
@@ -50,7 +49,7 @@ class Platform:
     i8042: bool = True
     pvpanic: bool = False
     fw_cfg: bool = True
-    vmgenid: bytes | None = None  # 16 bytes, as in memory
+    vmgenid: bool = False
 
     def pci_window_64(self) -> tuple[int, int] | None:
         """(first, last) address for 64-bit BARs; None where the processor's address width leaves no room. At most 46
@@ -62,7 +61,7 @@ class Platform:
 def definition(platform: Platform) -> bytes:
     """The DSDT's content, without its header."""
     parts = [
-        aml.name("\\_S5", aml.package(*(integer(each) for each in (SLP_TYP_S5, SLP_TYP_S5, 0, 0)))),
+        aml.name("\\_S5", aml.package(*(integer(each) for each in (S5_SLEEP_TYPE, S5_SLEEP_TYPE, 0, 0)))),
         aml.scope("\\_SB", _motherboard(), *_fw_cfg(platform), *_generation_id(platform), *_processors(platform)),
         aml.scope("\\_SB", _root_bridge(platform)),
         aml.scope("\\_GPE", *_events(platform)),
@@ -234,7 +233,12 @@ def _pvpanic() -> bytes:
 
 def _motherboard() -> bytes:
     """Everything fixed that no other device tells of, so that nothing is put there (and Linux trusts the ECAM)."""
-    ports = ((layout.PORT_PM_BASE, 0x80), (layout.PORT_ACPI_PCI_HOTPLUG, 20), (layout.PORT_A20, 1))
+    ports = (
+        (layout.PORT_PM_BASE, PM_PORTS),
+        (PORT_SMI_COMMAND, 2),
+        (layout.PORT_ACPI_PCI_HOTPLUG, HOTPLUG_PORTS),
+        (layout.PORT_A20, 1),
+    )
     return aml.device(
         "MBRD",
         aml.name("_HID", aml.eisa_id("PNP0C02")),
@@ -269,7 +273,7 @@ def generation_id_name() -> bytes:
 
 
 def _generation_id(platform: Platform) -> list[bytes]:
-    if platform.vmgenid is None:
+    if not platform.vmgenid:
         return []
     page = aml.name_string("VGIA")
     return [
@@ -289,7 +293,7 @@ def _generation_id(platform: Platform) -> list[bytes]:
                 "ADDR",
                 0,
                 aml.store(aml.package(integer(0), integer(0)), local(0)),
-                aml.add(page, integer(VMGENID_OFFSET), aml.index(local(0), integer(0))),
+                aml.add(page, integer(GUID_OFFSET), aml.index(local(0), integer(0))),
                 aml.return_(local(0)),
                 serialized=True,
             ),
@@ -308,8 +312,8 @@ def _processors(platform: Platform) -> list[bytes]:
 def _events(platform: Platform) -> list[bytes]:
     events = []
     if platform.hotplug_slots:
-        events.append(aml.method(f"_E{GPE_HOTPLUG:02X}", 0, aml.call("\\_SB.PCI0.PCNT")))
-    if platform.vmgenid is not None:
+        events.append(aml.method(f"_E{GPE_PCI_HOTPLUG:02X}", 0, aml.call("\\_SB.PCI0.PCNT")))
+    if platform.vmgenid:
         event = aml.notify("\\_SB.VGEN", integer(NOTIFY_CHANGED))
         events.append(aml.method(f"_E{GPE_VMGENID:02X}", 0, event))
     return events

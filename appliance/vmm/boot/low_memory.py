@@ -18,6 +18,7 @@ from appliance.errors import InvalidParameter, Unsupported
 from appliance.vmm.boot import acpi, smbios, table_loader
 from appliance.vmm.boot.e820 import BIOS_AREA, BIOS_AREA_END, EBDA
 from appliance.vmm.layout import MIB, PAGE
+from appliance.vmm.legacy.vmgenid import FILE_GUID
 from appliance.vmm.memory import GuestMemory
 
 GDT: Final = 0x500
@@ -72,7 +73,7 @@ def place_command_line(memory: GuestMemory, text: str, *, most_bytes: int) -> in
 
 @dataclass(frozen=True, slots=True)
 class DirectTables:
-    """Where the tables are. `generation_page` is what the generation ID device is to be told; None without one."""
+    """Where the tables are. `generation_page` is for `VmGenId.place`, after each time this is done; None without one."""
 
     rsdp: int
     generation_page: int | None
@@ -90,4 +91,4 @@ def place_tables(memory: GuestMemory, tables: table_loader.Tables, identity: smb
     memory.write(SMBIOS_AREA, smbios.anchor_21(structures, first).ljust(32, b"\0"))
     memory.write(SMBIOS_AREA + 32, smbios.anchor_30(structures, first))
     memory.write(first, structures)
-    return DirectTables(placed.addresses[acpi.FILE_RSDP], placed.told.get(acpi.FILE_VMGENID_ADDRESS))
+    return DirectTables(placed.addresses[acpi.FILE_RSDP], placed.addresses.get(FILE_GUID))

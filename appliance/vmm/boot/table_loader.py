@@ -32,12 +32,13 @@ class Zone(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """A file to be placed."""
+    """A file to be placed. `devices_own`: a device brings it into fw_cfg itself."""
 
     name: str
     data: bytes
     align: int
     zone: Zone
+    devices_own: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +88,8 @@ class Tables:
 
 
 def files(tables: Tables) -> dict[str, bytes]:
-    """fw_cfg's files, the script included. A `WritePointer`'s file is not among them: it is writable, and the device's."""
-    return {FILE_SCRIPT: script(tables), **{blob.name: blob.data for blob in tables.blobs}}
+    """fw_cfg's files, the script included, but for those that devices own: a `WritePointer`'s is always one."""
+    return {FILE_SCRIPT: script(tables), **{blob.name: blob.data for blob in tables.blobs if not blob.devices_own}}
 
 
 def script(tables: Tables) -> bytes:
