@@ -1,17 +1,15 @@
 """From the guest to the cable: one transmit queue served in Python (virtio 1.2 §5.1.6.2). On the loop.
 
-The header is copied, checked and rebuilt; the frame goes from guest memory to the kernel without a copy of ours. What a
-guest changes meanwhile changes its own frame only: the kernel copies before it looks.
+A frame is copied out of guest memory at one stroke, header and all: what is checked is what is sent. Copying 64 KiB takes
+no longer than lending a score of pieces to writev would.
 """
 
 from __future__ import annotations
 
 from appliance.vmm.netdev import header
 from appliance.vmm.netdev.backend import NetBackend, NetStatistics
-from appliance.vmm.netdev.header import HEADER_BYTES, SegmentTypes
-from appliance.vmm.virtio.queue import Chain, VirtQueue, cut
-
-MAX_PARTS = 1000  # writev takes IOV_MAX (1024)
+from appliance.vmm.netdev.header import HEADER_BYTES, MAX_FRAME, SegmentTypes
+from appliance.vmm.virtio.queue import Chain, VirtQueue
 
 
 class Transmitter:
@@ -29,33 +27,19 @@ class Transmitter:
         """For `VirtioDevice.serve`: one frame sent, refused or dropped, and counted; never an error. Nothing is written
         into the chain."""
         statistics = self._statistics
-        length = chain.readable_bytes - HEADER_BYTES
-        start = header.checked(chain.read(HEADER_BYTES), length, self.types)
+        data = chain.read(HEADER_BYTES + MAX_FRAME + 1)  # one that is longer is refused
+        length = len(data) - HEADER_BYTES
+        start = header.checked(data[:HEADER_BYTES], length, self.types)
         if start is None:
             statistics.tx_refused += 1
         elif not self.link_up:
             statistics.tx_dropped += 1
         else:
             try:
-                self._write(start, chain)
+                self._backend.send(self._pair, [start, memoryview(data)[HEADER_BYTES:]])
             except OSError:
                 statistics.tx_errors += 1
             else:
                 statistics.tx_packets += 1
                 statistics.tx_bytes += length
         return 0
-
-    def _write(self, start: bytes, chain: Chain) -> None:
-        memory = self.queue.memory
-        segments = cut(chain.readable, HEADER_BYTES, chain.readable_bytes)
-        if len(segments) > MAX_PARTS:
-            self._backend.send(self._pair, [start, chain.read(chain.readable_bytes, HEADER_BYTES)])
-            return
-        views: list[memoryview] = []
-        try:
-            for address, length in segments:
-                views.append(memory.view(address, length))
-            self._backend.send(self._pair, [start, *views])
-        finally:
-            for view in views:
-                view.release()

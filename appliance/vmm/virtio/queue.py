@@ -107,13 +107,18 @@ class Chain:
         if self.stale:
             return b""
         memory = self._queue.memory
-        return b"".join(memory.read(part.address, part.length) for part in cut(self.readable, offset, limit))
+        whole = not offset and limit >= self.readable_bytes
+        parts = self.readable if whole else cut(self.readable, offset, limit)
+        return b"".join([memory.read(address, length) for address, length in parts])
 
     def write(self, data: bytes | bytearray | memoryview, offset: int = 0) -> int:
         """Scatter `data` over the writable bytes from `offset`; returns how much had room."""
         if self.stale:
             return 0
         memory, done = self._queue.memory, 0
+        if not offset and len(self.writable) == 1 and len(data) <= self.writable_bytes:
+            memory.write(self.writable[0].address, data)
+            return len(data)
         for part in cut(self.writable, offset, len(data)):
             memory.write(part.address, data[done : done + part.length])
             done += part.length
