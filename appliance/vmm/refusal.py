@@ -16,7 +16,7 @@ from appliance.vmm import layout
 
 MACHINES = frozenset({"i440fx", "q35"})
 CPU_MODELS = frozenset({"", "host", "max", "kvm64", "qemu64", "x86-64-v2", "x86-64-v2-AES"})
-DISPLAYS = frozenset({"std", "none", *(f"serial{number}" for number in range(4))})
+DISPLAYS = frozenset({"none", *(f"serial{number}" for number in range(4))})
 CACHE_MODES = frozenset({"none", "writethrough", "writeback", "directsync", "unsafe", ""})
 SERIAL_LIMIT = 4
 DISK_LIMIT = 16

@@ -46,15 +46,18 @@ class Header(msgspec.Struct, forbid_unknown_fields=True):
     extra: dict[str, bytes] = {}
 
 
-def save(file: BinaryIO, header: Header, memory: GuestMemory) -> int:
-    """Write it all; how many bytes that took. Raises `HostError` (`NoSpace`) naming the machine."""
+def save(file: BinaryIO, header: Header, memory: GuestMemory, *, level: int = COMPRESSION_LEVEL) -> int:
+    """Write it all to a buffered file; how many bytes that took. `level` 0 does not compress.
+
+    Raises `HostError` (`NoSpace`) naming the machine.
+    """
     writer = _Summed(file)
     try:
         encoded = msgspec.msgpack.encode(header)
         writer.write(_HEAD.pack(MAGIC, VERSION, len(encoded)))
         writer.write(encoded)
         for first, data in _runs(memory):
-            packed = zlib.compress(data, COMPRESSION_LEVEL)
+            packed = zlib.compress(data, level) if level else data
             stored = packed if len(packed) < len(data) else data
             writer.write(_RECORD.pack(first, len(data) // PAGE, len(stored)))
             writer.write(stored)
