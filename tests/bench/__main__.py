@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.bench import core
+from tests.bench import core, vmm
 from tests.bench.figures import collect, report
 
-GROUPS = {"core": core.BENCHMARKS}
+GROUPS = {"core": core.BENCHMARKS, "vmm": vmm.BENCHMARKS}
 
 
 def main() -> int:
