@@ -243,6 +243,33 @@ def test_the_dsdt_says_what_the_machine_has(tmp_path: Path) -> None:
     assert f"0x{(1 << 40) - 1:016X}, // Range Maximum" in source
 
 
+_OSC = "\\_SB.PCI0._OSC (5B4DDB33F71F1C4096577441C03DD766)"
+EVALUATED = {
+    "\\_SB.VGEN.ADDR": f"[Integer] = {0xE1000 + GUID_OFFSET:016X}",
+    "\\_SB.VGEN._STA": "[Integer] = 000000000000000F",
+    # status and control of what was asked for, by UUID, revision, count, buffer
+    f"{_OSC} 1 3 (000000001F0000001F000000)": "10 00 00 00 1F 00 00 00 10 00",
+    f"{_OSC} 1 3 (000000001F00000010000000)": "00 00 00 00 1F 00 00 00 10 00",
+    f"{_OSC} 2 3 (000000001F00000010000000)": "08 00 00 00 1F 00 00 00 10 00",
+    "\\_SB.PCI0._OSC (00000000000000000000000000000000) 1 3 (000000001F0000001F000000)": "04 00 00 00 1F 00 00 00 1F 00",
+    "\\_GPE._E01": "No object was returned",
+    "\\_GPE._E05": "No object was returned",
+    "\\_SB.PCI0.S18._EJ0 1": "No object was returned",
+}
+
+
+@pytest.mark.skipif(shutil.which("acpiexec") is None, reason="acpica-tools is not installed")
+def test_acpicas_interpreter_runs_the_methods(tmp_path: Path) -> None:
+    (tmp_path / "dsdt.aml").write_bytes(walk(LARGE).dsdt)
+    arguments = ["acpiexec", "-b", ";".join(f"execute {command}" for command in EVALUATED), "dsdt.aml"]
+    done = subprocess.run(arguments, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=20)
+    assert "AE_" not in done.stdout, done.stdout  # an exception of the interpreter's
+    answers = done.stdout.split("Evaluating ")[1:]
+    assert len(answers) == len(EVALUATED), done.stdout
+    for (command, wanted), answer in zip(EVALUATED.items(), answers, strict=True):
+        assert wanted in answer, (command, answer)
+
+
 def test_what_a_machine_lacks_its_dsdt_does_not_mention() -> None:
     bare = definition(replace(SMALL, i8042=False, fw_cfg=False, hotplug_slots=frozenset()))
     for absent in (b"KBD_", b"MOU_", b"COM1", b"PEVT", b"FWCF", b"VGEN", b"PCNT", b"_E01", b"_E05", b"_EJ0"):
