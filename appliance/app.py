@@ -43,6 +43,7 @@ from appliance.services.templates import TemplateService
 from appliance.state.sqlite import SqliteStore
 from appliance.tasks import TaskScope
 from appliance.version import VERSION
+from appliance.vmm.engine import NativeEngine
 from appliance.web.application import RESOURCES, build_application
 from appliance.web.pages.render import RENDERER
 from appliance.web.server import SOCKET_NAME, Server
@@ -78,6 +79,7 @@ class Host:
     network: NetworkService
     node: NodeService
     consoles: ConsoleService
+    native: NativeEngine
     qemu: QemuEngine
     containers: CtEngine
 
@@ -101,11 +103,12 @@ class App:
         table = scope.start(asyncio.to_thread(ApiTable, RESOURCES), name="table of the API")
         clock = SystemClock()
         qemu = QemuEngine(self._config.run_dir, scope, clock)
+        native = NativeEngine(self._config.run_dir, self._config.data_dir, scope, clock)
         containers = CtEngine(self._config.run_dir, self._config.data_dir, scope, clock)
-        probes = scope.start(_probe((qemu, containers)), name="probe the engines")
+        probes = scope.start(_probe((native, qemu, containers)), name="probe the engines")
 
         ground = await self._start_ground(clock, scope)
-        host = await self._start_host(ground, qemu, containers)
+        host = await self._start_host(ground, native, qemu, containers)
         await probes
         guests = await self._start_guests(ground, host)
         static = await asyncio.to_thread(StaticFiles.scan, self._config.static_dir)
@@ -134,7 +137,7 @@ class App:
         self._on_close("tasks", 30, tasks.close)
         return Ground(clock=clock, events=events, scope=scope, store=store, audit=audit, access=access, tasks=tasks)
 
-    async def _start_host(self, ground: Ground, qemu: QemuEngine, containers: CtEngine) -> Host:
+    async def _start_host(self, ground: Ground, native: NativeEngine, qemu: QemuEngine, containers: CtEngine) -> Host:
         config, store, scope = self._config, ground.store, ground.scope
         storage = StorageService(store, ground.events, ground.tasks, node=config.node_name, data_dir=config.data_dir)
         await storage.start()
@@ -161,6 +164,7 @@ class App:
             network=network,
             node=node,
             consoles=consoles,
+            native=native,
             qemu=qemu,
             containers=containers,
         )
@@ -175,13 +179,13 @@ class App:
             storage=host.storage,
             network=host.links,
             consoles=host.consoles,
-            engines=Engines(vm=(host.qemu,), ct=host.containers),
+            engines=Engines(vm=(host.native, host.qemu), ct=host.containers),
             provisioner=host.containers,
             node=self._config.node_name,
             scope=ground.scope,
             new_mac=host.network.new_mac,
         )
-        self._on_close("guests", 20, guests.close)
+        self._on_close("guests", 60, guests.close)  # native ones are saved, at the speed of the disk
         await guests.load()
         # tasks end while all they work with, and undo with, is still there
         self._on_close("tasks that run", 30, ground.tasks.close)
@@ -251,7 +255,7 @@ def _make_directory(path: Path, mode: int) -> None:
         raise HostError.from_os_error(error, f"create {path}") from error
 
 
-async def _probe(engines: Sequence[QemuEngine | CtEngine]) -> None:
+async def _probe(engines: Sequence[NativeEngine | QemuEngine | CtEngine]) -> None:
     """Ask each engine what it can do here, at the same time, and log what is missing: the appliance starts anyway."""
     for found in await asyncio.gather(*(engine.probe() for engine in engines)):
         log.info("engine %s: %s", found.engine, f"version {found.version}" if found.usable else "cannot start guests")

@@ -19,3 +19,9 @@ class LazyModule:
 
     def __getattr__(self, attribute: str) -> object:
         return getattr(importlib.import_module(self._name), attribute)
+
+
+def load(*names: str) -> None:
+    """Import modules now. Blocking: for a thread, before the loop touches what stands for them."""
+    for name in names:
+        importlib.import_module(name)

@@ -17,22 +17,31 @@ import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from appliance.clock import Clock
 from appliance.cloud_init import render, write_drive
 from appliance.errors import ApplianceError, Conflict, HostError, Unsupported
 from appliance.files import write_atomic
 from appliance.kernel import kvm_capabilities
+from appliance.lazy import LazyModule, load
 from appliance.model.guest import Capabilities, GuestId, VmResources, VmSpec
 from appliance.model.volume import OpenedVolume, VolumeFormat, VolumeId
 from appliance.tasks import TaskScope, to_its_end
 from appliance.threads import to_the_end
 from appliance.vmm import refusal
 from appliance.vmm.boot import firmware
-from appliance.vmm.builder import BuildOptions, Built, build
 from appliance.vmm.refusal import HostFacts
-from appliance.vmm.snapshot import load_header, restore_machine, saved_spec
-from appliance.vmm.vm import LogLine, NativeVm, StateCallback
+
+_MACHINE = ("appliance.vmm.builder", "appliance.vmm.snapshot", "appliance.vmm.vm")
+
+if TYPE_CHECKING:
+    from appliance.vmm import builder, snapshot
+    from appliance.vmm import vm as native
+    from appliance.vmm.builder import Built
+    from appliance.vmm.vm import LogLine, NativeVm, StateCallback
+else:  # the machine's hundred modules are loaded, in a thread, when the first one is wanted: many hosts never do
+    builder, snapshot, native = (LazyModule(name) for name in _MACHINE)
 
 NAME = "native"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -80,7 +89,7 @@ class NativeEngine:
         with self._claim(spec.guest_id):
             await to_the_end(self._forget_saved, spec.guest_id)
             await _write_cloud_init(spec, resources)
-            built = await self._build(spec, resources, log)
+            built = await self._build(spec, resources)
             try:
                 await built.machine.start()
             except BaseException:
@@ -132,15 +141,16 @@ class NativeEngine:
         finally:
             self._busy.discard(guest_id)
 
-    async def _build(self, spec: VmSpec, resources: VmResources, line: LogLine) -> Built:
+    async def _build(self, spec: VmSpec, resources: VmResources) -> Built:
+        await asyncio.to_thread(load, *_MACHINE)
         directory = self._run_dir / str(spec.guest_id)
         await to_the_end(_fresh_directory, directory)
         label = f"vm {spec.guest_id}"
-        options = BuildOptions(
+        options = builder.BuildOptions(
             scope=self._scope, clock=self._clock, run_dir=directory, write_log=partial(log.info, "%s: %s", label)
         )
         try:
-            return await build(spec, resources, options)
+            return await builder.build(spec, resources, options)
         except BaseException:
             await to_the_end(partial(shutil.rmtree, directory, ignore_errors=True))
             raise
@@ -150,7 +160,7 @@ class NativeEngine:
         await to_the_end(partial(shutil.rmtree, self._run_dir / str(guest_id), ignore_errors=True))
 
     def _keep(self, built: Built, spec: VmSpec, *, started_at: float, on_state: StateCallback) -> NativeVm:
-        vm = NativeVm(
+        vm = native.NativeVm(
             built,
             spec,
             started_at=started_at,
@@ -175,11 +185,11 @@ class NativeEngine:
         await self._clean_up(vm.guest_id)
 
     async def _restore(self, path: Path, resources: VmResources, on_state: StateCallback) -> NativeVm:
-        header = await asyncio.to_thread(load_header, path)
-        spec = saved_spec(header)
-        built = await self._build(spec, resources, partial(log.info, "vm %d: %s", spec.guest_id))
+        header = await asyncio.to_thread(snapshot.load_header, path)
+        spec = snapshot.saved_spec(header)
+        built = await self._build(spec, resources)
         try:
-            await restore_machine(built, path)
+            await snapshot.restore_machine(built, path)
             if header.extra.get("was_running"):
                 await built.machine.resume()
         except BaseException:
