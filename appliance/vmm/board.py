@@ -37,6 +37,7 @@ class BoardOptions:
     label: str
     memory_bytes: int
     vcpus: int = 1
+    apic_ids: tuple[int, ...] = ()  # one for each vCPU; empty: 0, 1, …
     memory: MemoryOptions = field(default_factory=MemoryOptions)
 
 
@@ -59,7 +60,7 @@ class Board:
                 self.slots = Slots(self.vm)
                 self.slots.map_ram(self.memory)
                 self.interrupts = Interrupts(self.vm, label=options.label)
-                self.vcpus = tuple(self.vm.create_vcpu(index) for index in range(options.vcpus))
+                self.vcpus = tuple(self.vm.create_vcpu(index) for index in options.apic_ids or range(options.vcpus))
                 self._chips = [self.vm.get_irqchip(chip) for chip in _CHIPS]
                 self._pit = self.vm.get_pit2()
             except OSError as error:

@@ -23,6 +23,7 @@ from appliance.errors import HostError, InvalidParameter
 from appliance.model.guest import NicSpec, VmDisk, VmResources, VmSpec
 from appliance.tasks import TaskScope, to_its_end
 from appliance.vmm.board import BoardOptions
+from appliance.vmm.boot.cpuid import Topology
 from appliance.vmm.chipset import Chipset, add_chipset
 from appliance.vmm.console import ByteChannel
 from appliance.vmm.device import MachineRequest
@@ -107,7 +108,12 @@ def nic_slot(nic: NicSpec) -> int:
 async def build(spec: VmSpec, resources: VmResources, options: BuildOptions) -> Built:
     """A machine BUILT of `spec`. Raises `HostError`, `Unsupported`, `InvalidParameter`; nothing is left then."""
     machine = await Machine.create(
-        BoardOptions(label=f"vm {spec.guest_id}", memory_bytes=spec.memory_mib << 20, vcpus=spec.vcpus),
+        BoardOptions(
+            label=f"vm {spec.guest_id}",
+            memory_bytes=spec.memory_mib << 20,
+            vcpus=spec.vcpus,
+            apic_ids=Topology(sockets=spec.sockets, cores=spec.cores).apic_ids(spec.vcpus),
+        ),
         scope=options.scope,
         clock=options.clock,
         write_log=options.write_log,

@@ -339,7 +339,7 @@ class Machine:
         await self._stop(ExitReason(kind="crashed", detail=detail))
 
     async def _dump(self) -> None:
-        chosen = self.vcpus[:DUMPED_VCPUS] if self._failed_vcpu is None else [self.vcpus[self._failed_vcpu]]
+        chosen = [vcpu for vcpu in self.vcpus if self._failed_vcpu in (None, vcpu.index)][:DUMPED_VCPUS]
         for vcpu in chosen:
             try:
                 self._log.line(await self._on_vcpu(vcpu, partial(fault.dump, read_physical=self.board.read_physical)))

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from appliance.kernel.kvm_capabilities import KvmCapabilities
 from appliance.model.guest import NicSpec, VmDisk, VmSpec
 from appliance.vmm import layout
+from appliance.vmm.boot.cpu_models import MODELS
 
 MACHINES = frozenset({"i440fx", "q35"})
-CPU_MODELS = frozenset({"", "host", "max", "kvm64", "qemu64", "x86-64-v2", "x86-64-v2-AES"})
 DISPLAYS = frozenset({"none", *(f"serial{number}" for number in range(4))})
 CACHE_MODES = frozenset({"none", "writethrough", "writeback", "directsync", "unsafe", ""})
 SERIAL_LIMIT = 4
@@ -74,8 +74,8 @@ def _machine(spec: VmSpec, facts: HostFacts) -> Iterator[str]:
 
 
 def _processor(spec: VmSpec, facts: HostFacts) -> Iterator[str]:
-    if spec.cpu_model not in CPU_MODELS:
-        yield f"processor {spec.cpu_model!r} is not one of {', '.join(sorted(CPU_MODELS - {''}))}"
+    if spec.cpu_model not in MODELS:
+        yield f"processor {spec.cpu_model!r} is not one of {', '.join(sorted(MODELS - {''}))}"
     if spec.cpu_flags:
         yield "processor flags are given"
     most = min(layout.MAX_VCPUS, facts.kvm.max_vcpus)

@@ -117,7 +117,7 @@ def _restore_vcpu(vcpu: object, *, state: VcpuState) -> None:
 async def _vcpu_states(machine: Machine) -> list[VcpuState]:
     indices = machine.board.msr_indices
     return [
-        await machine.run_on(vcpu.index, lambda kvm: save_vcpu(kvm, indices)) for vcpu in machine.vcpus
+        await machine.run_on(number, lambda kvm: save_vcpu(kvm, indices)) for number in range(len(machine.vcpus))
     ]  # one after the other: all of them are parked
 
 

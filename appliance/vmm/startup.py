@@ -47,8 +47,7 @@ async def make_boot(
     cpuid.check_model(offered, model)
 
     def configure(vcpu: KvmVcpu) -> None:
-        apic_id = topology.apic_id(vcpu.index)
-        leaves = cpuid.leaves(offered, model, topology, apic_id, tsc_deadline=deadline)
+        leaves = cpuid.leaves(offered, model, topology, vcpu.index, tsc_deadline=deadline)  # its number is its APIC ID
         vcpu.set_cpuid2([leaf.to_kvm() for leaf in leaves])
 
     if spec.kernel:
