@@ -7,7 +7,7 @@ import pytest
 from appliance.vmm import layout
 from appliance.vmm.bus import Bus
 from appliance.vmm.pci import config_space as cs
-from appliance.vmm.pci.bar import Bar, BarKind
+from appliance.vmm.pci.bar import ROM, Bar, BarKind
 from appliance.vmm.pci.bus import PciBus
 from tests.fakes.machine import FakeMachine
 from tests.vmm.pci_software import Card, Cf8, Ecam, Found, Scratch, place_bars, size_bars_as_seabios
@@ -59,6 +59,23 @@ def test_bars_are_decoded_once_placed_and_enabled(machine: FakeMachine, card: Ca
     assert card.registers.writes == [(4, 2, 7), (0x3FF8, 8, 9)]
     assert machine.mmio.read(0xC000_0123, 1) == 0x23
     assert machine.notes == []
+
+
+def test_a_rom_is_decoded_while_it_and_memory_are_enabled(machine: FakeMachine, bus: PciBus, config: Cf8) -> None:
+    card = Card(machine.context)
+    card.add_rom(0x8000, card.registers)
+    bus.plug(card, 3)
+    config.write(3, cs.ROM_BAR, 4, 0xFFFF_FFFE)  # as SeaBIOS's map_pcirom
+    assert config.read(3, cs.ROM_BAR, 4) == 0xFFFF_8000
+    config.write(3, cs.COMMAND, 2, cs.COMMAND_MEMORY)
+    config.write(3, cs.ROM_BAR, 4, 0xC000_0000)
+    assert decoded(machine.mmio) == {}
+    config.write(3, cs.ROM_BAR, 4, 0xC000_0001)
+    assert decoded(machine.mmio) == {"card0 BAR 6": 0xC000_0000}
+    assert card.moves == [(ROM, 0xC000_0000)]
+    assert machine.mmio.read(0xC000_0123, 1) == 0x23
+    config.write(3, cs.ROM_BAR, 4, 0xC000_0000)
+    assert decoded(machine.mmio) == {}
 
 
 @pytest.mark.parametrize(

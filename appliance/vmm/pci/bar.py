@@ -1,4 +1,4 @@
-"""Base address registers: what a function decodes, and where (PCI 3.0 §6.2.5).
+"""Base address registers: what a function decodes, and where (PCI 3.0 §6.2.5), the expansion ROM's among them.
 
 A BAR is `size` addresses, a power of two; the register keeps only the address bits above that, which is also how software
 finds the size: it writes all ones and reads back. `Bar` is one of them with the range it has on a bus at the moment, if
@@ -17,10 +17,14 @@ from typing import Final
 from appliance.vmm import layout
 from appliance.vmm.bus import BusHandler, BusRange
 from appliance.vmm.memory import GuestMemory
+from appliance.vmm.pci import config_space as cs
 
 LOWEST_PORT: Final = 0x1000  # below it is the chipset's, some of it within KVM (Linux: PCIBIOS_MIN_IO)
 LOWEST_MEMORY: Final = layout.MIB
 ADDRESS_END: Final = 1 << 52  # MAXPHYADDR is never more: SDM vol.3 §4.1.4
+ROM: Final = 6  # the expansion ROM's place among the BARs (§6.2.5.2)
+ROM_ENABLE: Final = 1 << 0
+ROM_SMALLEST, ROM_LARGEST = 2 * layout.KIB, 16 * layout.MIB
 
 
 class BarKind(Enum):
@@ -52,10 +56,20 @@ class Bar:
     refused: bool = False  # decoding is enabled but not possible where it is; noted once
 
     def __post_init__(self) -> None:
-        smallest = 1 << self.kind.type_bits
+        smallest = ROM_SMALLEST if self.is_rom else 1 << self.kind.type_bits
         limits = {BarKind.IO: 256, BarKind.MEM32: 2 * layout.GIB, BarKind.MEM64: 1 << 40}
-        if self.size & (self.size - 1) or not smallest <= self.size <= limits[self.kind]:
+        largest = ROM_LARGEST if self.is_rom else limits[self.kind]
+        if self.size & (self.size - 1) or not smallest <= self.size <= largest:
             raise ValueError(f"BAR {self.index}: {self.size} bytes of {self.kind.name}")
+
+    @property
+    def is_rom(self) -> bool:
+        return self.index == ROM
+
+    @property
+    def register(self) -> int:
+        """Where its register is in configuration space."""
+        return cs.ROM_BAR if self.is_rom else cs.BAR0 + 4 * self.index
 
     @property
     def register_bytes(self) -> int:
@@ -68,12 +82,20 @@ class Bar:
 
     @property
     def writable_bits(self) -> int:
+        address = self.address_bits
+        return address | ROM_ENABLE if self.is_rom else address
+
+    @property
+    def address_bits(self) -> int:
         return ((1 << 8 * self.register_bytes) - 1) & ~(self.size - 1)
 
     def address(self, register: int) -> int | None:
-        """The base that `register` says; None for the two values nobody means: not set yet, and being sized."""
-        base = register & self.writable_bits
-        low, high = self.writable_bits & 0xFFFF_FFFF, self.writable_bits >> 32
+        """The base that `register` says; None for the two values nobody means: not set yet, and being sized. None also
+        for a ROM that is not enabled."""
+        if self.is_rom and not register & ROM_ENABLE:
+            return None
+        base = register & self.address_bits
+        low, high = self.address_bits & 0xFFFF_FFFF, self.address_bits >> 32
         # software writes ones to one half of a 64-bit register at a time; neither is an address there can be
         unset = base == 0 or base == low or (high != 0 and base >> 32 == high)
         return None if unset else base

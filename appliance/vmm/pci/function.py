@@ -1,9 +1,9 @@
 """A PCI function, the base of every PCI device: its configuration space, BARs, MSI-X and INTx.
 
-A device derives from `PciFunction`, describes itself in its constructor (`add_bar`, `add_capability`, `add_msix`), and is
-put on a bus by `bus.PciBus.plug`. Everything a guest writes to `config` has its effect before the write returns: BARs
-appear on, move on, and leave the machine's buses; interrupts are masked and unmasked. Subclasses hear of it through
-`bar_moved`, `config_reading` and `config_written`.
+A device derives from `PciFunction`, describes itself in its constructor (`add_bar`, `add_rom`, `add_capability`,
+`add_msix`), and is put on a bus by `bus.PciBus.plug`. Everything a guest writes to `config` has its effect before the
+write returns: BARs appear on, move on, and leave the machine's buses; interrupts are masked and unmasked. Subclasses hear
+of it through `bar_moved`, `config_reading` and `config_written`.
 
 Threads: vCPUs through the buses, the owner's threads through `set_intx` and `msix.signal`. `lock` is held in every hook.
 Specification: PCI Local Bus 3.0, chapter 6.
@@ -20,13 +20,14 @@ from appliance.vmm.device import Device, DeviceContext, State
 from appliance.vmm.irq import IrqLine
 from appliance.vmm.pci import config_space as cs
 from appliance.vmm.pci import msix as mx
-from appliance.vmm.pci.bar import Bar, BarKind, refusal
+from appliance.vmm.pci.bar import ROM, Bar, BarKind, refusal
 from appliance.vmm.pci.bar_areas import BarAreas, Pending, Table, Unused
 from appliance.vmm.pci.config_space import ConfigSpace
 
 __all__ = ["BarKind", "PciConfig", "PciFunction", "PciFunctionState"]
 
 STATE_VERSION: Final = 1
+_BASES: Final = ((cs.BAR0, 4 * cs.BARS), (cs.ROM_BAR, 4))  # the registers of BARs and ROM: offset and length
 
 
 class PciFunctionState(State):
@@ -112,8 +113,15 @@ class PciFunction(Device):
         wanted = {index + part for part in range(bar.register_bytes // 4)}
         if taken & wanted or not wanted <= set(range(cs.BARS)):
             raise ValueError(f"{self.label}: no room for BAR {index}")
-        self.bars[index] = bar
-        self.config.define(cs.BAR0 + 4 * index, bar.register_bytes, bar.fixed_bits, writable=bar.writable_bits)
+        self._add_bar(bar)
+
+    def add_rom(self, size: int, handler: BusHandler) -> None:
+        """The expansion ROM (PCI 3.0 §6.2.5.2): `size` bytes, a power of two. Among the BARs it is number `bar.ROM`."""
+        self._add_bar(Bar(ROM, size, BarKind.MEM32, handler))
+
+    def _add_bar(self, bar: Bar) -> None:
+        self.bars[bar.index] = bar
+        self.config.define(bar.register, bar.register_bytes, bar.fixed_bits, writable=bar.writable_bits)
 
     def add_capability(self, cap_id: int, body: bytes, writable_mask: bytes = b"") -> int:
         """A capability (PCI 3.0 §6.7): `body` is what follows its id and next pointer, `writable_mask` lies over `body`.
@@ -228,7 +236,7 @@ class PciFunction(Device):
         if offset < cs.STATUS and end > cs.COMMAND:
             self._drive_intx()
             self.map_bars()
-        elif offset < cs.BAR0 + 4 * cs.BARS and end > cs.BAR0:
+        elif any(offset < start + length and end > start for start, length in _BASES):
             self.map_bars()
 
     # --- BARs -----------------------------------------------------------------------------------------------------
@@ -251,7 +259,7 @@ class PciFunction(Device):
         enable = cs.COMMAND_IO if bar.kind is BarKind.IO else cs.COMMAND_MEMORY
         if not self.config.get(cs.COMMAND, 2) & enable or self._closed:
             return None
-        return bar.address(self.config.get(cs.BAR0 + 4 * bar.index, bar.register_bytes))
+        return bar.address(self.config.get(bar.register, bar.register_bytes))
 
     def _map(self, bar: Bar, base: int) -> None:
         io = bar.kind is BarKind.IO
