@@ -138,8 +138,8 @@ class Interrupts:
     def _program(self, vector: MessageVector, address: int, data: int, *, masked: bool) -> None:
         """The table is told when the vector is unmasked, not at each of the three writes that program it."""
         with self._lock:
-            if vector.gsi not in self._vectors:
-                return
+            if self._vectors.get(vector.gsi) is not vector:
+                return  # closed; its number may be another's by now
             vector.address, vector.data = address, data
             changed = vector._routed != (address, data)
             try:
@@ -156,8 +156,9 @@ class Interrupts:
 
     def _give_up(self, vector: MessageVector) -> None:
         with self._lock:
-            if self._vectors.pop(vector.gsi, None) is None:
+            if self._vectors.get(vector.gsi) is not vector:
                 return
+            del self._vectors[vector.gsi]
             try:
                 if not vector.masked:
                     self._controller.irqfd(vector.event, vector.gsi, deassign=True)

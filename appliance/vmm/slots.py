@@ -106,8 +106,8 @@ class Slots:
     def start_dirty_log(self) -> None:
         """From now on every page written is noted, by whomever. Raises `HostError`, and then nothing is logged."""
         assert self._memory is not None
-        self._memory.start_dirty_log()
         try:
+            self._memory.start_dirty_log()
             for _, slot in self._ram:
                 slot.log_dirty(wanted=True)
         except HostError:
