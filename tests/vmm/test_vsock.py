@@ -38,7 +38,7 @@ def device(machine: FakeMachine, path: Path) -> Iterator[VirtioVsock]:
     made = VirtioVsock("vsock0", machine.context, options=VsockOptions(guest_cid=CID, socket_path=path))
     yield made
     made.close()
-    assert not path.exists()
+    made.close()
     assert machine.bridge.watched == {}
 
 
@@ -55,9 +55,9 @@ def client(path: Path) -> Iterator[Callable[[], socket.socket]]:
 
     def connect() -> socket.socket:
         each = socket.socket(socket.AF_UNIX)
+        made.append(each)
         each.settimeout(5)
         each.connect(str(path))
-        made.append(each)
         return each
 
     yield connect
@@ -189,6 +189,17 @@ def test_there_are_so_many_connections_and_no_more(guest: VsockGuest, client: Co
     host._all -= filler
     clients[0].sendall(b"CONNECT 80\n")
     assert guest.ops() == [Op.REQUEST]
+
+
+def test_a_file_left_behind_is_replaced(machine: FakeMachine, path: Path, client: Connect) -> None:
+    options = VsockOptions(guest_cid=CID, socket_path=path)
+    VirtioVsock("vsock0", machine.context, options=options).close()
+    with pytest.raises(ConnectionRefusedError):
+        client()
+    device = VirtioVsock("vsock0", machine.context, options=options)
+    assert path.stat().st_mode & 0o777 == 0o600
+    client()
+    device.close()
 
 
 # Credit

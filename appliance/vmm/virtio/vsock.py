@@ -64,8 +64,8 @@ class VirtioVsock(VirtioDevice):
         options: VsockOptions,
         open_vhost: Callable[[str], VhostVsockBackend] = VhostVsock,
     ) -> None:
-        """Raises `Unsupported` without a path on a host without vhost-vsock, `HostError` when the path cannot be listened
-        on, `ValueError` for impossible options."""
+        """Works on the file system: not on the loop. Raises `Unsupported` without a path on a host without vhost-vsock,
+        `HostError` when the path cannot be listened on, `ValueError` for impossible options."""
         if not FIRST_GUEST_CID <= options.guest_cid <= LAST_GUEST_CID:
             raise ValueError(f"{name}: CID {options.guest_cid} is reserved")
         offload = options.socket_path is None

@@ -58,7 +58,7 @@ class VsockHost:
         ready: Callable[[], None],
         run: Callable[[Callable[[], None]], None],
     ) -> None:
-        """Listen on `path`, whatever was there before. Raises `HostError`."""
+        """Listen on `path`, whatever was there before; not on the loop. Raises `HostError`."""
         self.guest_takes_streams = True
         self._path = path
         self._guest_cid = guest_cid
@@ -95,7 +95,7 @@ class VsockHost:
         self._outbox.clear()
 
     def close(self) -> None:
-        """Also the listening socket and its file; harmless when done twice."""
+        """Also the listening socket; harmless when done twice."""
         self.drop_all()
         for connection in list(self._all):
             self._forget(connection)

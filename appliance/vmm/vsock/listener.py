@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -36,7 +35,7 @@ class Listener:
         label: str,
         taken: Callable[[socket.socket], None],
     ) -> None:
-        """Raises `OSError`."""
+        """Works on the file system: not on the loop. Raises `OSError`."""
         self._path = path
         self._poller = poller
         self._bridge = bridge
@@ -72,9 +71,8 @@ class Listener:
                 self._poller.change(self._socket.fileno(), READ)
 
     def close(self) -> None:
-        """And remove the file; harmless when done twice."""
+        """The file stays, and refuses, until its directory goes or somebody listens there anew: removing it is no work
+        for the loop. Harmless when done twice."""
         if self._socket.fileno() >= 0:
             self._poller.remove(self._socket.fileno())
             self._socket.close()
-            with contextlib.suppress(OSError):
-                self._path.unlink()
