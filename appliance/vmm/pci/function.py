@@ -108,6 +108,8 @@ class PciFunction(Device):
 
     def add_bar(self, index: int, size: int, kind: BarKind, handler: BusHandler, *, prefetchable: bool = False) -> None:
         """BAR `index` (0-5; a MEM64 also takes the next), `size` bytes, a power of two. `handler` sees offsets in it."""
+        if not 0 <= index < cs.BARS:
+            raise ValueError(f"{self.label}: no room for BAR {index}")
         bar = Bar(index, size, kind, handler, prefetchable)
         taken = {other.index + part for other in self.bars.values() for part in range(other.register_bytes // 4)}
         wanted = {index + part for part in range(bar.register_bytes // 4)}
