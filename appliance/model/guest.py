@@ -164,6 +164,7 @@ class VmSpec:
     kernel: str = ""
     initrd: str = ""
     cmdline: str = ""
+    vsock: bool = False  # a socket device; native: on UNIX sockets in the guest's run directory, as Firecracker has it
     data_plane: str = "auto"  # native machine: "auto", "python" or "offload" (vhost, vhost-user)
     watchdog: str = (
         ""  # what an i6300ESB does when it expires: "reset", "shutdown", "poweroff", "pause", "none"; "": no device

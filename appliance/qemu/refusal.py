@@ -58,6 +58,8 @@ def _machine(spec: VmSpec, facts: HostFacts, emulator: Emulator, board: str) -> 
         yield f"serial ports {spec.serials}: 0 to {SERIAL_LIMIT - 1}, each once"
     if spec.keyboard and spec.keyboard not in facts.keymaps:
         yield f"keyboard {spec.keyboard!r} is not known to this QEMU"
+    if spec.vsock:
+        yield "vsock: only the native machine has it"
     if not _is_uuid(spec.uuid):
         yield f"uuid {spec.uuid!r} is not a UUID"
 

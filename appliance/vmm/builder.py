@@ -16,12 +16,14 @@ import asyncio
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from appliance.clock import Clock
 from appliance.errors import HostError, InvalidParameter
 from appliance.model.guest import NicSpec, VmDisk, VmResources, VmSpec
 from appliance.tasks import TaskScope, to_its_end
+from appliance.threads import to_the_end
 from appliance.vmm.board import BoardOptions
 from appliance.vmm.boot.cpuid import Topology
 from appliance.vmm.chipset import Chipset, add_chipset
@@ -42,6 +44,7 @@ from appliance.vmm.virtio.device import VirtioDevice
 from appliance.vmm.virtio.net import NetOptions, VirtioNet
 from appliance.vmm.virtio.pci_transport import VirtioPci
 from appliance.vmm.virtio.rng import VirtioRng
+from appliance.vmm.virtio.vsock import VirtioVsock, VsockOptions
 
 AGENT_PORT = "org.qemu.guest_agent.0"
 SLOTS = {"display": 1, "rng": 2, "agent": 3, "balloon": 4, "watchdog": 5, "vsock": 6, "cloudinit": 7}
@@ -141,11 +144,13 @@ class _Builder:
             self._context,
             serials=spec.serials,
             local_time=spec.local_time,
-            generation=uuid.uuid4(),
+            generation=uuid.uuid5(uuid.UUID(spec.uuid), "vmgenid"),  # another one in a clone only
             ejected=self._ejected,
         )
         built = self._built = Built(machine, chipset, self._resources)
         self._add_small_devices(built)
+        if spec.vsock:
+            await self._add_vsock(built)
         for disk in spec.disks:
             if disk.volume is not None:
                 await self.add_disk(built, disk)
@@ -175,6 +180,14 @@ class _Builder:
         port.sink, port.on_room = built.agent.feed, built.agent.has_room
         port.set_open(True)
         self._plug(built, "agent", device, SLOTS["agent"])
+
+    async def _add_vsock(self, built: Built) -> None:
+        """On UNIX sockets in the machine's run directory: `vsock.sock`, and `vsock.sock_PORT` for what the guest asks for."""
+        options = VsockOptions(
+            guest_cid=self._spec.guest_id, socket_path=self._options.run_dir / "vsock.sock", data_plane=DataPlane.AUTO
+        )
+        device = await to_the_end(partial(VirtioVsock, "virtio-vsock", self._context, options=options))
+        self._plug(built, "vsock", device, SLOTS["vsock"])
 
     async def add_disk(self, built: Built, disk: VmDisk) -> None:
         """Into a machine that is being built, or runs (hot-plug)."""

@@ -77,6 +77,7 @@ _GENERAL = (
         description="What runs it; `auto` lets the host choose. (Extension of this appliance.)")),
     key("dataplane", "HWType", choice("auto", "python", "offload", default="auto",
         description="Who moves a native machine's disk and network data. (Extension of this appliance.)")),
+    key("vsock", "HWType", boolean("A socket device between host and guest. (Extension of this appliance.)", default="0")),
     key("kernel", "HWType", Value(description="Volume of a kernel to boot directly. (Extension of this appliance.)",
         check=formats.volume_id)),
     key("initrd", "HWType", Value(description="Volume of that kernel's initial RAM disk. (Extension of this appliance.)",

@@ -76,6 +76,7 @@ def to_vm_spec(guest_id: int, config: Mapping[str, str]) -> VmSpec:
         initrd=config.get("initrd", ""),
         cmdline=config.get("cmdline", ""),
         data_plane=_text(config, "dataplane"),
+        vsock=is_true(_text(config, "vsock")),
         watchdog=_part(config, "watchdog").get("action", "reset") if config.get("watchdog") else "",
     )
 

@@ -155,3 +155,8 @@ def test_a_kernel_a_data_plane_and_a_watchdog_reach_the_engine() -> None:
     assert (spec.kernel, spec.initrd) == ("local:import/vmlinuz", "local:import/initrd.img")
     assert (spec.cmdline, spec.data_plane, spec.watchdog) == ("console=ttyS0 quiet", "python", "poweroff")
     assert (spec_of().kernel, spec_of().data_plane, spec_of().watchdog) == ("", "auto", "")
+
+
+def test_a_socket_device_is_an_extension_of_ours() -> None:
+    assert spec_of(vsock="1").vsock
+    assert not spec_of().vsock
