@@ -37,7 +37,7 @@ STEP_TIMEOUT_S: Final = 600.0
 _LEFT_OUT = frozenset({"mypy", "playwright", "ruff"})
 """Of the locked Python packages: large, and of no use inside of a host."""
 _INPUTS = ("image.py", "recipe.py", "guest_files.py", "vmlinux.py", "cpio.py")
-_PYTHON = "3.11"
+_PYTHON = ".".join(map(str, recipe.PYTHON))
 
 Log = Callable[[str], None]
 

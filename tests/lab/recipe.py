@@ -8,6 +8,8 @@ from typing import Final
 from appliance.storage.recipes.recipe import FileEntry
 
 CODENAME: Final = "bookworm"
+PYTHON: Final = (3, 11)
+"""The release's interpreter."""
 DISK_SIZE_MIB: Final = 8192
 """Of the root file system; the file is sparse."""
 
@@ -163,7 +165,8 @@ done
 [ "$load" = no ] || load-drivers
 : "${console:=${last:-ttyS0}}"
 tries=0
-until [ -c "/dev/$console" ] || [ $tries = 50 ]; do usleep 100000; tries=$((tries + 1)); done
+until [ -c "/dev/$console" ] || [ $tries = 600 ]; do usleep 100000; tries=$((tries + 1)); done
+[ -c "/dev/$console" ] || echo "guest: /dev/$console did not appear" >/dev/kmsg
 exec </dev/$console >/dev/$console 2>&1
 stty raw -echo 2>/dev/null
 printf '@guest ready %s\\n' "$(uname -r)"

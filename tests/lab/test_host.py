@@ -73,7 +73,8 @@ async def test_a_guest_with_every_driver_finds_its_devices(lab_host: LabHost, gu
         "-nic", "user,model=virtio-net-pci,restrict=on",
         "-drive", f"file={guest_files_drivers.disk},format=qcow2,if=virtio,snapshot=on",
         "-kernel", guest_files_drivers.bzimage, "-initrd", guest_files_drivers.initramfs,
-        "-append", "console=hvc0 quiet panic=-1",
+        "-append", "console=ttyS0 console=hvc0 quiet panic=-1",
+        "-serial", "file:/dev/console",  # what the kernel has to say goes to the host's console, and so into the evidence
     ]  # fmt: skip
     async with lab_host.dialogue(qemu, limit_s=300) as streams:
         guest = GuestConsole(*streams)
@@ -89,7 +90,7 @@ async def test_a_guest_with_every_driver_finds_its_devices(lab_host: LabHost, gu
             "qemu_fw_cfg",
         }
         assert expected <= set(loaded), sorted(loaded)
-        assert (await guest.run("mount -o ro /dev/vda3 /mnt && cat /mnt/etc/debian_version")).text.startswith("12")
+        assert (await guest.run("mount -t ext4 -o ro /dev/vda3 /mnt && cat /mnt/etc/debian_version")).text.startswith("12")
 
 
 @pytest.fixture(scope="module")
