@@ -29,6 +29,7 @@ from appliance.vmm.board import BoardOptions
 from appliance.vmm.life import Boot
 from appliance.vmm.machine import Machine
 from tests.bench.figures import Benchmark, Figure, percentile
+from tests.bench.vmm_saving import saving
 from tests.kvm import guests
 from tests.kvm.guests import Asm
 
@@ -232,4 +233,4 @@ def _own_memory() -> int:
     return sum(int(lines[name].split()[0]) << 10 for name in ("RssAnon", "RssFile"))
 
 
-BENCHMARKS: list[Benchmark] = [exits, pause, idle]
+BENCHMARKS: list[Benchmark] = [exits, pause, idle, saving]
