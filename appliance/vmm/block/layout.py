@@ -8,6 +8,7 @@ from enum import IntEnum
 from typing import Final
 
 from appliance.vmm.block.backend import SECTOR
+from appliance.vmm.device import State
 
 # Features, §5.2.3
 F_SIZE_MAX: Final = 1
@@ -50,7 +51,17 @@ DISCARD_SECTORS: Final = (1 << 31) // SECTOR - 1  # a hole is cheap
 ZEROES_SECTORS: Final = (16 << 20) // SECTOR  # may have to be written
 RANGES: Final = 32  # of one discard or write zeroes
 
-WRITEBACK_AT: Final = 32  # offset of `writeback` in the configuration
+WRITEBACK_AT, QUEUES_AT = 32, 34  # offsets of `writeback` and `num_queues` in the configuration
+
+STATE_VERSION: Final = 1
+
+
+class BlkState(State):
+    """Version 1: what a disk keeps over a save, whoever serves it. `writeback`: the driver's choice."""
+
+    version: int
+    writeback: bool
+
 
 # capacity, size_max, seg_max, geometry (cylinders, heads, sectors), blk_size, topology (physical_block_exp,
 # alignment_offset, min_io_size, opt_io_size), writeback, unused, num_queues, discard (sectors, seg, alignment),

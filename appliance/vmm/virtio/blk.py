@@ -25,7 +25,7 @@ from typing import Final
 from appliance.errors import HostError, Unsupported
 from appliance.vmm.block import layout as b
 from appliance.vmm.block.backend import BlockBackend, BlockStatistics
-from appliance.vmm.block.layout import BlkConfig, RequestType, Status
+from appliance.vmm.block.layout import BlkConfig, BlkState, RequestType, Status
 from appliance.vmm.block.request import (
     HEADER_BYTES,
     RANGES_BYTES,
@@ -52,7 +52,6 @@ WAITING_BATCH: Final = 4  # requests, where each has to wait for the medium
 RUN_BYTES: Final = 1 << 20
 ROUNDS: Final = 64  # batches before other disks get their turn
 RETRY_S: Final = 2.0
-STATE_VERSION: Final = 1
 
 _Answer = tuple[Chain, int]  # and the bytes written
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -74,13 +73,6 @@ class BlkOptions:
     queues: int = 1
     writeback: bool = True
     when_full: FullDisk = FullDisk.WAIT
-
-
-class BlkState(State):
-    """Version 1."""
-
-    version: int
-    writeback: bool
 
 
 class VirtioBlk(VirtioDevice):
@@ -169,10 +161,10 @@ class VirtioBlk(VirtioDevice):
         self._backend.close()
 
     def save_device(self) -> State:
-        return BlkState(version=STATE_VERSION, writeback=self._writeback)
+        return BlkState(version=b.STATE_VERSION, writeback=self._writeback)
 
     def restore_device(self, state: State) -> None:
-        if not isinstance(state, BlkState) or state.version > STATE_VERSION:
+        if not isinstance(state, BlkState) or state.version > b.STATE_VERSION:
             raise Unsupported(f"{self.label}: saved state of another version")
         self._writeback = state.writeback
         self._settle_cache()
