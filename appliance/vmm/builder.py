@@ -30,6 +30,7 @@ from appliance.vmm.chipset import Chipset, add_chipset
 from appliance.vmm.console import ByteChannel
 from appliance.vmm.device import MachineRequest
 from appliance.vmm.disks import Disk, make_disk
+from appliance.vmm.display.display import Display, make_display
 from appliance.vmm.legacy.acpi_pm import AcpiPm
 from appliance.vmm.legacy.watchdog import Watchdog
 from appliance.vmm.life import RESETS
@@ -47,9 +48,9 @@ from appliance.vmm.virtio.rng import VirtioRng
 from appliance.vmm.virtio.vsock import VirtioVsock, VsockOptions
 
 AGENT_PORT = "org.qemu.guest_agent.0"
-SLOTS = {"display": 1, "rng": 2, "agent": 3, "balloon": 4, "watchdog": 5, "vsock": 6, "cloudinit": 7}
+SLOTS = {"display": 1, "rng": 2, "agent": 3, "balloon": 4, "watchdog": 5, "vsock": 6, "cloudinit": 7, "tablet": 30}
 FIRST_DISK_SLOT, DISK_SLOTS = 8, 16
-FIRST_NIC_SLOT, NIC_SLOTS = 24, 7
+FIRST_NIC_SLOT, NIC_SLOTS = 24, 6
 
 
 @dataclass
@@ -61,6 +62,7 @@ class Built:
     resources: VmResources
     agent: ByteChannel | None = None
     balloon: VirtioBalloon | None = None
+    display: Display | None = None
     disks: dict[str, Disk] = field(default_factory=dict)
     nics: dict[str, VirtioNet] = field(default_factory=dict)
     functions: dict[str, PciFunction] = field(default_factory=dict)
@@ -89,6 +91,11 @@ class BuildOptions:
     clock: Clock
     run_dir: Path
     write_log: Callable[[str], None]
+
+
+def has_display(spec: VmSpec) -> bool:
+    """Whether the machine has a graphical display; without one the firmware's screen is on serial0."""
+    return spec.display != "none" and not spec.display.startswith("serial")
 
 
 def disk_slot(disk: VmDisk) -> int:
@@ -151,6 +158,8 @@ class _Builder:
         self._add_small_devices(built)
         if spec.vsock:
             await self._add_vsock(built)
+        if has_display(spec):
+            await self._add_display(built)
         for disk in spec.disks:
             if disk.volume is not None:
                 await self.add_disk(built, disk)
@@ -180,6 +189,15 @@ class _Builder:
         port.sink, port.on_room = built.agent.feed, built.agent.has_room
         port.set_open(True)
         self._plug(built, "agent", device, SLOTS["agent"])
+
+    async def _add_display(self, built: Built) -> None:
+        display = built.display = await make_display("display", self._context, keyboard=built.chipset.keyboard)
+        try:
+            self._plug_function(built, "display", display.function, SLOTS["display"])
+            self._plug(built, "tablet", display.tablet, SLOTS["tablet"])
+        except BaseException:
+            await to_its_end(display.close(), name=f"{self._machine.label}: display")
+            raise
 
     async def _add_vsock(self, built: Built) -> None:
         """On UNIX sockets in the machine's run directory: `vsock.sock`, and `vsock.sock_PORT` for what the guest asks for."""

@@ -16,7 +16,7 @@ from appliance.vmm import layout
 from appliance.vmm.boot.cpu_models import MODELS
 
 MACHINES = frozenset({"i440fx", "q35"})
-DISPLAYS = frozenset({"none", *(f"serial{number}" for number in range(4))})
+DISPLAYS = frozenset({"std", "none", *(f"serial{number}" for number in range(4))})
 CACHE_MODES = frozenset({"none", "writethrough", "writeback", "directsync", "unsafe", ""})
 SERIAL_LIMIT = 4
 DISK_LIMIT = 16

@@ -162,7 +162,9 @@ class NativeVm:
 
     async def open_display(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A new RFB connection. Raises `NotFound` without a display."""
-        raise NotFound(f"{self._name}: display")
+        if self.built.display is None:
+            raise NotFound(f"{self._name}: display")
+        return await self.built.display.connect()
 
     async def stats(self) -> GuestStats:
         """Figures now. What the guest says of its memory (balloon statistics) is believed within its size."""
@@ -203,20 +205,22 @@ class NativeVm:
             return True
         finally:
             await to_its_end(self.built.machine.stop(), name=f"{self._name} ends")
-            self._end_channels()
+            await self._end_channels()
 
     async def _supervise(self) -> None:
         reason = await self.built.machine.wait()
         if self._stop_asked:
             reason = ExitReason(kind="stopped", detail="stopped")
-        self._end_channels()
+        await self._end_channels()
         await self._clean_up()
         self._on_state(GuestState.STOPPED, reason.detail)
         self._ended.set_result(reason)
 
-    def _end_channels(self) -> None:
+    async def _end_channels(self) -> None:
         for channel in (*self.built.serials.values(), *([self.built.agent] if self.built.agent else [])):
             channel.end()
+        if self.built.display is not None:
+            await self.built.display.close()
 
     def _panicked(self) -> None:
         log.warning("%s: the guest's kernel panicked", self._name)
