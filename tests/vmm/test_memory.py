@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,6 +94,29 @@ def test_a_read_only_view_cannot_be_written_and_a_view_keeps_memory_open(machine
         with pytest.raises(BufferError):
             machine.memory.close()
     assert machine.memory.read(0x1000, 5) == b"hello"
+
+
+def test_a_word_is_never_seen_half_stored(machine: FakeMachine) -> None:
+    """A driver on another processor reads an index while it is stored; here the kernel does, with the GIL free."""
+    memory, seen, over = machine.memory, os.memfd_create("seen"), threading.Event()
+    memory.store_u16(0x1002, 0x1234)
+
+    def look() -> None:
+        with memory.view(0x1002, 2) as index:
+            for _ in range(400):
+                os.writev(seen, [index] * 1024)
+        over.set()
+
+    driver = threading.Thread(target=look)
+    driver.start()
+    while not over.is_set():
+        for _ in range(1000):
+            memory.store_u16(0x1002, 0x1234)
+    driver.join()
+    try:
+        assert os.pread(seen, 1 << 20, 0) == b"\x34\x12" * (400 * 1024)
+    finally:
+        os.close(seen)
 
 
 def test_memory_given_back_reads_as_zeros_and_takes_no_room(machine: FakeMachine) -> None:
