@@ -31,7 +31,6 @@ from appliance.vmm import layout
 from appliance.vmm.layout import PAGE
 
 _U16, _U32, _U64 = struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<Q")
-_WORD_CODES = {2: "H", 4: "I", 8: "Q"}  # native: the host is an x86, as its guests are
 
 
 class BadAddress(GuestFault):
@@ -113,12 +112,16 @@ class GuestMemory:
         except OSError as error:
             os.close(self.fd)
             raise HostError.from_os_error(error, f"{name}: {size_bytes >> 20} MiB of memory") from error
-        self._words = {size: memoryview(self._map).cast(code) for size, code in _WORD_CODES.items()}
+        self._words = {2: memoryview(self._map).cast("H"), 4: memoryview(self._map).cast("I")}
+        self._words[8] = memoryview(self._map).cast("Q")
         # SAFETY: only the number is kept. The mapping stays until `close`, after which nobody has a slot on it.
         self._host_address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self._dirty: bytearray | None = None
         self._dirty_lock = threading.Lock()
         self._sources: tuple[DirtySource, ...] = ()
+        self._sources_lock = (
+            threading.Lock()
+        )  # held while they are told, so that none is added in between; before theirs
 
     def close(self) -> None:
         """Unmap and close. `BufferError` when a view is still held."""
@@ -243,9 +246,10 @@ class GuestMemory:
 
     def start_dirty_log(self) -> None:
         """Begin to note what we write; nothing is dirty yet. Raises `HostError` when a source cannot."""
-        self._dirty = bytearray(-(-self.size // PAGE // 8))
-        for source in self._sources:
-            source.start_dirty_log()
+        with self._sources_lock:
+            self._dirty = bytearray(-(-self.size // PAGE // 8))
+            for source in self._sources:
+                source.start_dirty_log()
 
     def take_dirty(self) -> bytes:
         """The pages written since the last time, by us and by every source, bit n of byte n // 8 for page n of the
@@ -255,31 +259,34 @@ class GuestMemory:
             if self._dirty is not None:
                 self._dirty = bytearray(len(taken))
         if taken:
-            for source in self._sources:
-                taken = union_of(taken, source.take_dirty())
+            with self._sources_lock:
+                for source in self._sources:
+                    taken = union_of(taken, source.take_dirty())
         return taken
 
     def stop_dirty_log(self) -> None:
-        self._dirty = None
-        for source in self._sources:
-            source.stop_dirty_log()
+        with self._sources_lock:
+            self._dirty = None
+            for source in self._sources:
+                source.stop_dirty_log()
 
     def add_dirty_source(self, source: DirtySource) -> None:
         """From now on its pages are in the log as well. Raises `HostError` when there is a log and it cannot."""
-        if self._dirty is not None:
-            source.start_dirty_log()
-        self._sources = (*self._sources, source)
+        with self._sources_lock:
+            if self._dirty is not None:
+                source.start_dirty_log()
+            self._sources = (*self._sources, source)
 
     def remove_dirty_source(self, source: DirtySource) -> None:
         """It writes no more; what it has logged last is kept. Harmless when done twice."""
-        if source not in self._sources:
-            return
-        self._sources = tuple(each for each in self._sources if each is not source)
-        if self._dirty is not None:
-            last = source.take_dirty()
-            source.stop_dirty_log()
-            with self._dirty_lock:
-                if self._dirty is not None:
+        with self._sources_lock:
+            if source not in self._sources:
+                return
+            self._sources = tuple(each for each in self._sources if each is not source)
+            if self._dirty is not None:
+                last = source.take_dirty()
+                source.stop_dirty_log()
+                with self._dirty_lock:
                     self._dirty = bytearray(union_of(self._dirty, last))
 
     def mark_dirty(self, address: int, length: int) -> None:

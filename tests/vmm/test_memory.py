@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -166,6 +167,47 @@ def test_any_run_of_pages_is_marked_whole(first: int, count: int) -> None:
         assert dirty(memory.take_dirty()) == set(range(start, start + count))
     finally:
         memory.close()
+
+
+class Source:
+    """Somebody in the kernel who logs."""
+
+    def __init__(self) -> None:
+        self.logs = False
+
+    def start_dirty_log(self) -> None:
+        self.logs = True
+
+    def take_dirty(self) -> bytes:
+        return b""
+
+    def stop_dirty_log(self) -> None:
+        self.logs = False
+
+
+def test_a_source_that_comes_as_the_log_begins_is_in_it(machine: FakeMachine) -> None:
+    """A vCPU's thread makes a vhost device live while a migration begins: between seeing that there is no log and being
+    among the sources the log must not begin."""
+    memory, source, begun = machine.memory, Source(), threading.Event()
+
+    def begin() -> None:
+        begun.set()
+        memory.start_dirty_log()
+
+    migration = threading.Thread(target=begin)
+
+    class Sources(tuple[Source, ...]):
+        def __iter__(self) -> Iterator[Source]:  # the last moment before the new source is among them
+            if not begun.is_set():
+                migration.start()
+                begun.wait()
+                migration.join(0.2)
+            return super().__iter__()
+
+    memory._sources = Sources()
+    memory.add_dirty_source(source)
+    migration.join()
+    assert source.logs
 
 
 def test_two_bitmaps_are_joined_in_the_length_of_the_first() -> None:
