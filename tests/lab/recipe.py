@@ -32,8 +32,8 @@ GUEST_MODULES: Final = (
     "pvpanic-mmio", "pvpanic-pci", "qemu_fw_cfg", "vfat", "nls_cp437", "nls_ascii", "isofs", "overlay", "af_packet",
 )  # fmt: skip
 DRIVER_KERNEL_MODULES: Final = (
-    *GUEST_MODULES, "ext4", "xfs", "i6300esb", "ahci", "sr_mod", "nvme", "e1000", "e1000e", "psmouse", "usbhid",
-    "xhci_pci", "bochs",
+    *GUEST_MODULES, "ext4", "crc32c_generic", "xfs", "i6300esb", "ahci", "sr_mod", "nvme", "e1000", "e1000e", "psmouse",
+    "usbhid", "xhci_pci", "bochs",
 )  # fmt: skip
 
 SOURCE_DIR: Final = "/opt/appliance/src"
