@@ -24,12 +24,12 @@ from appliance.errors import HostError, InvalidParameter
 from appliance.model.guest import NicSpec, VmDisk, VmResources, VmSpec
 from appliance.tasks import TaskScope, to_its_end
 from appliance.threads import to_the_end
+from appliance.vmm.block.disk import Disk, DiskOptions, open_disk
 from appliance.vmm.board import BoardOptions
 from appliance.vmm.boot.cpuid import Topology
 from appliance.vmm.chipset import Chipset, add_chipset
 from appliance.vmm.console import ByteChannel
 from appliance.vmm.device import MachineRequest
-from appliance.vmm.disks import Disk, make_disk
 from appliance.vmm.display.display import Display, make_display
 from appliance.vmm.legacy.acpi_pm import AcpiPm
 from appliance.vmm.legacy.watchdog import Watchdog
@@ -212,9 +212,18 @@ class _Builder:
         volume = self._resources.disks.get(disk.slot)
         if volume is None:
             raise HostError(f"{self._machine.label}: {disk.slot}: volume {disk.volume} was not opened")
-        made = await make_disk(disk, volume, self._context, plane=self._spec.data_plane, queues=self._spec.vcpus)
-        built.disks[disk.slot] = made
-        self._plug(built, disk.slot, made.device, disk_slot(disk))
+        options = DiskOptions(
+            run_dir=self._options.run_dir, data_plane=DataPlane(self._spec.data_plane), queues=self._spec.vcpus
+        )
+        opened: list[Disk] = []
+        try:
+            await to_the_end(lambda: opened.append(open_disk(self._context, disk, volume, options)))
+        except asyncio.CancelledError:
+            for each in opened:
+                each.close()
+            raise
+        built.disks[disk.slot] = opened[0]
+        self._plug(built, disk.slot, opened[0], disk_slot(disk))
 
     async def add_nic(self, built: Built, nic: NicSpec) -> None:
         """Into a machine that is being built, or runs (hot-plug)."""

@@ -41,6 +41,8 @@ def reasons(spec: VmSpec, facts: HostFacts) -> list[str]:
     found += [*_machine(spec, facts), *_processor(spec, facts)]
     for disk in spec.disks:
         found += [f"{disk.slot}: {text}" for text in _drive(disk)]
+        if facts.no_storage_daemon and (disk.volume or "").endswith(".qcow2"):
+            found.append(f"{disk.slot}: {facts.no_storage_daemon}")
     for nic in spec.nics:
         found += [f"{nic.slot}: {text}" for text in _nic(nic)]
     return found

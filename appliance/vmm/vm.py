@@ -19,10 +19,12 @@ from appliance.errors import ApplianceError, GuestFault, HostError, NotFound
 from appliance.guest_agent import ANSWER_LIMIT_BYTES, GuestAgent
 from appliance.model.guest import ExitReason, GuestId, GuestState, GuestStats, VmSpec
 from appliance.tasks import TaskScope, to_its_end
+from appliance.threads import to_the_end
 from appliance.vmm.builder import Built
 from appliance.vmm.console import Attachment, ByteChannel
 from appliance.vmm.life import MachineState
 from appliance.vmm.snapshot import save_machine
+from appliance.vmm.virtio.blk import VirtioBlk
 
 AGENT_PING_TIMEOUT_S = 2.0
 AGENT_TIMEOUT_S = 5.0
@@ -134,7 +136,7 @@ class NativeVm:
         disk = self.built.disks.get(slot)
         if disk is None:
             raise NotFound(f"{self._name}: disk {slot}")
-        await disk.resize(size_bytes)
+        await to_the_end(disk.resize, size_bytes)
 
     async def agent(self, command: str, **arguments: object) -> object:
         """Run a guest agent command: "ping", "network-get-interfaces" ... Raises `GuestFault` when it is not running."""
@@ -170,7 +172,9 @@ class NativeVm:
         """Figures now. What the guest says of its memory (balloon statistics) is believed within its size."""
         machine, memory_max = self.built.machine, self.spec.memory_mib << 20
         used = await asyncio.to_thread(machine.board.memory.resident_bytes) if not self.ended else 0
-        disks = self.built.disks.values()
+        disks = [
+            disk for disk in self.built.disks.values() if isinstance(disk, VirtioBlk)
+        ]  # a daemon counts for itself
         return GuestStats(
             cpu_seconds=machine.cpu_seconds(),
             memory_bytes=min(used, memory_max),
