@@ -8,9 +8,10 @@ import mmap
 import os
 import resource
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -164,3 +165,37 @@ def test_a_full_disk_fails_the_write_that_has_no_room(path: Path) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert caught.value.errno == errno.EFBIG
     assert path.read_bytes() == b"x" * 4096
+
+
+class Looked(list[memoryview]):
+    """Buffers that tell when a system call is about to take them."""
+
+    def __init__(self, buffers: list[memoryview], tell: Callable[[], None]) -> None:
+        super().__init__(buffers)
+        self._tell = tell
+
+    def __getitem__(self, place: object) -> Any:
+        self._tell()
+        return super().__getitem__(place)  # type: ignore[call-overload]
+
+
+def test_an_image_closed_under_a_request_is_closed_when_that_is_over(path: Path) -> None:
+    """A guest ejects a disk that it writes to: the descriptor's number must not be another file's by the time the write
+    begins."""
+    image = RawImage(path, CACHE_MODES["writeback"])
+    fd = image._fd
+
+    def close() -> None:
+        image.close()
+        other = os.open(os.devnull, os.O_RDONLY)
+        os.close(other)
+        assert other != fd
+
+    image.write(Looked([memoryview(b"x" * 512)], close), 0, durable=False)
+    assert path.read_bytes()[:512] == b"x" * 512
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+    for call in (lambda: put(image, b"y" * 512, 0), lambda: get(image, 512, 0), image.flush):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            call()
+    image.close()

@@ -20,6 +20,7 @@ from appliance.errors import HostError
 from appliance.kernel.fallocate import punch_hole, zero_range
 from appliance.vmm.block.backend import SECTOR, CachePolicy
 from appliance.vmm.block.image_lock import lock_image
+from appliance.vmm.in_use import InUse
 
 ZEROES_AT_ONCE: Final = 1 << 20
 _UNABLE: Final = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY)
@@ -37,6 +38,7 @@ class RawImage:
         self._zero_range_fails = False
         self._cache_hides = False  # the file system has no RWF_NOWAIT
         self._fd = _open(path, read_only=read_only)
+        self._in_use = InUse(self._close)  # an ejected disk is closed while its last requests are under way
         try:
             lock_image(self._fd, path, read_only=read_only)
             self.is_device = stat.S_ISBLK(os.fstat(self._fd).st_mode)
@@ -56,35 +58,43 @@ class RawImage:
         return self.direct
 
     def read(self, buffers: Sequence[memoryview], offset: int, *, wait: bool = True) -> None:
-        done = os.preadv(self._fd, buffers, offset) if wait else self._read_cached(buffers, offset)
-        if done < sum(map(len, buffers)):
-            self._read_on(buffers, offset, done)
+        with self._in_use:
+            done = os.preadv(self._fd, buffers, offset) if wait else self._read_cached(buffers, offset)
+            if done < sum(map(len, buffers)):
+                self._read_on(buffers, offset, done)
 
     def write(self, buffers: Sequence[memoryview], offset: int, *, durable: bool) -> None:
         flags = os.RWF_DSYNC if durable and not self._cache.ignore_flush else 0
         wanted = sum(map(len, buffers))
-        done = os.pwritev(self._fd, buffers, offset, flags)
-        while done < wanted:  # interrupted, or the disk is about to be full: the next one says so
-            with _rest(buffers, done) as rest:
-                more = os.pwritev(self._fd, [rest], offset + done, flags)
-            if not more:
-                raise OSError(errno.EIO, f"pwritev {self.path}: nothing written")
-            done += more
+        with self._in_use:
+            done = os.pwritev(self._fd, buffers, offset, flags)
+            while done < wanted:  # interrupted, or the disk is about to be full: the next one says so
+                with _rest(buffers, done) as rest:
+                    more = os.pwritev(self._fd, [rest], offset + done, flags)
+                if not more:
+                    raise OSError(errno.EIO, f"pwritev {self.path}: nothing written")
+                done += more
 
     def flush(self) -> None:
         if not self._cache.ignore_flush and not self.read_only:
-            os.fdatasync(self._fd)
+            with self._in_use:
+                os.fdatasync(self._fd)
 
     def discard(self, offset: int, length: int) -> None:
         if not self.can_discard or not length:
             return
         try:
-            punch_hole(self._fd, offset, length)
+            with self._in_use:
+                punch_hole(self._fd, offset, length)
         except OSError as error:
             if error.errno not in _UNABLE:
                 raise
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
+        with self._in_use:
+            self._zero(offset, length, unmap=unmap)
+
+    def _zero(self, offset: int, length: int, *, unmap: bool) -> None:
         if length and unmap and self.can_discard:
             try:
                 punch_hole(self._fd, offset, length)
@@ -108,18 +118,21 @@ class RawImage:
         """A block device has been made so large by its owner already."""
         if size_bytes < self.size_bytes or size_bytes % SECTOR:
             raise ValueError(f"{self.path}: {self.size_bytes} bytes cannot become {size_bytes}")
-        if not self.is_device and size_bytes > self._end:
-            os.ftruncate(self._fd, size_bytes)
-        end = os.lseek(self._fd, 0, os.SEEK_END)
+        with self._in_use:
+            if not self.is_device and size_bytes > self._end:
+                os.ftruncate(self._fd, size_bytes)
+            end = os.lseek(self._fd, 0, os.SEEK_END)
         if end < size_bytes:
             raise OSError(errno.ENOSPC, f"{self.path} has {end} bytes")
         self._end = end
         self.size_bytes = size_bytes
 
     def close(self) -> None:
+        self._in_use.end()
+
+    def _close(self) -> None:
         fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        os.close(fd)
 
     def _read_cached(self, buffers: Sequence[memoryview], offset: int) -> int:
         """What the page cache has from there on, and `BlockingIOError` when that is nothing."""

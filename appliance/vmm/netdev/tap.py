@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from appliance.errors import HostError
 from appliance.kernel import tuntap
 from appliance.kernel.tuntap import TapOffload
+from appliance.vmm.in_use import InUse
 from appliance.vmm.netdev.header import HEADER_BYTES
 
 # In this order; a kernel that refuses one is asked for the others (each needs CSUM, USO both families: kernel.tuntap)
@@ -35,6 +36,7 @@ class Tap:
         """
         self.name = name
         self._fds: list[int] = []
+        self._in_use = InUse(self._close)  # settings are made in the pool while the loop may close it
         self._used = pairs
         many = pairs > 1 if multi_queue is None else multi_queue
         try:
@@ -85,22 +87,27 @@ class Tap:
 
     def set_offload(self, offload: TapOffload) -> None:
         try:
-            tuntap.set_offload(self._fds[0], self.name, offload)
+            with self._in_use:
+                tuntap.set_offload(self._fds[0], self.name, offload)
         except OSError as error:
             raise HostError.from_os_error(error, f"tap {self.name}") from error
 
     def use_pairs(self, count: int) -> None:
         try:
-            for pair in range(self._used, count):
-                tuntap.set_queue(self._fds[pair], self.name, attached=True)
-                self._used = pair + 1
-            for pair in range(self._used - 1, count - 1, -1):
-                tuntap.set_queue(self._fds[pair], self.name, attached=False)
-                self._used = pair
+            with self._in_use:
+                for pair in range(self._used, count):
+                    tuntap.set_queue(self._fds[pair], self.name, attached=True)
+                    self._used = pair + 1
+                for pair in range(self._used - 1, count - 1, -1):
+                    tuntap.set_queue(self._fds[pair], self.name, attached=False)
+                    self._used = pair
         except OSError as error:
             raise HostError.from_os_error(error, f"tap {self.name}") from error
 
     def close(self) -> None:
+        self._in_use.end()
+
+    def _close(self) -> None:
         fds, self._fds = self._fds, []
         for fd in fds:
             os.close(fd)
