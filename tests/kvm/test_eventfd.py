@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 
 import pytest
 
@@ -36,3 +37,20 @@ def test_closing_twice_is_harmless_and_use_afterwards_is_an_error() -> None:
         os.fstat(fd)
     with pytest.raises(ValueError, match="negative"):
         event.signal()
+
+
+def test_a_signal_never_goes_to_a_number_that_is_another_files_by_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread of the pool kicks a device that the loop closes."""
+    event, write = EventFd(), os.eventfd_write
+    closing = threading.Thread(target=event.close)
+
+    def slow(fd: int, count: int) -> None:
+        closing.start()
+        closing.join(0.05)
+        assert event.fileno() == fd, "closed under it"
+        write(fd, count)
+
+    monkeypatch.setattr(os, "eventfd_write", slow)
+    event.signal()
+    closing.join()
+    assert event.fileno() == -1
