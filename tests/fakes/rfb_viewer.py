@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
 import zlib
 from dataclasses import dataclass, field
 
 from appliance.vmm.display.pixels import SERVER_FORMAT, PixelFormat
 
+PATIENCE_S = 20.0
 RAW, ZLIB, DESKTOP_SIZE, EXTENDED_KEY, EXTENDED_DESKTOP_SIZE = 0, 6, -223, -258, -308
 
 
@@ -31,13 +33,13 @@ class RfbViewer:
         """§7.1 to §7.3."""
         assert await self.reader.readexactly(12) == b"RFB 003.008\n"
         self.writer.write(version)
-        if version.endswith(b"3\n"):
+        if version[8:11] == b"003":
             assert await self.reader.readexactly(4) == b"\0\0\0\1"
         else:
             count = (await self.reader.readexactly(1))[0]
             assert 1 in await self.reader.readexactly(count)
             self.writer.write(b"\1")
-            if version.endswith(b"8\n"):
+            if version[8:11] >= b"008":
                 assert await self.reader.readexactly(4) == bytes(4)
         self.writer.write(b"\1")
         self._resize(*struct.unpack(">HH", await self.reader.readexactly(4)))
@@ -73,6 +75,10 @@ class RfbViewer:
 
     async def update(self) -> list[tuple[int, int, int, int, int]]:
         """The next update, into `shown`."""
+        async with asyncio.timeout(PATIENCE_S):
+            return await self._update()
+
+    async def _update(self) -> list[tuple[int, int, int, int, int]]:
         while (kind := (await self.reader.readexactly(1))[0]) == 1:
             (count,) = struct.unpack(">xxxH", await self.reader.readexactly(5))
             for _ in range(count):
@@ -129,13 +135,13 @@ class RfbViewer:
 
     async def leave(self) -> None:
         self.writer.close()
-        await self.writer.wait_closed()
+        with contextlib.suppress(OSError):
+            await self.writer.wait_closed()
 
     async def is_cut_off(self) -> bool:
         """Whether the server ends the connection, once everything it had to say is read."""
-        try:
-            while await self.reader.read(1 << 16):
-                pass
-        except OSError:
-            pass
+        with contextlib.suppress(OSError):
+            async with asyncio.timeout(PATIENCE_S):
+                while await self.reader.read(1 << 16):
+                    pass
         return True

@@ -140,17 +140,17 @@ class Display:
     # --- the guest's picture ----------------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
-        """Look while somebody waits for it; ends with the last viewer."""
+        """Look when somebody wants it, and again and again while somebody waits; ends with the last viewer."""
         wait_s = FRAME_S
         try:
             while self._viewers:
                 await self._wanted.wait()
                 self._wanted.clear()
-                if any(viewer.waits for viewer in self._viewers):
-                    changed = await self._look()
-                    wait_s = FRAME_S if changed else min(wait_s * SLOWER, SELDOM_S)
-                    if await self._nap(wait_s):
-                        wait_s = FRAME_S
+                changed = await self._look()
+                wait_s = FRAME_S if changed else min(wait_s * SLOWER, SELDOM_S)
+                if await self._nap(wait_s):
+                    wait_s = FRAME_S
+                elif any(viewer.waits for viewer in self._viewers):
                     self._wanted.set()
         except ApplianceError as error:
             log.error("%s: %s", self.function.label, error)
@@ -169,9 +169,10 @@ class Display:
         return bool(spans)
 
     async def _nap(self, wait_s: float) -> bool:
-        """A frame's time at least, `wait_s` at most; whether somebody has typed, pointed or come meanwhile."""
+        """A frame's time at least, `wait_s` at most; whether somebody has asked, typed, pointed or come meanwhile."""
         await self._context.clock.sleep(FRAME_S)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(wait_s - FRAME_S):
-                await self._wanted.wait()
+        if any(viewer.waits for viewer in self._viewers):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s - FRAME_S):
+                    await self._wanted.wait()
         return self._wanted.is_set()

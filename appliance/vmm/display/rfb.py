@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 class Viewer:
     """`run` is its life. `title` is what it may put above its window. `picture` tells what there is to see now; `wanted` is
-    called when it waits for changes, and when it has typed or pointed, of which changes may come. All on the loop."""
+    called when it asks for changes, and when it has typed or pointed, of which they may come. All on the loop."""
 
     def __init__(
         self,
@@ -157,6 +157,7 @@ class Viewer:
         if not incremental:
             self._dirty = everything(*self._size)
         self._requested = True
+        self._wanted()
         self._work.set()
 
     def _set_encodings(self, encodings: frozenset[int]) -> None:
@@ -178,7 +179,7 @@ class Viewer:
             last = self._clock.monotonic()
             if not await self._update():
                 self.waits = True
-                self._wanted()
+                self._wanted()  # whoever looked between its asking and now did not know that it waits
 
     async def _update(self) -> bool:
         """Answer the request; False when there is nothing to tell."""
