@@ -11,10 +11,12 @@ import pytest
 from appliance.errors import Unsupported
 from appliance.kernel.tuntap import TapOffload
 from appliance.vmm.netdev import features as f
+from appliance.vmm.netdev.receive import MOST_PIECES
 from appliance.vmm.vhost.backend import DataPlane
 from appliance.vmm.virtio import consts
 from appliance.vmm.virtio.consts import bits
 from appliance.vmm.virtio.net import NetOptions, VirtioNet
+from appliance.vmm.virtio.queue import Segment, VirtQueue
 from tests.fakes.cable import PLAIN, FakeCable
 from tests.fakes.machine import FakeMachine
 from tests.fakes.virtio_driver import DriverQueue, attach, settle, transport_of
@@ -233,6 +235,46 @@ def test_a_buffer_that_cannot_be_written_breaks_the_device(make: Made, machine: 
     assert device.status & consts.STATUS_NEEDS_RESET
     attach(device)[0].add([], [1526])
     settle(machine.bridge)
+    assert device.live
+
+
+def test_a_buffer_with_something_to_read_breaks_the_device(make: Made, machine: FakeMachine) -> None:
+    """As vhost-net has it (drivers/vhost/net.c, get_rx_bufs): a thousand readable bytes before one to write are work."""
+    device = make()
+    attach(device)[0].add([b"readable"], [1526])
+    cable_of(device).arrive(FRAME)
+    settle(machine.bridge)
+    assert device.status & consts.STATUS_NEEDS_RESET
+
+
+def test_a_frame_is_not_spread_over_thousands_of_crumbs(
+    make: Made, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ring of buffers, each a table of single bytes: the frame is dropped, and the loop is anybody's again."""
+    device = make()
+    rx = attach(device, indirect=True)[0]
+    table = 0x80_0000
+    rx.write_chain(table, range(32), [(0x90_0000, 1)] * 32, [consts.DESC_F_WRITE] * 32)
+    for number in range(rx.size):
+        rx.describe(number, table, 16 * 32, consts.DESC_F_INDIRECT)
+        rx.make_available(number)
+    walked = 0
+    walk = VirtQueue._walk
+
+    def counted(queue: VirtQueue, head: int) -> tuple[list[Segment], list[Segment]]:
+        nonlocal walked
+        found = walk(queue, head)
+        walked += len(found[1])
+        return found
+
+    monkeypatch.setattr(VirtQueue, "_walk", counted)
+    for _ in range(4):
+        cable_of(device).arrive(MAC + PEER + bytes(20_000))
+    machine.bridge.ready(cable_of(device).fileno(0))
+    assert (device.statistics.rx_dropped, device.statistics.rx_packets) == (1, 0)
+    assert walked <= MOST_PIECES
+    settle(machine.bridge)
+    assert device.statistics.rx_dropped == 4
     assert device.live
 
 

@@ -10,7 +10,7 @@ import pytest
 from appliance.errors import GuestFault, Unsupported
 from appliance.vmm.device import State
 from appliance.vmm.virtio import consts
-from appliance.vmm.virtio.device import BATCH, VirtioDevice, VirtioState
+from appliance.vmm.virtio.device import BATCH, BATCH_PIECES, VirtioDevice, VirtioState
 from appliance.vmm.virtio.queue import Chain
 from tests.fakes.machine import FakeMachine
 from tests.fakes.virtio_driver import FakeTransport, attach, go, negotiate, settle, transport_of
@@ -155,6 +155,18 @@ def test_a_batch_yields_to_the_loop_and_comes_back(machine: FakeMachine, echo: E
     settle(machine.bridge)
     assert len(queues[0].used()) == 100 - BATCH
     assert echo.life == ["kick 0", "kick 0"]
+
+
+def test_a_batch_of_long_chains_is_shorter(machine: FakeMachine, echo: Echo) -> None:
+    """Walking descriptors is work as well: a guest does not hold the loop by cutting its buffers up."""
+    queue = attach(echo, features=MODERN | consts.bits(consts.F_INDIRECT_DESC), indirect=True)[0]
+    for _ in range(20):
+        queue.add([b"x"] * 200)
+    echo.doorbell(0).signal()
+    machine.bridge.ready(echo.doorbell(0).fileno())
+    assert len(queue.used()) == -(-BATCH_PIECES // 200)
+    settle(machine.bridge)
+    assert len(queue.used()) == 20 - -(-BATCH_PIECES // 200)
 
 
 def test_reset_is_not_complete_while_somebody_is_busy_with_the_drivers_memory(echo: Echo) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from appliance.vmm.virtio import consts
-from appliance.vmm.virtio.vsock import EVENT, TX, VirtioVsock, VsockOptions
+from appliance.vmm.virtio.vsock import EVENT, RX, TX, VirtioVsock, VsockOptions
 from appliance.vmm.vsock.connection import BUFFER_BYTES
 from appliance.vmm.vsock.host import (
     CLOSE_TIMEOUT_S,
@@ -478,6 +478,14 @@ def test_a_receive_buffer_without_room_breaks_the_device(device: VirtioVsock, ma
     guest.packet(Op.RW)
     assert device.status & consts.STATUS_NEEDS_RESET
     assert machine.faults == []
+
+
+def test_a_receive_buffer_in_a_hundred_pieces_breaks_the_device(device: VirtioVsock) -> None:
+    """Hundreds of them are filled at one go."""
+    queues = attach(device)
+    queues[RX].add([], [1] * 100)
+    VsockGuest(device, queues).packet(Op.RW)
+    assert device.status & consts.STATUS_NEEDS_RESET
 
 
 # Life

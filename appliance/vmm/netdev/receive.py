@@ -3,7 +3,8 @@
     cable ──readable──> scratch ──filter──> one or (merged) more buffers of the guest ──> used, together
 
 A frame that finds too few buffers is held, one at most; the cable is then left alone until the driver kicks: frames wait
-in the kernel's queue, which drops them when it is full, as a network does.
+in the kernel's queue, which drops them when it is full, as a network does. A frame for which a guest has crumbs only is
+dropped: walking their descriptors would keep the loop from everybody else.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import Final
 from appliance.vmm.netdev.backend import NetBackend, NetStatistics
 from appliance.vmm.netdev.filter import ReceiveFilter
 from appliance.vmm.netdev.header import ETHERNET_BYTES, HEADER_BYTES, MAX_FRAME, VLAN_BYTES, segmented
-from appliance.vmm.virtio.device import BATCH
+from appliance.vmm.virtio.device import BATCH, BATCH_PIECES
 from appliance.vmm.virtio.queue import Chain, QueueBroken, VirtQueue
 
+MOST_PIECES: Final = 4 * BATCH_PIECES  # descriptors walked in one run; no driver needs a hundred for a frame
 _SCRATCH: Final = HEADER_BYTES + MAX_FRAME + 1  # one more: a frame that fills it was cut
 
 
@@ -43,17 +45,21 @@ class Receiver:
         self._scratch = memoryview(bytearray(_SCRATCH))
         self._held = 0  # length of the frame in `_scratch` that is still to be delivered
         self._found = 0  # buffers there were when they were too few
+        self._pieces = 0  # descriptors walked in this run
 
     def reset(self) -> None:
         """Forget the frame that is held."""
         self._held = 0
 
     def run(self) -> Fed:
-        """Move at most `BATCH` frames. Raises `QueueBroken`."""
+        """Move at most `BATCH` frames, into `BATCH_PIECES` pieces or a few more. Raises `QueueBroken`."""
         queue = self.queue
         queue.disable_kicks()
+        self._pieces = 0
         try:
             for _ in range(BATCH):
+                if self._pieces >= BATCH_PIECES:
+                    return Fed.ENOUGH
                 if not self._held and not self._fetch():
                     return Fed.ENOUGH
                 if self._held and not self._place() and not self._place_at_last():
@@ -112,9 +118,12 @@ class Receiver:
                 return self._put_back(chains)
             chains.append(chain)
             room += chain.writable_bytes
-            if chain.writable_bytes < (HEADER_BYTES if len(chains) == 1 else 1):
-                raise QueueBroken(f"{queue.label}: a receive buffer of {chain.writable_bytes} bytes")
-            if room < length and (not self.mergeable or len(chains) >= queue.size):
+            self._pieces += chain.pieces
+            if chain.readable or chain.writable_bytes < (HEADER_BYTES if len(chains) == 1 else 1):
+                sizes = f"{chain.writable_bytes} writable bytes, {chain.readable_bytes} readable"
+                raise QueueBroken(f"{queue.label}: a receive buffer of {sizes}")
+            many = len(chains) >= queue.size or self._pieces >= MOST_PIECES
+            if room < length and (many or not self.mergeable):
                 self._statistics.rx_dropped += 1  # it will never fit
                 self._held = 0
                 self._put_back(chains)

@@ -43,6 +43,7 @@ from appliance.vmm.virtio.queue import Chain, QueueState, VirtQueue
 from appliance.vmm.virtio.transport import NoTransport, Transport
 
 BATCH: Final = 64  # chains served for one kick before others on the loop get their turn
+BATCH_PIECES: Final = 1024  # nor more descriptors than that: walking one takes a microsecond or more
 
 _MASK_64 = (1 << 64) - 1
 
@@ -185,20 +186,25 @@ class VirtioDevice(Device):
     def serve(
         self, index: int, handle: Callable[[Chain], int | None], *, ready: Callable[[], bool] = lambda: True
     ) -> None:
-        """Take at most `BATCH` chains of a queue. `handle` returns the bytes it wrote, or None to keep the chain and push
+        """Take at most `BATCH` chains of a queue, of `BATCH_PIECES` in all. `handle` returns the bytes it wrote, or None
+        to keep the chain and push it later. What is left is taken when the loop comes round again: a storm of kicks costs
+        one batch each. Nothing is taken while not `ready`: who becomes ready again says so with `kick`."""Take at most `BATCH` chains of a queue, of `BATCH_PIECES` in all. `handle` returns the bytes it wrote, or None to keep the chain and push
         it later. What is left is taken when the loop comes round again: a storm of kicks costs one batch each. Nothing
         is taken while not `ready`: who becomes ready again says so with `kick`."""
-        queue = self.queues[index]
+        queue, pieces = self.queues[index], 0
         queue.disable_kicks()
         try:
             for _ in range(BATCH):
                 if not ready():
                     return
+                if pieces >= BATCH_PIECES:
+                    break
                 chain = queue.pop()
                 if chain is None:
                     if not queue.enable_kicks():
                         return
                     continue
+                pieces += chain.pieces
                 written = handle(chain)
                 if written is not None:
                     queue.push(chain, written)

@@ -98,6 +98,11 @@ class Chain:
         self.writable_bytes = sum(segment.length for segment in writable)
 
     @property
+    def pieces(self) -> int:
+        """How many descriptors were walked for it: what it has cost, whatever its length."""
+        return len(self.readable) + len(self.writable)
+
+    @property
     def stale(self) -> bool:
         """Whether the queue has been reset since: the memory is the driver's again."""
         return self._generation != self._queue.generation

@@ -15,6 +15,7 @@ from appliance.vmm.vsock.connection import Connection
 from appliance.vmm.vsock.packet import HEADER_BYTES, Header, Op
 
 MAX_REPLIES: Final = 256
+MAX_PIECES: Final = 32  # of one receive buffer: hundreds are filled at one go, and walking a descriptor takes a while
 
 
 class _Reply(NamedTuple):
@@ -79,6 +80,8 @@ class Outbox:
         chain = self.rx.pop()
         while chain is None and self.rx.enable_kicks():
             chain = self.rx.pop()
-        if chain is not None and chain.writable_bytes <= HEADER_BYTES:
-            raise QueueBroken(f"{self.rx.label}: a receive buffer of {chain.writable_bytes} bytes")
+        if chain is not None and (chain.writable_bytes <= HEADER_BYTES or chain.pieces > MAX_PIECES):
+            raise QueueBroken(
+                f"{self.rx.label}: a receive buffer of {chain.writable_bytes} bytes in {chain.pieces} pieces"
+            )
         return chain
