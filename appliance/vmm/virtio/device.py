@@ -188,9 +188,7 @@ class VirtioDevice(Device):
     ) -> None:
         """Take at most `BATCH` chains of a queue, of `BATCH_PIECES` in all. `handle` returns the bytes it wrote, or None
         to keep the chain and push it later. What is left is taken when the loop comes round again: a storm of kicks costs
-        one batch each. Nothing is taken while not `ready`: who becomes ready again says so with `kick`."""Take at most `BATCH` chains of a queue, of `BATCH_PIECES` in all. `handle` returns the bytes it wrote, or None to keep the chain and push
-        it later. What is left is taken when the loop comes round again: a storm of kicks costs one batch each. Nothing
-        is taken while not `ready`: who becomes ready again says so with `kick`."""
+        one batch each. Nothing is taken while not `ready`: who becomes ready again says so with `kick`."""
         queue, pieces = self.queues[index], 0
         queue.disable_kicks()
         try:
