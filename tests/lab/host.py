@@ -72,6 +72,7 @@ class LabHost:
         self._master: subprocess.Popen[bytes] | None = None
         self._machine_id = uuid.uuid4().hex
         self._boots_seen = 0
+        self._hold = image.hold()
 
     async def __aenter__(self) -> Self:
         try:
@@ -153,6 +154,7 @@ class LabHost:
     async def destroy(self) -> None:
         """End it and remove what it wrote."""
         await self.power_off_hard()
+        self._hold.close()
         await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
 
     # --- network ------------------------------------------------------------------------------------------------------

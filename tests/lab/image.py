@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from appliance import command
 from appliance.files import sync_directory
@@ -49,6 +49,12 @@ class HostImage:
     disk: Path
     kernel: Path
     initrd: Path
+
+    def hold(self) -> BinaryIO:
+        """Keep the image from being removed when another is built, until the file returned is closed."""
+        file = self.disk.open("rb")
+        fcntl.flock(file, fcntl.LOCK_SH)
+        return file
 
 
 async def build(log: Log) -> HostImage:
@@ -172,9 +178,18 @@ def _publish(made: Path, published: Path) -> None:
 
 
 def _outdated(published: Path, base: Path) -> list[Path]:
-    """All but these two and the image before: a host that was started from it may be switched on again."""
-    images = sorted((p for p in DIRECTORY.glob("host.*") if p != published), key=lambda p: p.stat().st_mtime)
-    return [*images[:-1], *(p for p in DIRECTORY.glob("packages.*.tar") if p != base)]
+    """All but these two and what hosts run from: they hold a lock (`hold`), for they may be switched on again."""
+    images = [path for path in DIRECTORY.glob("host.*") if path != published and not _is_held(path / "disk.raw")]
+    return [*images, *(path for path in DIRECTORY.glob("packages.*.tar") if path != base)]
+
+
+def _is_held(disk: Path) -> bool:
+    with disk.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _remove(paths: Iterable[Path]) -> None:
