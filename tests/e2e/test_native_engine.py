@@ -1,0 +1,108 @@
+"""A native machine through the public API and a real process: used, restarted with the appliance, lost with a kill."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.harness import Appliance
+
+pytestmark = [pytest.mark.host, pytest.mark.timeout(240)]
+
+VM = 700
+ECHO = (
+    bytes.fromhex(  # a boot sector: says R on COM1, keeps the last byte typed, says it when asked by "?"
+        "fa 31c0 8ed8 baf803 b052 ee"  # cli; ds = 0; out COM1, 'R'
+        "bafd03 ec a801 74f8"  # loop: until the line status says that a byte is there
+        "baf803 ec 3c3f 7405 a20006 ebeb"  # read it; if it is no "?", keep it at 0x600 and loop
+        "a00006 ee ebe5"  # say what is kept; loop
+    ).ljust(510, b"\0")
+    + b"\x55\xaa"
+)
+
+
+@pytest.fixture
+def appliance() -> Iterator[Appliance]:
+    with Appliance() as started:
+        api = started.api()
+        node = started.node(api)
+        started.finish(
+            api,
+            node.qemu.post(
+                vmid=VM, engine="native", memory=64, cpu="host", serial0="socket", vga="none", agent=1,
+                virtio0="local:1,format=raw", net0=f"virtio,bridge={started.bridge}", rng0="source=/dev/urandom",
+            ),
+        )  # fmt: skip
+        disk = next(started.data_dir.rglob(f"vm-{VM}-disk-0.raw"))
+        with disk.open("r+b") as file:
+            file.write(ECHO)
+        yield started
+        api = started.api()
+        node = started.node(api)
+        started.finish(api, node.qemu(VM).status.stop.post())
+        started.finish(api, node.qemu(VM).delete())
+        assert not list(started.data_dir.rglob(f"{VM}*.saved"))
+        assert not (started.run_dir / "vmm" / str(VM)).exists()
+
+
+def guest_of(appliance: Appliance) -> tuple[Any, Any]:
+    api = appliance.api()
+    return api, appliance.node(api).qemu(VM)
+
+
+def started(appliance: Appliance) -> Any:
+    """The guest, running and ready for input."""
+    api, guest = guest_of(appliance)
+    appliance.finish(api, guest.status.start.post())
+    with appliance.terminal(api, f"qemu/{VM}") as console:
+        console.wait_for("R", timeout_s=60)
+    return guest
+
+
+def own_pid(appliance: Appliance) -> int:
+    assert appliance.process is not None
+    return appliance.process.pid
+
+
+def test_it_is_started_used_paused_and_reset_like_any_other(appliance: Appliance) -> None:
+    guest = started(appliance)
+    api = appliance.api()
+    status = guest.status.current.get()
+    assert status["status"] == "running"
+    assert status["pid"] == own_pid(appliance), "it lives in the appliance's process"
+    with appliance.terminal(api, f"qemu/{VM}") as console:
+        console.type("A?")
+        console.wait_for("A", timeout_s=30)
+    appliance.finish(api, guest.status.suspend.post())
+    assert guest.status.current.get()["qmpstatus"] == "paused"
+    appliance.finish(api, guest.status.resume.post())
+    appliance.finish(api, guest.status.reset.post())
+    with appliance.terminal(api, f"qemu/{VM}") as console:
+        console.wait_for("RA", timeout_s=60)
+        console.wait_for(r"\.\.R", timeout_s=60)
+    appliance.finish(api, guest.status.stop.post())
+    appliance.finish(api, guest.config.post(delete="engine"))
+    appliance.finish(api, guest.status.start.post())
+    chosen_natively = guest.status.current.get()["pid"] == own_pid(appliance)
+    assert chosen_natively != ("hardware virtualization" in appliance.log_tail(200_000)), "the host decides"
+
+
+def test_an_orderly_restart_of_the_appliance_is_a_pause_to_it_and_a_kill_a_power_cut(appliance: Appliance) -> None:
+    before = started(appliance).status.current.get()
+    with appliance.terminal(appliance.api(), f"qemu/{VM}") as console:
+        console.type("K")
+    assert appliance.stop() == 0
+    appliance.start()
+    api, guest = guest_of(appliance)
+    after = guest.status.current.get()
+    assert after["status"] == "running"
+    assert after["uptime"] >= before["uptime"]
+    with appliance.terminal(api, f"qemu/{VM}") as console:
+        console.type("?")
+        console.wait_for("K", timeout_s=30)
+    appliance.kill()
+    appliance.start()
+    assert guest_of(appliance)[1].status.current.get()["status"] == "stopped"
+    assert started(appliance).status.current.get()["status"] == "running"
