@@ -89,7 +89,10 @@ class Viewer:
 
     def changed(self, spans: Spans) -> None:
         """This much is new since the last time."""
-        merge(self._dirty, spans)
+        if self._dirty:
+            merge(self._dirty, spans)
+        else:
+            self._dirty = dict(spans)
         self._work.set()
 
     # --- the beginning (§7.1 to §7.3) -------------------------------------------------------------------------------

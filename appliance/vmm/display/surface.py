@@ -21,6 +21,7 @@ from appliance.vmm.layout import PAGE
 
 SMALLEST: Final = 64  # as bochs-display has it
 WIDEST, TALLEST = 4096, 2160
+_LITTLE_PIXELS: Final = 256  # sending so many more costs less than another rectangle
 
 Spans = dict[int, tuple[int, int]]
 """By row: the columns from, to (exclusive)."""
@@ -119,17 +120,20 @@ def rectangles(spans: Spans, limit_pixels: int) -> list[Rectangle]:
     `limit_pixels` of them."""
     found: list[Rectangle] = []
     top = left = right = pixels = 0
+    following = -1  # the row below the last of the rectangle that is being made
     for row in sorted(spans):
-        from_column, to_column = spans[row]
-        width = max(right, to_column) - min(left, from_column)
-        height = row - top + 1
-        own = pixels + to_column - from_column
-        if found and row == top + found[-1].height and width * height <= min(limit_pixels, 2 * own + 256):
-            left, right, pixels = min(left, from_column), max(right, to_column), own
-            found[-1] = Rectangle(left, top, right - left, height)
-        else:
-            top, left, right, pixels = row, from_column, to_column, to_column - from_column
-            found.append(Rectangle(left, top, right - left, 1))
+        start, end = spans[row]
+        if row == following:
+            wider_left, wider_right = min(left, start), max(right, end)
+            area, own = (wider_right - wider_left) * (row - top + 1), pixels + end - start
+            if area <= limit_pixels and area <= 2 * own + _LITTLE_PIXELS:
+                left, right, pixels, following = wider_left, wider_right, own, row + 1
+                continue
+        if following > 0:
+            found.append(Rectangle(left, top, right - left, following - top))
+        top, left, right, pixels, following = row, start, end, end - start, row + 1
+    if following > 0:
+        found.append(Rectangle(left, top, right - left, following - top))
     return found
 
 
