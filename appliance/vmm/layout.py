@@ -61,6 +61,7 @@ GSI_FIRST_MESSAGE: Final = 24
 
 # PCI, bus 0
 SLOT_HOST_BRIDGE, SLOT_LPC = 0, 31
+LAST_BUS: Final = 0  # there are no bridges; a kernel that is told of more buses looks at each slot of each of them
 MAX_VCPUS: Final = 64
 
 

@@ -95,7 +95,7 @@ def _root_bridge(platform: Platform) -> bytes:
 
 def _windows(platform: Platform) -> list[bytes]:
     windows = [
-        res.bus_window(0, layout.ECAM_BYTES // layout.MIB - 1),
+        res.bus_window(0, layout.LAST_BUS),
         res.io(layout.PORT_PCI_CONFIG, 8),
         res.io_window(0, layout.PORT_PCI_CONFIG - 1),
         res.io_window(layout.PORT_PCI_CONFIG + 8, 0xFFFF),
