@@ -38,7 +38,8 @@ class SlotMemory:
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self._slot: MappedMemory | None = None
         self._lock = threading.Lock()
-        self._dirty = bytearray(size // PAGE // 8 or 1)
+        self._dirty = 0  # under _lock: pages, as bits; not told by `take_dirty` yet
+        self._used = 0  # under _lock: those that `take_dirty` has told at any time: the others are zeros
 
     # The guest's side
 
@@ -81,8 +82,7 @@ class SlotMemory:
             return
         self._map[offset : offset + len(data)] = data
         with self._lock:
-            for page in range(offset // PAGE, (offset + len(data) - 1) // PAGE + 1):
-                self._dirty[page >> 3] |= 1 << (page & 7)
+            self._dirty |= _pages(offset // PAGE, (offset + len(data) - 1) // PAGE + 1)
 
     def bytes_at(self, offset: int, length: int) -> bytes:
         """A copy, as it is at this moment."""
@@ -93,30 +93,29 @@ class SlotMemory:
         with self._lock:
             if self._slot is not None:
                 self._collect(self._slot)
-            taken = int.from_bytes(self._dirty, "little")
-            if taken:
-                self._dirty = bytearray(len(self._dirty))
+            taken, self._dirty = self._dirty, 0
+            self._used |= taken
         return taken
 
     def _collect(self, slot: MappedMemory) -> None:
-        logged = int.from_bytes(slot.take_dirty(), "little")
-        if logged:
-            both = int.from_bytes(self._dirty, "little") | logged
-            self._dirty = bytearray((both & ((1 << 8 * len(self._dirty)) - 1)).to_bytes(len(self._dirty), "little"))
+        self._dirty |= int.from_bytes(slot.take_dirty(), "little") & _pages(0, self.size // PAGE)
 
-    # Saving
+    # Saving. What was never written is not even read: a guest without a screen would pay for it with memory
 
     def runs(self) -> list[tuple[int, bytes]]:
         """(page, content) of all that is not zero, in runs: what a state keeps."""
+        with self._lock:
+            if self._slot is not None:
+                self._collect(self._slot)
+            used = self._used | self._dirty
         found: list[tuple[int, bytes]] = []
         first = -1
-        for page in range(self.size // PAGE + 1):
-            at_end = page * PAGE >= self.size
-            is_zero = at_end or self._map[page * PAGE : (page + 1) * PAGE] == _ZEROS
-            if first >= 0 and (is_zero or page - first == _RUN_PAGES):
+        for page in range(used.bit_length() + 1):
+            wanted = used >> page & 1 and self._map[page * PAGE : (page + 1) * PAGE] != _ZEROS
+            if first >= 0 and (not wanted or page - first == _RUN_PAGES):
                 found.append((first, self._map[first * PAGE : page * PAGE]))
                 first = -1
-            if first < 0 and not is_zero:
+            if first < 0 and wanted:
                 first = page
         return found
 
@@ -125,9 +124,17 @@ class SlotMemory:
         return all(page >= 0 and page * PAGE + len(content) <= self.size for page, content in runs)
 
     def fill(self, runs: list[tuple[int, bytes]]) -> None:
-        """What `runs` told; the rest is zeros. All of it has changed."""
-        self._map[:] = bytes(self.size)
+        """What `runs` told; the rest is zeros. All of both has changed."""
+        for page, content in self.runs():
+            self._map[page * PAGE : page * PAGE + len(content)] = bytes(len(content))
+        filled = 0
         for page, content in runs:
             self._map[page * PAGE : page * PAGE + len(content)] = content
+            filled |= _pages(page, page + -(-len(content) // PAGE))
         with self._lock:
-            self._dirty = bytearray(b"\xff" * len(self._dirty))
+            self._dirty |= self._used | filled
+
+
+def _pages(first: int, end: int) -> int:
+    """These pages as bits."""
+    return (1 << end) - (1 << first)
