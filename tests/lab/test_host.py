@@ -90,7 +90,9 @@ async def test_a_guest_with_every_driver_finds_its_devices(lab_host: LabHost, gu
             "qemu_fw_cfg",
         }
         assert expected <= set(loaded), sorted(loaded)
-        assert (await guest.run("mount -t ext4 -o ro /dev/vda3 /mnt && cat /mnt/etc/debian_version")).text.startswith("12")
+        assert (await guest.run("mount -t ext4 -o ro /dev/vda3 /mnt && cat /mnt/etc/debian_version")).text.startswith(
+            "12"
+        )
 
 
 @pytest.fixture(scope="module")
