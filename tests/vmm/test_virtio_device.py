@@ -249,6 +249,25 @@ def test_a_late_doorbell_of_a_queue_no_longer_watched_is_not_heard_and_not_polle
     assert echo.life == []
 
 
+def test_a_guest_in_the_midst_of_negotiating_can_be_restored(machine: FakeMachine, echo: Echo) -> None:
+    """Features are anything until they are agreed on: a guest could keep its machine from ever being restored."""
+    with echo.lock:
+        echo.write_status(ACKNOWLEDGED)
+        echo.write_driver_features((1 << 64) - 1)
+    echo.pause()
+    state = echo.save()
+    other = Echo(machine)
+    try:
+        assert state is not None
+        other.restore(state)
+        assert other.save() == state
+        with other.lock:
+            other.write_status(AGREED)
+        assert not other.negotiated
+    finally:
+        other.close()
+
+
 def test_a_saved_device_goes_on_in_another_one(machine: FakeMachine, echo: Echo) -> None:
     queues = attach(echo, features=MODERN | 2)
     queues[0].request([b"1"], [1])

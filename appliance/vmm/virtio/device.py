@@ -385,7 +385,8 @@ class VirtioDevice(Device):
     def restore(self, state: State) -> None:
         if not isinstance(state, VirtioState) or state.version != STATE_VERSION:
             raise Unsupported(f"{self.label}: saved state of another version")
-        if len(state.queues) != len(self.queues) or state.driver_features & ~self.features & _MASK_64:
+        agreed = state.driver_features if state.status & STATUS_FEATURES_OK else 0  # before that it is anything
+        if len(state.queues) != len(self.queues) or agreed & ~self.features & _MASK_64:
             raise Unsupported(f"{self.label}: saved state of a device with other queues or features")
         with self.lock:
             self._paused = True
