@@ -297,6 +297,7 @@ def test_a_saved_device_goes_on_in_another_one(machine: FakeMachine, echo: Echo)
     [("version", 2), ("queues", []), ("driver_features", 1 << 20), ("device", b"\xc1")],
 )
 def test_state_of_another_device_is_refused_by_name(echo: Echo, field: str, value: object) -> None:
+    negotiate(echo, MODERN)
     state = echo.save()
     assert state is not None
     setattr(state, field, value)
