@@ -3,55 +3,44 @@
     python -m tests.fuzz.vmm [--operations N] [--seed N]
 
 What must hold: nothing but a `GuestFault` comes out of a bus, nothing at all out of what the loop is told; each read has
-the width it was asked for; what the machine keeps stays bounded; what is saved can be read again. A run is repeatable by
+the width it was asked for; what the machine keeps stays bounded; what is saved and restored is the same when saved again;
+whatever is written to memory is in the dirty log. A run is repeatable by
 its seed; a failure names it and the last operations.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import random
 import select
 import time
-import uuid
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 
 from appliance.errors import GuestFault
 from appliance.vmm import layout
-from appliance.vmm.device import Device
-from appliance.vmm.legacy.acpi_pm import AcpiPm
-from appliance.vmm.legacy.debug_port import DebugPort
-from appliance.vmm.legacy.fw_cfg import FwCfg
-from appliance.vmm.legacy.i8042 import I8042
-from appliance.vmm.legacy.port92 import A20Gate, Port92
-from appliance.vmm.legacy.pvpanic import PvPanic
-from appliance.vmm.legacy.rtc import Rtc
-from appliance.vmm.legacy.serial import SerialPort
-from appliance.vmm.legacy.vmgenid import VmGenId
-from appliance.vmm.legacy.watchdog import Watchdog
-from appliance.vmm.pci.bus import PciBus
-from appliance.vmm.pci.function import PciFunction
-from appliance.vmm.pci.hotplug import PciHotplug
-from appliance.vmm.vhost.backend import DataPlane
+from appliance.vmm.block.layout import RequestType
+from appliance.vmm.device import Device, State
 from appliance.vmm.virtio import consts
-from appliance.vmm.virtio.balloon import VirtioBalloon
-from appliance.vmm.virtio.console import PortOptions, VirtioConsole
+from appliance.vmm.virtio.blk import VirtioBlk
+from appliance.vmm.virtio.console import VirtioConsole
 from appliance.vmm.virtio.device import VirtioDevice
-from appliance.vmm.virtio.net import NetOptions, VirtioNet
-from appliance.vmm.virtio.pci_transport import VirtioPci
-from appliance.vmm.virtio.rng import RngLimit, VirtioRng
-from tests.fakes.cable import FakeCable
-from tests.fakes.machine import FakeMachine
+from appliance.vmm.virtio.vsock import RX, TX, VirtioVsock
+from appliance.vmm.vsock.packet import HOST_CID, TYPE_STREAM, Header, Op
+from tests.fakes import block
 from tests.fakes.virtio_driver import DriverQueue, negotiate, set_up
+from tests.fakes.vsock_guest import CID
+from tests.fuzz.vmm_machine import MEMORY_MIB, SERVICE_PORT, FuzzMachine
 
-MEMORY_MIB = 16
-_MAC = b"\x02\0\0\0\0\x01"
-RINGS, RING_ROOM = 0x20_0000, 0x1_0000  # where well-meant rings lie
+RINGS, RING_ROOM, DEVICE_ROOM = 0x20_0000, 0x1_0000, 0x10_0000  # where well-meant rings lie
 MAX_TIMERS = 64
+SAVE_EVERY = 2000
+SLOTS = (*range(1, 12), 0, 31)
 _EDGES = (0, 1, 2, 3, 7, 8, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFF_FFFF, 0xFFFF_FFFF, 1 << 63, (1 << 64) - 1)
 
 
@@ -63,6 +52,7 @@ class Findings:
     guest_faults: int = 0
     broken: Counter[str] = field(default_factory=Counter)
     used: Counter[str] = field(default_factory=Counter)
+    ejected: int = 0
     slowest_s: float = 0.0
     slowest: str = ""
 
@@ -72,16 +62,15 @@ class Fuzzer:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.machine = FakeMachine(MEMORY_MIB)
         self.findings = Findings()
         self.trace: deque[str] = deque(maxlen=25)
-        self.devices: list[Device] = []
-        self.virtio: list[VirtioDevice] = []
         self.rings: dict[tuple[str, int], DriverQueue] = {}
         self.calm = False
-        self.cable = FakeCable()
-        self.pci = PciBus("pci", self.machine.context)
-        self._build()
+        self.machine = FuzzMachine(self.random)
+        self.fake = self.machine.fake
+        self.memory = self.fake.memory
+        self.before = b""  # RAM as it was when the dirty log was taken last
+        self.firmware()
         self.actions: list[tuple[int, Callable[[], None]]] = [
             (30, self.registers),
             (16, self.ports),
@@ -89,53 +78,19 @@ class Fuzzer:
             (8, self.configuration),
             (12, self.descriptors),
             (12, self.chains),
+            (6, self.disk_request),
+            (6, self.packet),
             (10, self.kick),
             (8, self.loop),
             (4, self.set_up_driver),
-            (3, self.host),
+            (5, self.host),
             (2, self.pass_time),
             (2, self.firmware),
+            (1, self.hot_plug),
             (1, self.driver_reset),
         ]
 
-    def _build(self) -> None:
-        context = self.machine.context
-        power, fw_cfg, a20 = AcpiPm("acpi-pm", context), FwCfg("fw-cfg", context), A20Gate()
-        hotplug = PciHotplug("hotplug", context, self.pci, gpe=power.raise_gpe, ejected=lambda function: None)
-        generation = uuid.UUID("00000000-0000-4000-8000-000000000001")
-        self.devices = [
-            self.pci,
-            power,
-            fw_cfg,
-            hotplug,
-            VmGenId("vmgenid", context, guid=generation, gpe=power.raise_gpe, fw_cfg=fw_cfg),
-            I8042("i8042", context, a20=a20),
-            Port92("port92", context, a20=a20),
-            Rtc("rtc", context),
-            DebugPort("debug-port", context),
-            PvPanic("pvpanic", context),
-            *(SerialPort(f"serial{index}", context, index) for index in range(2)),
-        ]
-        self.plug(Watchdog("watchdog", context))
-        self.console = VirtioConsole("console", context, ports=[PortOptions(console=True), PortOptions("agent")])
-        self.balloon = VirtioBalloon("balloon", context)
-        for device in (
-            VirtioRng("rng", context, limit=RngLimit(1 << 14)),
-            self.console,
-            self.balloon,
-            VirtioNet("net0", context, cable=self.cable, options=NetOptions(mac=_MAC, data_plane=DataPlane.PYTHON)),
-        ):
-            self.virtio.append(device)
-            self.plug(VirtioPci(device))
-        self.firmware()
-
-    def plug(self, function: PciFunction) -> None:
-        self.pci.plug(function)
-        self.devices.append(function)
-
     def close(self) -> None:
-        for device in reversed(self.devices):
-            device.close()
         self.machine.close()
 
     # The run
@@ -155,36 +110,74 @@ class Fuzzer:
         if took > self.findings.slowest_s:
             self.findings.slowest_s, self.findings.slowest = took, self.trace[-1]
         self.findings.operations[name] += 1
+        self.close_ejected()
         self.check()
+
+    def close_ejected(self) -> None:
+        for gone in self.machine.close_ejected():
+            self.findings.ejected += 1
+            self.rings = {place: ring for place, ring in self.rings.items() if place[0] != gone}
 
     def check(self) -> None:
         """What must hold after each operation."""
-        timers = [timer for timer in self.machine.bridge.timers if not timer.cancelled]
+        timers = [timer for timer in self.fake.bridge.timers if not timer.cancelled]
         assert len(timers) <= MAX_TIMERS, f"{len(timers)} timers"
-        self.machine.bridge.timers[:] = timers
-        for note in self.machine.notes:
+        self.fake.bridge.timers[:] = timers
+        for note in self.fake.notes:
             if "stands until its driver resets it" in note:
-                self.findings.broken[note.split(": ")[1]] += 1
-        for device in self.virtio:
+                self.findings.broken[note.split("; ")[-1].split()[0]] += 1
+        for device in self.machine.virtio:
             for queue in device.queues:
                 assert 0 <= queue.in_flight <= queue.max_size, f"{queue.label}: {queue.in_flight} in flight"
-        self.machine.requests.clear()
-        self.machine.notes.clear()
+        self.fake.requests.clear()
+        self.fake.notes.clear()
 
-    def save_and_restart(self) -> None:
-        """What a pause saves is understood again; then the guest restarts."""
-        for device in self.devices:
+    def save_and_restore(self) -> None:
+        """What was written is in the dirty log; what a pause saves is understood again, and is the same once restored.
+        Then the guest goes on, or restarts."""
+        devices = self.machine.devices
+        for device in devices:
             device.pause()
-            state = device.save()
-            if state is not None and device.state_type is not None:
-                data = msgspec.msgpack.encode(state)
-                assert msgspec.msgpack.decode(data, type=device.state_type) == state, device.name
-        for device in self.devices:
-            device.reset()
-        self.rings = {}
-        for device in self.devices:
+        self.check_dirty_log()
+        states = {device.name: self.saved(device) for device in devices}
+        self.reset()  # which takes out what was being unplugged
+        if self.random.random() < 0.7:
+            for device in devices:
+                if (state := states[device.name]) is not None:
+                    device.restore(state)
+            for device in devices:
+                lost = differences(states[device.name], self.saved(device))
+                assert device.name == "vsock" or not lost, f"{device.name} is not restored as it was: {lost}"
+        else:
+            self.rings = {}
+        for device in devices:
             device.resume()
         self.firmware()
+
+    def saved(self, device: Device) -> State | None:
+        """What `device` saves, having been encoded and read again."""
+        state = device.save()
+        if state is None or device.state_type is None:
+            return None
+        return msgspec.msgpack.decode(msgspec.msgpack.encode(state), type=device.state_type)
+
+    def reset(self) -> None:
+        for device in list(self.machine.devices):
+            device.reset()
+        self.close_ejected()
+
+    def check_dirty_log(self) -> None:
+        """Every page that is another than before was marked: drivers and devices alike write through `GuestMemory`."""
+        ram = self.memory.whole()
+        if self.before:
+            dirty = int.from_bytes(self.memory.take_dirty(), "little")
+            for page in range(MEMORY_MIB << 8):
+                start = page * layout.PAGE
+                changed = ram[start : start + layout.PAGE] != self.before[start : start + layout.PAGE]
+                assert not changed or dirty >> page & 1, f"page {page:#x} was written and not marked"
+        else:
+            self.memory.start_dirty_log()
+        self.before = ram[:]
 
     # Values
 
@@ -204,12 +197,12 @@ class Fuzzer:
     # What a guest does
 
     def ports(self) -> None:
-        claimed = self.random.choice(self.machine.ports.ranges())
+        claimed = self.random.choice(self.fake.ports.ranges())
         self.access("ports", claimed.base + self.random.randrange(claimed.length), self.random.choice((1, 2, 4)))
 
     def registers(self) -> None:
         """Memory-mapped ones, those at the beginning of a page more often; the 256 MiB of ECAM have `configuration`."""
-        ranges = [each for each in self.machine.mmio.ranges() if each.base != layout.ECAM]
+        ranges = [each for each in self.fake.mmio.ranges() if each.base != layout.ECAM]
         if not ranges:
             return
         claimed = self.random.choice(ranges)
@@ -225,16 +218,16 @@ class Fuzzer:
             self.access("mmio", self.address(), self.random.choice((1, 2, 4, 8)))
 
     def configuration(self) -> None:
-        slot = self.random.choice((0, 31, *range(1, 8)))
+        slot = self.random.choice(SLOTS)
         register = self.random.choice((self.random.randrange(0x140), self.random.randrange(4096)))
         if self.random.random() < 0.5:
             self.access("mmio", layout.ECAM + (slot << 15) + register, self.random.choice((1, 2, 4)))
         else:
-            self.machine.ports.write(0xCF8, 4, 0x8000_0000 | slot << 11 | register & 0xFC)
+            self.fake.ports.write(0xCF8, 4, 0x8000_0000 | slot << 11 | register & 0xFC)
             self.access("ports", 0xCFC + (register & 3), self.random.choice((1, 2, 4)))
 
     def access(self, space: str, address: int, size: int) -> None:
-        bus = self.machine.ports if space == "ports" else self.machine.mmio
+        bus = self.fake.ports if space == "ports" else self.fake.mmio
         if self.random.random() < 0.6:
             value = self.number(8 * size)
             self.trace[-1] += f" {space} {address:#x} size {size} := {value:#x}"
@@ -265,11 +258,9 @@ class Fuzzer:
             case 1:
                 ring.make_available(self.random.randrange(ring.size + 1))
             case 2:
-                self.machine.memory.store_u16(ring.avail + 2, self.number(16))
+                self.memory.store_u16(ring.avail + 2, self.number(16))
             case 3:
-                self.machine.memory.store_u16(
-                    ring.avail + 4 + 2 * self.random.randrange(ring.size + 1), self.number(16)
-                )
+                self.memory.store_u16(ring.avail + 4 + 2 * self.random.randrange(ring.size + 1), self.number(16))
 
     def chains(self) -> None:
         """A chain that is sound, of random content."""
@@ -281,38 +272,97 @@ class Fuzzer:
         writable = [self.random.choice((1, 8, 64, 1500)) for _ in range(self.random.randrange(3))]
         if not readable and not writable:
             return
-        ring.indirect = (
-            ring.device is not None and ring.device.has(consts.F_INDIRECT_DESC) and self.random.random() < 0.3
+        self.offer(ring, readable, writable)
+
+    def disk_request(self) -> None:
+        """One that a driver might make, or nearly."""
+        ring = self.ring_of(VirtioBlk, None)
+        if ring is None:
+            return
+        kind = self.random.choice((*RequestType, 2, 99))
+        head = block.header(kind, self.number(self.random.choice((4, 11, 64))))
+        data: list[bytes] = []
+        room = [1]
+        match kind:
+            case RequestType.IN | RequestType.GET_ID:
+                room = [self.random.choice((20, 512, 1024, 1000)), *room]
+            case RequestType.OUT:
+                data = [self.random.randbytes(self.random.choice((512, 4096, 100)))]
+            case RequestType.DISCARD | RequestType.WRITE_ZEROES:
+                sectors, flags = self.number(self.random.choice((4, 32))), self.random.choice((0, 0, 1, 2))
+                data = [block.block_range(self.number(self.random.choice((8, 64))), sectors, flags)]
+                data *= self.random.choice((1, 1, 2, 33))
+        self.offer(ring, [head, *data], room)
+
+    def packet(self) -> None:
+        """Of a socket device: right ones mostly, and buffers to answer in."""
+        index = self.random.choice((RX, TX, TX))
+        ring = self.ring_of(VirtioVsock, index)
+        if ring is None:
+            return
+        if index == RX:
+            self.offer(ring, [], [self.random.choice((44, 45, 1500, 4096))])
+            return
+        data = self.random.randbytes(self.random.choice((0, 0, 1, 3000)))
+        odd = self.random.random() < 0.1
+        header = Header(
+            src_cid=self.number(64) if odd else CID,
+            dst_cid=HOST_CID,
+            src_port=self.random.choice((1024, 1025, 7)),
+            dst_port=self.random.choice((SERVICE_PORT, 1 << 30, (1 << 30) + 1, self.number(32))),
+            len=self.number(32) if odd else len(data),
+            type=self.random.choice((TYPE_STREAM, TYPE_STREAM, TYPE_STREAM, self.number(16))),
+            op=self.random.choice((*Op, Op.REQUEST, Op.RW, self.number(16))),
+            flags=self.number(2),
+            buf_alloc=self.number(32),
+            fwd_cnt=self.number(32) if odd else 0,
         )
+        self.offer(ring, [header.pack(), data] if data else [header.pack()], [])
+
+    def ring_of(self, kind: type[VirtioDevice], index: int | None) -> DriverQueue | None:
+        found = [
+            ring
+            for (_, number), ring in self.rings.items()
+            if isinstance(ring.device, kind) and index in (None, number)
+        ]
+        return self.random.choice(found) if found else None
+
+    def offer(self, ring: DriverQueue, readable: list[bytes], writable: list[int]) -> None:
+        """Make it available, if there is room, and kick."""
+        assert ring.device is not None
+        ring.indirect = ring.device.has(consts.F_INDIRECT_DESC) and self.random.random() < 0.3
         try:
             ring.add(readable, writable)
         except ValueError:
             self.take_back(ring)
-        if ring.device is not None and self.random.random() < 0.7:
+        if self.random.random() < 0.7:
             ring.device.doorbell(ring.index).signal()
 
     def take_back(self, ring: DriverQueue) -> None:
         """What the device has used, unless the ring's index is anything by now."""
         assert ring.device is not None
-        if (self.machine.memory.load_u16(ring.used_ring + 2) - ring.used_idx) & 0xFFFF <= ring.size:
+        if (self.memory.load_u16(ring.used_ring + 2) - ring.used_idx) & 0xFFFF <= ring.size:
             self.findings.used[f"{ring.device.name} {ring.index}"] += len(ring.used())
 
     def kick(self) -> None:
-        device = self.random.choice(self.virtio)
-        device.doorbell(self.random.randrange(len(device.queues))).signal(self.random.choice((1, 1000)))
+        if self.machine.virtio:
+            device = self.random.choice(self.machine.virtio)
+            device.doorbell(self.random.randrange(len(device.queues))).signal(self.random.choice((1, 1000)))
 
     def set_up_driver(self) -> None:
         """A driver that does all right, so that there is something to attack."""
-        device = self.random.choice(self.virtio)
+        if not self.machine.virtio:
+            return
+        device = self.random.choice(self.machine.virtio)
         negotiate(device, None if self.random.random() < 0.7 else device.features & self.number(64) | 1 << 32)
         if not device.negotiated:
             return
-        where = RINGS + 0x10_0000 * self.virtio.index(device)
+        where = RINGS + DEVICE_ROOM * self.machine.virtio.index(device)
         for index, queue in enumerate(device.queues):
             size = min(queue.max_size, self.random.choice((4, 16, 64)))
             event_idx = device.has(consts.F_EVENT_IDX)
             at = where + RING_ROOM * index
-            ring = DriverQueue(self.machine.memory, at, size, event_idx=event_idx, room=RING_ROOM)
+            ring = DriverQueue(self.memory, at, size, event_idx=event_idx, room=RING_ROOM)
             ring.device, ring.index = device, index
             set_up(device, index, ring)
             self.rings[device.name, index] = ring
@@ -331,19 +381,29 @@ class Fuzzer:
                 return
 
     def driver_reset(self) -> None:
-        device = self.random.choice(self.virtio)
-        with device.lock:
-            device.write_status(0)
+        if self.machine.virtio:
+            device = self.random.choice(self.machine.virtio)
+            with device.lock:
+                device.write_status(0)
 
     def firmware(self) -> None:
         """Every BAR of every function where there is room, and decoded."""
-        for slot, function in list(self.pci.functions.items()):
+        for slot, function in list(self.machine.pci.functions.items()):
             for index, bar in function.bars.items():
                 base = 0xD000 + 0x40 * slot if bar.kind.name == "IO" else layout.PCI_MEMORY + 0x10_0000 * slot
                 function.config.write(0x10 + 4 * index, 4, base)
                 if bar.register_bytes == 8:
                     function.config.write(0x14 + 4 * index, 4, 0)
             function.config.write(0x04, 2, 0x407 if self.random.random() < 0.2 else 7)
+
+    def hot_plug(self) -> None:
+        match self.random.randrange(3):
+            case 0:
+                self.machine.ask_to_unplug()
+            case 1:
+                self.machine.eject_what_was_asked()
+            case 2:
+                self.machine.plug_missing()
 
     # What the host does
 
@@ -356,32 +416,36 @@ class Fuzzer:
     def come_round(self) -> None:
         for _ in range(8):
             poll = select.poll()
-            for fd in self.machine.bridge.watched:
+            for fd in self.fake.bridge.watched:
                 poll.register(fd, select.POLLIN)
             ready = [fd for fd, _ in poll.poll(0)]
             if not ready:
                 return
             for fd in ready:
-                if fd in self.machine.bridge.watched:
-                    self.machine.bridge.ready(fd)
+                if fd in self.fake.bridge.watched:
+                    self.fake.bridge.ready(fd)
 
     def host(self) -> None:
-        match self.random.randrange(4):
-            case 0:
-                self.random.choice(self.console.ports).receive(self.random.randbytes(self.random.randrange(1, 5000)))
-            case 1:
-                self.balloon.target_mib = self.random.randrange(-1, MEMORY_MIB + 2)
-            case 2:
-                self.random.choice(self.console.ports).resize(self.number(17), self.number(17))
-            case 3:
-                self.arrive()
-
-    def arrive(self) -> None:
-        if not self.cable.waiting():
-            self.cable.arrive(b"\xff" * 6 + self.random.randbytes(self.random.randrange(8, 1508)))
+        self.trace[-1] += f" {self.machine.act()}"
 
     def pass_time(self) -> None:
-        self.machine.bridge.advance(self.random.choice((0.001, 0.1, 2.5)))
+        self.fake.bridge.advance(self.random.choice((0.001, 0.1, 2.5)))
+
+
+def differences(before: object, after: object, path: str = "") -> list[str]:
+    """Where two states are not the same: path, then the values, cut."""
+    if isinstance(before, State | msgspec.Struct) and type(before) is type(after):
+        names = before.__struct_fields__
+        return [
+            each
+            for name in names
+            for each in differences(getattr(before, name), getattr(after, name), f"{path}.{name}")
+        ]
+    if isinstance(before, bytes) and isinstance(after, bytes) and len(before) == len(after):
+        return [
+            f"{path}[{at:#x}]: {a:#x} {b:#x}" for at, (a, b) in enumerate(zip(before, after, strict=True)) if a != b
+        ]
+    return [] if before == after else [f"{path}: {str(before)[:200]} {str(after)[:200]}"]
 
 
 def run(operations: int, seed: int) -> Findings:
@@ -391,8 +455,8 @@ def run(operations: int, seed: int) -> Findings:
         for number in range(operations):
             try:
                 fuzzer.step()
-                if number % 2000 == 1999:
-                    fuzzer.save_and_restart()
+                if number % SAVE_EVERY == SAVE_EVERY - 1:
+                    fuzzer.save_and_restore()
             except Exception as error:
                 before = "\n  ".join(fuzzer.trace)
                 text = f"seed {seed}, operation {number}: {type(error).__name__}: {error}\n  {before}"
@@ -402,16 +466,27 @@ def run(operations: int, seed: int) -> Findings:
     return fuzzer.findings
 
 
+def resident_kib() -> int:
+    """What this process has in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * (layout.PAGE >> 10)
+
+
 def main() -> None:
     """Run and say what was seen."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--operations", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args()
+    logging.disable(logging.WARNING)  # a disk that fails says so
+    run(10_000, chosen.seed)  # so that all is loaded
+    before_kib = resident_kib()
     findings = run(chosen.operations, chosen.seed)
     print(", ".join(f"{count} {name}" for name, count in findings.operations.most_common()))
     print(f"used {dict(findings.used)}, broken {dict(findings.broken)}")
-    print(f"{findings.guest_faults} guest faults; slowest {findings.slowest_s * 1000:.1f} ms: {findings.slowest}")
+    print(f"{findings.ejected} devices ejected, {findings.guest_faults} guest faults")
+    print(
+        f"slowest {findings.slowest_s * 1000:.1f} ms: {findings.slowest}; {resident_kib() - before_kib} KiB more resident"
+    )
 
 
 if __name__ == "__main__":
