@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -189,6 +190,30 @@ def test_there_are_so_many_connections_and_no_more(guest: VsockGuest, client: Co
     host._all -= filler
     clients[0].sendall(b"CONNECT 80\n")
     assert guest.ops() == [Op.REQUEST]
+
+
+@pytest.mark.parametrize("what", ["socket", "epoll"])
+def test_a_host_that_has_nothing_left_refuses_and_the_guest_goes_on(
+    guest: VsockGuest, service: socket.socket, client: Connect, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Descriptors and watches are the whole appliance's: that they are used up is no fault of this guest's devices."""
+
+    def refuse(*arguments: object, **names: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as scarce:
+        if what == "socket":
+            scarce.setattr(socket, "socket", refuse)
+        else:
+            scarce.setattr(guest.device._host.poller, "add", refuse)  # type: ignore[union-attr]
+            turned_away = client()
+            settle(guest.device.context.bridge)  # type: ignore[arg-type]
+            assert turned_away.recv(10) == b""
+        guest.packet(Op.REQUEST)
+    assert guest.ops() == [Op.RST]
+    assert guest.device.connections == 0
+    guest.packet(Op.REQUEST)
+    assert guest.ops() == [Op.RESPONSE]
 
 
 def test_a_file_left_behind_is_replaced(machine: FakeMachine, path: Path, client: Connect) -> None:

@@ -177,19 +177,32 @@ class VsockHost:
         if self.count >= MAX_CONNECTIONS:
             self._refuse(header, None)
             return
-        server = socket.socket(socket.AF_UNIX, SOCKET)
-        try:
-            server.connect(f"{self._path}_{header.dst_port}")
-        except OSError:  # nobody listens, or his queue is full
-            server.close()
+        server = self._server(header.dst_port)
+        if server is None:
             self._refuse(header, None)
             return
         connection = Connection(server, ConnectionState.OPEN)
         connection.port, connection.guest_port = header.dst_port, header.src_port
         connection.learn(header)
-        self._streams[connection.port, connection.guest_port] = connection
-        self._add(connection, READ | PEER_DONE)
-        self._outbox.reply(connection, Op.RESPONSE)
+        if self._add(connection, READ | PEER_DONE):
+            self._streams[connection.port, connection.guest_port] = connection
+            self._outbox.reply(connection, Op.RESPONSE)
+        else:
+            self._refuse(header, None)
+
+    def _server(self, port: int) -> socket.socket | None:
+        """None when nobody listens, his queue is full, or the host has no descriptors left."""
+        try:
+            server = socket.socket(socket.AF_UNIX, SOCKET)
+        except OSError as error:
+            logger.debug("%s: port %d: %s", self._label, port, error)
+            return None
+        try:
+            server.connect(f"{self._path}_{port}")
+        except OSError:
+            server.close()
+            return None
+        return server
 
     def _answered(self, connection: Connection) -> None:
         """RESPONSE: the client hears that it may begin. The first bytes into an empty socket: they fit."""
@@ -228,8 +241,8 @@ class VsockHost:
             client.close()
             return
         connection = Connection(client, ConnectionState.GREETING)
-        self._time_out(connection, GREETING_TIMEOUT_S)
-        self._add(connection, READ)
+        if self._add(connection, READ):
+            self._time_out(connection, GREETING_TIMEOUT_S)
 
     def _news(self, connection: Connection, events: int) -> None:
         """Something can be done with a socket, or it has hung up. Raises `QueueBroken`."""
@@ -326,9 +339,16 @@ class VsockHost:
     def _known(self, connection: Connection) -> bool:
         return self._streams.get((connection.port, connection.guest_port)) is connection
 
-    def _add(self, connection: Connection, events: int) -> None:
+    def _add(self, connection: Connection, events: int) -> bool:
+        """False, with its socket closed, when the kernel will not watch one more (epoll(7): max_user_watches)."""
+        try:
+            self.poller.add(connection.fd, events, partial(self._news, connection))
+        except OSError as error:
+            logger.debug("%s: port %d: %s", self._label, connection.port, error)
+            connection.close()
+            return False
         self._all.add(connection)
-        self.poller.add(connection.fd, events, partial(self._news, connection))
+        return True
 
     def _reset(self, connection: Connection) -> None:
         """Cut it off, and tell the guest if it knows of it."""

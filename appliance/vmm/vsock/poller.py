@@ -41,9 +41,9 @@ class Poller:
             self._bridge.unwatch(self._epoll.fileno())
 
     def add(self, fd: int, events: int, callback: Ready) -> None:
-        """Call `callback` with what is so of `events`, HANGUP or ERROR."""
-        self._callbacks[fd], self._events[fd] = callback, events
+        """Call `callback` with what is so of `events`, HANGUP or ERROR. Raises `OSError`, having changed nothing."""
         self._epoll.register(fd, events)
+        self._callbacks[fd], self._events[fd] = callback, events
 
     def change(self, fd: int, events: int) -> None:
         """Other events from now on. With none, hang-ups are not told either: they would not cease."""
