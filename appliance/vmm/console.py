@@ -19,6 +19,7 @@ HISTORY_LIMIT_BYTES = 64 << 10
 UNREAD_LIMIT_BYTES = 4 << 20
 READ_LIMIT_BYTES = 64 << 10
 WRITE_TIMEOUT_S = 10.0
+PIECE_BYTES = 4096  # what a guest says byte by byte is kept in pieces of this size: each costs more than a byte
 
 
 class ByteDevice(Protocol):
@@ -53,7 +54,7 @@ class ByteChannel:
     def feed(self, data: bytes) -> None:
         """The guest has said this."""
         with self._lock:
-            self._history.append(data)
+            _append(self._history, data)
             self._history_bytes += len(data)
             while self._history_bytes - len(self._history[0]) >= HISTORY_LIMIT_BYTES:
                 self._history_bytes -= len(self._history.popleft())
@@ -173,7 +174,7 @@ class Attachment:
 
     def _take(self, data: bytes) -> None:
         """Under the channel's lock."""
-        self._unread.append(data)
+        _append(self._unread, data)
         self._unread_bytes += len(data)
         while self._unread_bytes > UNREAD_LIMIT_BYTES:
             self._unread_bytes -= len(self._unread.popleft())
@@ -181,3 +182,11 @@ class Attachment:
     def _end(self) -> None:
         self._over = True
         self._ready.set()
+
+
+def _append(kept: deque[bytes], data: bytes) -> None:
+    """At the end, as one with what is there while that is small."""
+    if kept and len(kept[-1]) + len(data) <= PIECE_BYTES:
+        kept[-1] += data
+    else:
+        kept.append(data)

@@ -8,7 +8,7 @@ import pytest
 
 from appliance.errors import HostError, TimedOut
 from appliance.vmm import console
-from appliance.vmm.console import HISTORY_LIMIT_BYTES, UNREAD_LIMIT_BYTES, ByteChannel
+from appliance.vmm.console import HISTORY_LIMIT_BYTES, PIECE_BYTES, READ_LIMIT_BYTES, UNREAD_LIMIT_BYTES, ByteChannel
 from tests.fakes.machine import FakeBridge
 
 
@@ -60,6 +60,17 @@ async def test_a_reader_that_sleeps_loses_the_oldest_and_holds_nobody_up(channel
     while data := await sleeper.read():
         size += len(data)
     assert size == UNREAD_LIMIT_BYTES
+
+
+async def test_what_is_said_in_crumbs_takes_no_more_memory_than_its_bytes(channel: ByteChannel) -> None:
+    """A guest that says two bytes at a time, a million times, and an attachment that does not read."""
+    sleeper = channel.attach()
+    for _ in range(100_000):
+        channel.feed(b"ab")
+    assert len(sleeper._unread) <= 2 * 200_000 // PIECE_BYTES + 1
+    assert len(channel._history) <= 2 * HISTORY_LIMIT_BYTES // PIECE_BYTES + 1
+    assert channel.history() == b"ab" * (HISTORY_LIMIT_BYTES // 2)
+    assert await sleeper.read() == b"ab" * (READ_LIMIT_BYTES // 2)
 
 
 async def test_typing_waits_for_room(channel: ByteChannel) -> None:
