@@ -1,0 +1,104 @@
+"""The .deb: the tree, what packaging/debian holds, and the control files. deb(5), deb-control(5)."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from appliance_build import tree
+from appliance_build.ingredients import DebianPackage
+from appliance_build.run import run
+from appliance_build.source import Source
+
+MAINTAINER_SCRIPTS = ("postinst", "prerm", "postrm")
+
+PLACES = {
+    "launcher": ("usr/bin/appliance", 0o755),
+    "appliance.service": ("usr/lib/systemd/system/appliance.service", 0o644),
+    "appliance-guests.service": ("usr/lib/systemd/system/appliance-guests.service", 0o644),
+    "default": ("etc/default/appliance", 0o644),
+    "issue": ("etc/issue.d/appliance.issue", 0o644),
+    "completion.bash": ("usr/share/bash-completion/completions/appliance", 0o644),
+    "lintian-overrides": ("usr/share/lintian/overrides/appliance", 0o644),
+}
+"""Where each file of packaging/debian goes."""
+
+_CONTROL = "DEBIAN"
+
+
+def build(root: Path, output: Path, *, source: Source, packages: Sequence[DebianPackage]) -> Path:
+    """Complete `root`, which holds the tree and the copyright file, and pack it. Raises `BuildError`."""
+    files = source.root / "packaging"
+    for name, (place, mode) in PLACES.items():
+        _put(root / place, (files / "debian" / name).read_bytes(), mode)
+    _documentation(root, files, source)
+    control = root / _CONTROL
+    control.mkdir()
+    tree.settle(root, epoch_s=source.epoch_s)  # sizes and sums are of what is packed
+    (control / "md5sums").write_text(_md5sums(root))
+    (control / "conffiles").write_text("".join(f"/{name}\n" for name in _content(root) if name.startswith("etc/")))
+    (control / "control").write_text(
+        render_control((files / "debian/control").read_text(), source.version, packages, _installed_kib(root))
+    )
+    for name in MAINTAINER_SCRIPTS:
+        _put(control / name, (files / "debian" / name).read_bytes(), 0o755)
+    tree.settle(root, epoch_s=source.epoch_s)
+    target = output / f"appliance_{source.version}_amd64.deb"
+    run(
+        ["dpkg-deb", "--root-owner-group", "-Zxz", "--threads-max=1", "--build", root, target],
+        env={"PATH": os.environ["PATH"], "SOURCE_DATE_EPOCH": str(source.epoch_s), "LC_ALL": "C"},
+    )
+    return target
+
+
+def render_control(template: str, version: str, packages: Sequence[DebianPackage], installed_kib: int) -> str:
+    """packaging/debian/control with what only a build knows; its comment lines left out."""
+    built_using = sorted({f"{package.source} (= {package.source_version})" for package in packages})
+    known = {"VERSION": version, "INSTALLED_SIZE": str(installed_kib), "BUILT_USING": ", ".join(built_using)}
+    text = "".join(f"{line}\n" for line in template.splitlines() if not line.startswith("#"))
+    for name, value in known.items():
+        text = text.replace(f"@{name}@", value)
+    return text
+
+
+def _documentation(root: Path, files: Path, source: Source) -> None:
+    for page in sorted((files / "man").glob("*.[18]")):
+        place = root / f"usr/share/man/man{page.suffix[1:]}/{page.name}.gz"
+        _put(place, _gzip(page.read_text().replace("@VERSION@", source.version).encode()), 0o644)
+    changelog = source.root / "CHANGELOG.md"
+    _put(root / "usr/share/doc/appliance/changelog.gz", _gzip(changelog.read_bytes()), 0o644)
+
+
+def _gzip(content: bytes) -> bytes:
+    return gzip.compress(content, compresslevel=9, mtime=0)
+
+
+def _put(path: Path, content: bytes, mode: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    path.chmod(mode)
+
+
+def _content(root: Path) -> Sequence[str]:
+    names = (path.relative_to(root) for path in root.rglob("*") if path.is_file() and not path.is_symlink())
+    return sorted(str(name) for name in names if name.parts[0] != _CONTROL)
+
+
+def _md5sums(root: Path) -> str:
+    return "".join(
+        f"{hashlib.md5((root / name).read_bytes(), usedforsecurity=False).hexdigest()}  {name}\n"
+        for name in _content(root)
+        if not name.startswith("etc/")
+    )
+
+
+def _installed_kib(root: Path) -> int:
+    """deb-substvars(5), Installed-Size: files rounded up to KiB, one KiB for everything else."""
+    return sum(
+        (path.stat().st_size + 1023) // 1024 if path.is_file() and not path.is_symlink() else 1
+        for path in root.rglob("*")
+        if path.relative_to(root).parts[0] != _CONTROL
+    )
