@@ -1,17 +1,16 @@
 """NativeEngine: starts VMs as machines in this process, and takes up those that were saved as the appliance last went down.
 
-    RUN_DIR/ID/            sockets of helper processes, console log; gone with the machine
-    DATA_DIR/ID.saved      a machine between two lives of the appliance: who takes it up removes it first, so that no
-                           machine ever runs twice from one state
+    RUN_DIR/ID/            sockets, also of helper processes; gone with the machine
+    DATA_DIR/ID.saved      a machine between two lives of the appliance (`saved_files`): it is removed before it goes on,
+                           so that none ever runs twice from one state
 A saved machine of an earlier boot of the host is not taken up: its ports and the world it spoke with are gone. It is
-removed, and told in the log.
+removed, and told in the log. Nor is one that cannot be restored. To the guest either is a power cut.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
@@ -22,16 +21,15 @@ from typing import TYPE_CHECKING
 from appliance.clock import Clock
 from appliance.cloud_init import render, write_drive
 from appliance.errors import ApplianceError, Conflict, HostError, Unsupported
-from appliance.files import write_atomic
 from appliance.kernel import kvm_capabilities
 from appliance.lazy import LazyModule, load
 from appliance.model.guest import Capabilities, GuestId, VmResources, VmSpec
-from appliance.model.volume import OpenedVolume, VolumeFormat, VolumeId
 from appliance.tasks import TaskScope, to_its_end
 from appliance.threads import to_the_end
 from appliance.vmm import refusal
 from appliance.vmm.boot import firmware
 from appliance.vmm.refusal import HostFacts
+from appliance.vmm.saved_files import SavedFiles
 
 _MACHINE = ("appliance.vmm.builder", "appliance.vmm.snapshot", "appliance.vmm.vm")
 
@@ -44,7 +42,6 @@ else:  # the machine's hundred modules are loaded, in a thread, when the first o
     builder, snapshot, native = (LazyModule(name) for name in _MACHINE)
 
 NAME = "native"
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +52,8 @@ class NativeEngine:
     name = NAME
 
     def __init__(self, run_dir: Path, data_dir: Path, scope: TaskScope, clock: Clock) -> None:
-        self._run_dir, self._data_dir = run_dir.absolute() / "vmm", data_dir.absolute() / "vmm"
+        self._run_dir = run_dir.absolute() / "vmm"
+        self._saved = SavedFiles(data_dir.absolute() / "vmm")
         self._scope, self._clock = scope, clock
         self._facts: HostFacts | None = None
         self._busy: set[GuestId] = set()
@@ -73,6 +71,8 @@ class NativeEngine:
         if facts.no_firmware:
             available.discard("firmware:seabios")
             missing["firmware:seabios"] = facts.no_firmware
+        if facts.no_storage_daemon:
+            missing["disk:qcow2"] = facts.no_storage_daemon
         missing |= {f"KVM_CAP_{feature.cap.name}": feature.lost for feature in facts.kvm.missing}
         return Capabilities(engine=NAME, version="1", available=frozenset(available), missing=missing)
 
@@ -87,45 +87,48 @@ class NativeEngine:
         if found := self.refuse(spec):
             raise Unsupported(f"vm {spec.guest_id}: {'; '.join(found)}")
         with self._claim(spec.guest_id):
-            await to_the_end(self._forget_saved, spec.guest_id)
+            await to_the_end(self._saved.forget, spec.guest_id)
             await _write_cloud_init(spec, resources)
             built = await self._build(spec, resources)
             try:
                 await built.machine.start()
             except BaseException:
-                await to_its_end(self._undo(spec.guest_id, built), name=f"undo vm {spec.guest_id}")
+                await to_its_end(self._undo(built), name=f"undo vm {spec.guest_id}")
                 raise
             for line in built.notes():
                 log(line)
-            return self._keep(built, spec, started_at=self._clock.now(), on_state=on_state)
+            return self._keep(built, started_at=self._clock.now(), on_state=on_state)
 
     async def adopt(self, spec: VmSpec, *, on_state: StateCallback) -> NativeVm | None:
-        """The VM if this engine runs it, or if it was saved as the appliance went down: it goes on then.
+        """The VM if this engine runs it, or if it was saved as the appliance went down: it goes on then, as it was, whatever
+        `spec` says. None, and nothing left of it, when there is nothing to go on from: that is told in the log.
 
-        What cannot be restored is told in the log and removed: to the guest that is a power cut.
+        When cancelled before it goes on it stays saved. Raises `HostError` when the host's files cannot be read.
         """
         if (known := self._running.get(spec.guest_id)) is not None and not known.ended:
             return known
         with self._claim(spec.guest_id):
-            found = await to_the_end(self._take_saved, spec.guest_id)
-            if found is None:
-                return None
-            path, volumes, taps = found
             try:
-                return await self._restore(path, VmResources(disks=volumes, taps=taps), on_state)
-            except ApplianceError as error:
-                log.error("vm %d: its saved state cannot be restored, it has ended: %s", spec.guest_id, error)
+                path = await to_the_end(self._saved.take, spec.guest_id)
+                if path is not None:
+                    return await self._take_up(path, on_state)
+                await to_the_end(partial(shutil.rmtree, self._directory(spec.guest_id), ignore_errors=True))
                 return None
-            finally:
-                await to_the_end(partial(path.unlink, missing_ok=True))
+            except asyncio.CancelledError:
+                await to_the_end(self._saved.give_back, spec.guest_id)
+                raise
+            except ApplianceError as error:
+                log.error("vm %d: cannot go on from its saved state, it has ended: %s", spec.guest_id, error)
+                await to_the_end(self._saved.discard, spec.guest_id)
+                return None
 
     async def running_ids(self) -> Sequence[GuestId]:
         """What runs here, and what waits to be taken up."""
-        saved = await asyncio.to_thread(self._saved_ids)
+        saved = await asyncio.to_thread(self._saved.ids)
         return sorted({guest_id for guest_id, vm in self._running.items() if not vm.ended} | set(saved))
 
     async def close(self) -> None:
-        """Save what still runs, all at the same time, for the next life of the appliance."""
+        """Save what still runs, all at the same time, for the next life of the appliance. What cannot be saved is shut down."""
         await asyncio.gather(*(self._detach(vm) for vm in list(self._running.values())))
 
     # --- inside -------------------------------------------------------------------------------------------------------
@@ -141,95 +144,77 @@ class NativeEngine:
         finally:
             self._busy.discard(guest_id)
 
+    def _directory(self, guest_id: GuestId) -> Path:
+        return self._run_dir / str(guest_id)
+
     async def _build(self, spec: VmSpec, resources: VmResources) -> Built:
         await asyncio.to_thread(load, *_MACHINE)
-        directory = self._run_dir / str(spec.guest_id)
-        await to_the_end(_fresh_directory, directory)
-        label = f"vm {spec.guest_id}"
+        directory, label = self._directory(spec.guest_id), f"vm {spec.guest_id}"
         options = builder.BuildOptions(
             scope=self._scope, clock=self._clock, run_dir=directory, write_log=partial(log.info, "%s: %s", label)
         )
         try:
+            await to_the_end(_fresh_directory, directory)
             return await builder.build(spec, resources, options)
         except BaseException:
             await to_the_end(partial(shutil.rmtree, directory, ignore_errors=True))
             raise
 
-    async def _undo(self, guest_id: GuestId, built: Built) -> None:
-        await built.machine.stop()
-        await to_the_end(partial(shutil.rmtree, self._run_dir / str(guest_id), ignore_errors=True))
+    async def _undo(self, built: Built) -> None:
+        await built.end()
+        await to_the_end(partial(shutil.rmtree, self._directory(built.spec.guest_id), ignore_errors=True))
 
-    def _keep(self, built: Built, spec: VmSpec, *, started_at: float, on_state: StateCallback) -> NativeVm:
-        vm = native.NativeVm(
+    def _keep(self, built: Built, *, started_at: float, on_state: StateCallback) -> NativeVm:
+        guest_id = built.spec.guest_id
+        vm = self._running[guest_id] = native.NativeVm(
             built,
-            spec,
             started_at=started_at,
             scope=self._scope,
             clock=self._clock,
             on_state=on_state,
-            clean_up=partial(self._clean_up, spec.guest_id),
+            clean_up=partial(self._clean_up, guest_id),
             detach=self._detach,
         )
-        self._running[spec.guest_id] = vm
         return vm
 
     async def _clean_up(self, guest_id: GuestId) -> None:
-        await to_the_end(partial(shutil.rmtree, self._run_dir / str(guest_id), ignore_errors=True))
+        await to_the_end(partial(shutil.rmtree, self._directory(guest_id), ignore_errors=True))
         self._running.pop(guest_id, None)
 
     async def _detach(self, vm: NativeVm) -> None:
-        """Save it and end it here."""
-        path = self._saved(vm.guest_id)
-        if await vm.save_and_end(path):
-            await to_the_end(_write_companion, path, vm.built.resources)
-        await self._clean_up(vm.guest_id)
+        """Save it and end it here, whole: what waits for this may be out of patience, but a guest's life hangs on it."""
 
-    async def _restore(self, path: Path, resources: VmResources, on_state: StateCallback) -> NativeVm:
+        async def detach() -> None:
+            await vm.save_and_end(self._saved.path(vm.guest_id))
+            await self._clean_up(vm.guest_id)
+
+        await to_its_end(detach(), name=f"vm {vm.guest_id}: detach")
+
+    async def _take_up(self, path: Path, on_state: StateCallback) -> NativeVm:
+        """From the file to a machine that goes on. The file is gone before the guest's first instruction."""
+        await asyncio.to_thread(load, *_MACHINE)
         header = await asyncio.to_thread(snapshot.load_header, path)
-        spec = snapshot.saved_spec(header)
-        built = await self._build(spec, resources)
+        spec, life = snapshot.saved_spec(header), snapshot.life_of(header)
+        if life.boot != await asyncio.to_thread(snapshot.boot_id):
+            raise Unsupported("it is of an earlier boot of the host")
+        built = await self._build(spec, life.resources())
         try:
             await snapshot.restore_machine(built, path)
-            if header.extra.get("was_running"):
-                await built.machine.resume()
         except BaseException:
-            await to_its_end(self._undo(spec.guest_id, built), name=f"undo vm {spec.guest_id}")
+            await to_its_end(self._undo(built), name=f"undo vm {spec.guest_id}")
             raise
-        started_at = float(header.extra.get("started_at", b"0"))
-        return self._keep(built, spec, started_at=started_at, on_state=on_state)
+        vm = self._keep(built, started_at=life.started_at, on_state=on_state)
+        try:  # once it is gone from the disk there is no way back, also for whoever is in a hurry: `close` saves it again
+            await to_its_end(self._go_on(vm, run=life.was_running), name=f"vm {spec.guest_id} goes on")
+        except ApplianceError:
+            await to_its_end(vm.stop(), name=f"undo vm {spec.guest_id}")
+            raise
+        return vm
 
-    # --- files; in a thread -------------------------------------------------------------------------------------------
-
-    def _saved(self, guest_id: GuestId) -> Path:
-        return self._data_dir / f"{guest_id}.saved"
-
-    def _saved_ids(self) -> list[GuestId]:
-        return [GuestId(int(path.stem)) for path in self._data_dir.glob("*.saved") if path.stem.isdecimal()]
-
-    def _forget_saved(self, guest_id: GuestId) -> None:
-        for path in (self._saved(guest_id), _companion(self._saved(guest_id))):
-            path.unlink(missing_ok=True)
-
-    def _take_saved(self, guest_id: GuestId) -> tuple[Path, dict[str, OpenedVolume], dict[str, str]] | None:
-        """Claim the saved state: whoever dies after this has not left one that could be used a second time."""
-        path = self._saved(guest_id)
-        try:
-            told = json.loads(_companion(path).read_text())
-            taken = path.rename(path.with_suffix(".taken"))
-        except FileNotFoundError:
-            self._forget_saved(guest_id)
-            return None
-        except (OSError, ValueError) as error:
-            log.error("vm %d: its saved state cannot be taken up: %s", guest_id, error)
-            self._forget_saved(guest_id)
-            return None
-        _companion(path).unlink(missing_ok=True)
-        if told["boot"] != BOOT_ID.read_text():
-            log.warning("vm %d: its saved state is of an earlier boot of the host: removed", guest_id)
-            taken.unlink()
-            return None
-        volumes = {slot: _volume(each) for slot, each in told["volumes"].items()}
-        return taken, volumes, told["taps"]
+    async def _go_on(self, vm: NativeVm, *, run: bool) -> None:
+        await to_the_end(self._saved.discard, vm.guest_id)
+        if run:
+            await vm.built.machine.resume()
 
 
 def _look_at_host() -> HostFacts:
@@ -246,36 +231,6 @@ def _fresh_directory(path: Path) -> None:
         path.mkdir(mode=0o700, parents=True)
     except OSError as error:
         raise HostError.from_os_error(error, f"mkdir {path}") from error
-
-
-def _companion(path: Path) -> Path:
-    """What a saved machine needs of its host, beside it."""
-    return path.with_suffix(".json")
-
-
-def _write_companion(path: Path, resources: VmResources) -> None:
-    volumes = {
-        slot: {
-            "id": str(volume.volume_id) if volume.volume_id else None,
-            "path": str(volume.path),
-            "format": volume.format.value,
-            "size_bytes": volume.size_bytes,
-            "read_only": volume.read_only,
-        }
-        for slot, volume in resources.disks.items()
-    }
-    told = {"boot": BOOT_ID.read_text(), "volumes": volumes, "taps": dict(resources.taps)}
-    write_atomic(_companion(path), json.dumps(told).encode())
-
-
-def _volume(told: dict[str, object]) -> OpenedVolume:
-    return OpenedVolume(
-        volume_id=VolumeId.parse(str(told["id"])) if told["id"] else None,
-        path=Path(str(told["path"])),
-        format=VolumeFormat(str(told["format"])),
-        size_bytes=int(str(told["size_bytes"])),
-        read_only=bool(told["read_only"]),
-    )
 
 
 async def _write_cloud_init(spec: VmSpec, resources: VmResources) -> None:

@@ -45,7 +45,12 @@ PARK_TIMEOUT_S = 5.0
 VCPU_WORK_TIMEOUT_S = 10.0
 IDLE_TIMEOUT_S = 30.0
 JOIN_TIMEOUT_S = 10.0
+SETTLE_ROUNDS = 100  # each as long as one step of a machine's life
 DUMPED_VCPUS = 4  # when nobody knows which one is to blame
+
+
+async def _nothing() -> None:
+    """Wait for one's turn only."""
 
 
 class Machine:
@@ -151,6 +156,25 @@ class Machine:
     async def stop(self) -> None:
         """End it now, from any state; all it held has been given back. Harmless when done twice."""
         await self._in_turn(partial(self._stop, ExitReason(kind="stopped", detail="stopped")), "stop")
+
+    async def between(self, work: Callable[[], None]) -> None:
+        """Do `work` on the loop while nothing of the above is under way: for what adds devices. It raises what `work` does."""
+
+        async def at_once() -> None:
+            work()
+
+        await self._in_turn(at_once, "between")
+
+    async def settle(self) -> None:
+        """While paused: what the guest asked for before, or did wrong, has had its effect. It may be over then."""
+        for _ in range(SETTLE_ROUNDS):
+            await asyncio.sleep(0)  # what its threads posted before they parked begins
+            with self._guard:
+                pending = self._requested or self._failure is not None
+            if self.state is MachineState.STOPPED or not pending:
+                return
+            await self._in_turn(_nothing, "settle")
+        raise HostError(f"{self.label}: what its guest asked for is not done")
 
     async def wait(self) -> ExitReason:
         """Why it has ended, once it has."""
@@ -272,7 +296,7 @@ class Machine:
                 device.pause()
             await self._bridge.idle(timeout_s=IDLE_TIMEOUT_S)
         except Exception:
-            self._go_on(quiet)
+            self._go_on([device for device in quiet if device in self.devices])  # one may have been ejected meanwhile
             raise
 
     async def _resume(self) -> None:

@@ -14,12 +14,12 @@ from appliance.kernel.kvm_capabilities import KvmCapabilities
 from appliance.model.guest import NicSpec, VmDisk, VmSpec
 from appliance.vmm import layout
 from appliance.vmm.boot.cpu_models import MODELS
+from appliance.vmm.places import DISK_SLOTS, NIC_SLOTS
 
 MACHINES = frozenset({"i440fx", "q35"})
 DISPLAYS = frozenset({"std", "none", *(f"serial{number}" for number in range(4))})
-CACHE_MODES = frozenset({"none", "writethrough", "writeback", "directsync", "unsafe", ""})
+CACHE_MODES = frozenset({"none", "writethrough", "writeback", "directsync", "unsafe"})
 SERIAL_LIMIT = 4
-DISK_LIMIT = 16
 MEMORY_MIN_MIB = 16
 
 _MAC = re.compile(r"(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}")
@@ -40,11 +40,11 @@ def reasons(spec: VmSpec, facts: HostFacts) -> list[str]:
     found = [problem] if problem else []
     found += [*_machine(spec, facts), *_processor(spec, facts)]
     for disk in spec.disks:
-        found += [f"{disk.slot}: {text}" for text in _drive(disk)]
-        if facts.no_storage_daemon and (disk.volume or "").endswith(".qcow2"):
-            found.append(f"{disk.slot}: {facts.no_storage_daemon}")
+        found += [f"{disk.slot}: {text}" for text in disk_reasons(disk)]
+        if (disk.volume or "").endswith(".qcow2"):
+            found += [f"{disk.slot}: {text}" for text in _qcow2(spec, facts)]
     for nic in spec.nics:
-        found += [f"{nic.slot}: {text}" for text in _nic(nic)]
+        found += [f"{nic.slot}: {text}" for text in nic_reasons(nic)]
     return found
 
 
@@ -55,7 +55,7 @@ def _machine(spec: VmSpec, facts: HostFacts) -> Iterator[str]:
         yield f"machine {spec.machine!r} is not a PC"
     if spec.firmware != "seabios":
         yield f"firmware {spec.firmware!r} is experimental natively"
-    elif facts.no_firmware:
+    elif facts.no_firmware and not spec.kernel:
         yield facts.no_firmware
     if spec.accelerator == "tcg":
         yield "emulation is asked for"
@@ -71,8 +71,8 @@ def _machine(spec: VmSpec, facts: HostFacts) -> Iterator[str]:
         yield "a machine without ACPI needs QEMU"
     if spec.efi_disk is not None:
         yield "an EFI disk is of use with OVMF only"
-    if sum(1 for disk in spec.disks if disk.volume) > DISK_LIMIT:
-        yield f"more than {DISK_LIMIT} disks"
+    if sum(1 for disk in spec.disks if disk.cloudinit) > 1:
+        yield "more than one cloud-init drive"
 
 
 def _processor(spec: VmSpec, facts: HostFacts) -> Iterator[str]:
@@ -89,19 +89,32 @@ def _processor(spec: VmSpec, facts: HostFacts) -> Iterator[str]:
         yield f"{spec.memory_mib} MiB of memory"
 
 
-def _drive(disk: VmDisk) -> Iterator[str]:
+def _qcow2(spec: VmSpec, facts: HostFacts) -> Iterator[str]:
+    if facts.no_storage_daemon:
+        yield facts.no_storage_daemon
+    if spec.data_plane == "python":
+        yield "the data plane in Python has no qcow2"
+
+
+def disk_reasons(disk: VmDisk) -> Iterator[str]:
+    """Why the machine cannot have this disk."""
     if disk.volume is None:
         return  # an empty drive is no device here
     if disk.cdrom and not disk.cloudinit:
         yield "a CD-ROM drive needs QEMU"
     elif disk.bus != "virtio" and not disk.cloudinit:
         yield f"bus {disk.bus!r}: the native machine has virtio"
+    elif not disk.cloudinit and disk.index >= DISK_SLOTS:
+        yield f"the native machine has virtio0 to virtio{DISK_SLOTS - 1}"
     if disk.cache not in CACHE_MODES:
-        yield f"cache {disk.cache!r} is not one of {', '.join(sorted(CACHE_MODES - {''}))}"
+        yield f"cache {disk.cache!r} is not one of {', '.join(sorted(CACHE_MODES))}"
 
 
-def _nic(nic: NicSpec) -> Iterator[str]:
+def nic_reasons(nic: NicSpec) -> Iterator[str]:
+    """Why the machine cannot have this NIC."""
     if nic.model != "virtio":
         yield f"model {nic.model!r}: the native machine has virtio"
     if not _MAC.fullmatch(nic.mac):
         yield f"{nic.mac!r} is not a MAC address"
+    if not 0 <= int(nic.slot.removeprefix("net")) < NIC_SLOTS:
+        yield f"the native machine has net0 to net{NIC_SLOTS - 1}"

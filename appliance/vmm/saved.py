@@ -49,11 +49,13 @@ class Header(msgspec.Struct, forbid_unknown_fields=True):
 def save(file: BinaryIO, header: Header, memory: GuestMemory, *, level: int = COMPRESSION_LEVEL) -> int:
     """Write it all to a buffered file; how many bytes that took. `level` 0 does not compress.
 
-    Raises `HostError` (`NoSpace`) naming the machine.
+    Raises `HostError` (`NoSpace`) naming the machine, `Unsupported` for a header that nobody would read again.
     """
     writer = _Summed(file)
     try:
         encoded = msgspec.msgpack.encode(header)
+        if len(encoded) > HEADER_LIMIT_BYTES:
+            raise Unsupported(f"{memory.name}: its devices' state is {len(encoded)} bytes")
         writer.write(_HEAD.pack(MAGIC, VERSION, len(encoded)))
         writer.write(encoded)
         for first, data in _runs(memory):

@@ -11,23 +11,37 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from appliance.clock import Clock
-from appliance.errors import ApplianceError, GuestFault, HostError, NotFound
+from appliance.errors import ApplianceError, GuestFault, HostError, NotFound, Unsupported
 from appliance.guest_agent import ANSWER_LIMIT_BYTES, GuestAgent
-from appliance.model.guest import ExitReason, GuestId, GuestState, GuestStats, VmSpec
+from appliance.model.guest import (
+    ExitReason,
+    GuestId,
+    GuestState,
+    GuestStats,
+    NicSpec,
+    VmDisk,
+    VmResources,
+    VmSpec,
+)
+from appliance.model.volume import OpenedVolume
 from appliance.tasks import TaskScope, to_its_end
 from appliance.threads import to_the_end
+from appliance.vmm import refusal
 from appliance.vmm.builder import Built
 from appliance.vmm.console import Attachment, ByteChannel
 from appliance.vmm.life import MachineState
+from appliance.vmm.plugs import EJECT_TIMEOUT_S
 from appliance.vmm.snapshot import save_machine
 from appliance.vmm.virtio.blk import VirtioBlk
 
 AGENT_PING_TIMEOUT_S = 2.0
 AGENT_TIMEOUT_S = 5.0
+DETACH_SHUTDOWN_S = 20.0  # within the appliance's own limit for its guests' end
 DETACH_LEVEL = 0  # the disk is faster than the compression, and shutting down does not wait for ever
 _PUMP_BYTES = 64 << 10
 
@@ -49,7 +63,6 @@ class NativeVm:
     def __init__(
         self,
         built: Built,
-        spec: VmSpec,
         *,
         started_at: float,
         scope: TaskScope,
@@ -58,19 +71,24 @@ class NativeVm:
         clean_up: Callable[[], Awaitable[None]],
         detach: Callable[[NativeVm], Awaitable[None]],
     ) -> None:
-        self.spec = spec
         self.built = built
         self._started_at = started_at
         self._scope, self._clock, self._on_state = scope, clock, on_state
         self._clean_up, self._detach = clean_up, detach
-        self._name = f"vm {spec.guest_id}"
+        self._name = f"vm {built.spec.guest_id}"
         self._agent = GuestAgent(self._connect_agent, name=self._name)
-        self._stop_asked = False
+        self._plugging = asyncio.Lock()
         self._ended: asyncio.Future[ExitReason] = asyncio.get_running_loop().create_future()
-        built.on_panic = self._panicked
+        built.on_panic, built.on_paused = self._panicked, self._paused_itself
+        built.plugs.on_ejected = self._let_go
         self._supervisor = scope.start(self._supervise(), name=f"{self._name} ends")
 
     # --- identity and state -------------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> VmSpec:
+        """What it is now: hot-plug changes it."""
+        return self.built.spec
 
     @property
     def guest_id(self) -> GuestId:
@@ -127,7 +145,6 @@ class NativeVm:
 
     async def stop(self) -> None:
         """End it, from any state, and return when nothing is left of it."""
-        self._stop_asked = True
         await self.built.machine.stop()
         await self.wait()
 
@@ -148,6 +165,90 @@ class NativeVm:
         if nic is None:
             raise NotFound(f"{self._name}: NIC {slot}")
         nic.set_link(up=up)
+        nics = tuple(replace(each, link_down=not up) if each.slot == slot else each for each in self.spec.nics)
+        self.built.spec = replace(self.spec, nics=nics)
+
+    # --- hot-plug ---------------------------------------------------------------------------------------------------
+
+    @property
+    def attached(self) -> Mapping[str, VmDisk | NicSpec]:
+        """The disks and NICs it has now, by slot, each as it was attached."""
+        disks = {disk.slot: disk for disk in self.spec.disks if disk.slot in self.built.disks}
+        return {**disks, **{nic.slot: nic for nic in self.spec.nics}}
+
+    async def attach_disk(self, disk: VmDisk, volume: OpenedVolume) -> None:
+        """Plug in a disk; the guest is told. Raises `Unsupported`, `Conflict` (there is one already, somebody else has its
+        image, it has ended), `InvalidParameter` without a slot for it, `HostError`; nothing has changed then."""
+
+        async def attach() -> None:
+            async with self._plugging:
+                await self.built.plugs.add_disk(disk, volume)
+                self._respecify(
+                    disks=(*self.spec.disks, disk), volumes={**self.built.resources.disks, disk.slot: volume}
+                )
+
+        self._refuse(disk.slot, refusal.disk_reasons(disk))
+        await to_its_end(attach(), name=f"{self._name}: attach {disk.slot}")
+
+    async def detach_disk(self, slot: str) -> None:
+        """Take out a disk: the guest is asked, and has let go of it when this returns. Raises `NotFound`, `Conflict` unless
+        it runs, `TimedOut` when the guest does not: it may still do so later, and `attached` tells."""
+        if slot not in self.built.disks:
+            raise NotFound(f"{self._name}: disk {slot}")
+        await self._remove(slot)
+
+    async def attach_nic(self, nic: NicSpec, tap: str) -> None:
+        """Plug in a NIC with the tap device `tap` as its cable. Raises as `attach_disk`."""
+
+        async def attach() -> None:
+            async with self._plugging:
+                await self.built.plugs.add_nic(nic, tap)
+                self._respecify(nics=(*self.spec.nics, nic), taps={**self.built.resources.taps, nic.slot: tap})
+
+        self._refuse(nic.slot, refusal.nic_reasons(nic))
+        await to_its_end(attach(), name=f"{self._name}: attach {nic.slot}")
+
+    async def detach_nic(self, slot: str) -> None:
+        """Take out a NIC. As `detach_disk`."""
+        if slot not in self.built.nics:
+            raise NotFound(f"{self._name}: NIC {slot}")
+        await self._remove(slot)
+
+    def _refuse(self, slot: str, reasons: Iterable[str]) -> None:
+        if found := [*reasons]:
+            raise Unsupported(f"{self._name}: {slot}: {'; '.join(found)}")
+
+    async def _remove(self, slot: str) -> None:
+        async with self._plugging:
+            await self.built.plugs.remove(slot, timeout_s=EJECT_TIMEOUT_S)
+
+    def _let_go(self, name: str) -> None:
+        """The guest has ejected it, asked or not."""
+        log.info("%s: the guest has let go of %s", self._name, name)
+        spec, resources = self.spec, self.built.resources
+        self._respecify(
+            disks=tuple(disk for disk in spec.disks if disk.slot != name),
+            nics=tuple(nic for nic in spec.nics if nic.slot != name),
+            volumes={slot: each for slot, each in resources.disks.items() if slot != name},
+            taps={slot: each for slot, each in resources.taps.items() if slot != name},
+        )
+
+    def _respecify(
+        self,
+        *,
+        disks: tuple[VmDisk, ...] | None = None,
+        nics: tuple[NicSpec, ...] | None = None,
+        volumes: Mapping[str, OpenedVolume] | None = None,
+        taps: Mapping[str, str] | None = None,
+    ) -> None:
+        """What is saved and restored is what it has now. None leaves a part as it is."""
+        spec, resources = self.spec, self.built.resources
+        self.built.spec = replace(
+            spec, disks=spec.disks if disks is None else disks, nics=spec.nics if nics is None else nics
+        )
+        self.built.resources = VmResources(
+            disks=resources.disks if volumes is None else volumes, taps=resources.taps if taps is None else taps
+        )
 
     # --- consoles, display, figures ---------------------------------------------------------------------------------
 
@@ -171,7 +272,10 @@ class NativeVm:
     async def stats(self) -> GuestStats:
         """Figures now. What the guest says of its memory (balloon statistics) is believed within its size."""
         machine, memory_max = self.built.machine, self.spec.memory_mib << 20
-        used = await asyncio.to_thread(machine.board.memory.resident_bytes) if not self.ended else 0
+        try:
+            used = await asyncio.to_thread(machine.board.memory.resident_bytes)
+        except OSError:  # it has just ended
+            used = 0
         disks = [
             disk for disk in self.built.disks.values() if isinstance(disk, VirtioBlk)
         ]  # a daemon counts for itself
@@ -189,46 +293,48 @@ class NativeVm:
         """The appliance goes down, the guest shall not: see `NativeEngine.close`."""
         await self._detach(self)
 
-    async def save_and_end(self, path: Path) -> bool:
-        """Save it into `path` and end it here, without telling of an end; whether there is something to go on from.
-
-        What cannot be saved is told in the log: the guest ends as by a power cut.
-        """
-        if self.ended or self.built.machine.state is MachineState.STOPPED:
-            return False
+    async def save_and_end(self, path: Path) -> None:
+        """Save it into `path` and end it here; `wait` does not tell of that end. What cannot be saved is told in the log,
+        asked to shut down, and ends as by a power cut when it does not. Not to be cancelled."""
+        machine = self.built.machine
+        if self.ended or machine.state is MachineState.STOPPED:
+            return
         self._supervisor.cancel()
         try:
             size = await save_machine(
-                self.built, self.spec, path, started_at=self._started_at, clock=self._clock, level=DETACH_LEVEL
+                self.built, path, started_at=self._started_at, clock=self._clock, level=DETACH_LEVEL, durable=False
             )
-        except ApplianceError as error:
-            log.error("%s: could not be saved, it ends now: %s", self._name, error)
-            return False
-        else:
             log.info("%s: saved until the appliance is back: %d MiB", self._name, size >> 20)
-            return True
+        except ApplianceError as error:
+            log.error("%s: could not be saved and is asked to shut down: %s", self._name, error)
+            await self._end_in_order()
         finally:
-            await to_its_end(self.built.machine.stop(), name=f"{self._name} ends")
-            await self._end_channels()
+            await self.built.end()
+
+    async def _end_in_order(self) -> None:
+        machine = self.built.machine
+        try:
+            async with asyncio.timeout(DETACH_SHUTDOWN_S):
+                if machine.state is MachineState.PAUSED:
+                    await machine.resume()
+                await self.shutdown()
+                await machine.wait()
+        except (ApplianceError, TimeoutError) as error:
+            log.error("%s: did not shut down and ends now: %s", self._name, str(error) or f"{DETACH_SHUTDOWN_S:g} s")
 
     async def _supervise(self) -> None:
         reason = await self.built.machine.wait()
-        if self._stop_asked:
-            reason = ExitReason(kind="stopped", detail="stopped")
-        await self._end_channels()
+        await self.built.end()
         await self._clean_up()
         self._on_state(GuestState.STOPPED, reason.detail)
         self._ended.set_result(reason)
 
-    async def _end_channels(self) -> None:
-        for channel in (*self.built.serials.values(), *([self.built.agent] if self.built.agent else [])):
-            channel.end()
-        if self.built.display is not None:
-            await self.built.display.close()
-
     def _panicked(self) -> None:
         log.warning("%s: the guest's kernel panicked", self._name)
         self._on_state(self.state, "the guest's kernel panicked")
+
+    def _paused_itself(self, reason: str) -> None:
+        self._on_state(self.state, reason)
 
     # --- the guest agent's port as a stream ---------------------------------------------------------------------------
 
@@ -238,12 +344,23 @@ class NativeVm:
             raise ConnectionRefusedError(f"{self._name}: no guest agent is configured")
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        self._scope.start(_pump(channel, ours), name=f"{self._name} guest agent")
-        return await asyncio.open_connection(sock=theirs, limit=ANSWER_LIMIT_BYTES)
+        try:
+            connection = await asyncio.open_connection(sock=theirs, limit=ANSWER_LIMIT_BYTES)
+        except BaseException:
+            ours.close()
+            theirs.close()
+            raise
+        try:
+            self._scope.start(_pump(channel, ours), name=f"{self._name} guest agent")
+        except BaseException:
+            ours.close()
+            connection[1].close()
+            raise
+        return connection
 
 
 async def _pump(channel: ByteChannel, connection: socket.socket) -> None:
-    """Until the other end of `connection` closes: bytes both ways, from now on."""
+    """Until the other end of `connection` closes: bytes both ways, from now on. It hears of the machine's end."""
     loop = asyncio.get_running_loop()
     listening = channel.attach()
 
@@ -251,6 +368,7 @@ async def _pump(channel: ByteChannel, connection: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := await listening.read():
                 await loop.sock_sendall(connection, data)
+            connection.shutdown(socket.SHUT_WR)
 
     hearing = loop.create_task(said(), name=f"{channel.name} said")
     try:

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from appliance.clock import SystemClock
-from appliance.model.guest import GuestId, GuestState, VmDisk, VmResources, VmSpec
-from appliance.model.volume import OpenedVolume, VolumeFormat
+from appliance.model.guest import GuestId, VmDisk, VmSpec
 from appliance.storage.recipes import grub
-from appliance.tasks import TaskScope
-from appliance.vmm.engine import NativeEngine
-from appliance.vmm.vm import NativeVm
+from tests.kvm.native import DEADLINE_S, Console, native_engine, native_vm
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(240)]
 
@@ -24,7 +18,6 @@ CORE_SECTOR = 1
 DISK_BYTES = 4 << 20
 CONFIG = "serial --unit=0 --speed=115200\nterminal_input serial\nterminal_output serial\n"
 MODULES = ("biosdisk", "serial", "terminal", "echo", "ls", "reboot", "halt")
-DEADLINE_S = 200.0  # the processor is emulated here
 SPEC = VmSpec(
     guest_id=GuestId(100),
     name="grub",
@@ -52,42 +45,18 @@ def make_disk(directory: Path) -> Path:
     return disk
 
 
-@asynccontextmanager
-async def running(directory: Path) -> AsyncIterator[NativeVm]:
-    disk = await asyncio.to_thread(make_disk, directory)
-    volume = OpenedVolume(volume_id=None, path=disk, format=VolumeFormat.RAW, size_bytes=DISK_BYTES)
-    scope = TaskScope("test")
-    engine = NativeEngine(directory / "run", directory / "data", scope, SystemClock())
-    await engine.probe()
-    vm = await engine.start(
-        SPEC, VmResources(disks={"virtio0": volume}), on_state=lambda state, reason: None, log=lambda line: None
-    )
-    try:
-        yield vm
-    finally:
-        if vm.state is not GuestState.STOPPED:
-            await vm.stop()
-        await engine.close()
-        await scope.close()
-
-
 async def test_grub_reaches_its_prompt_on_the_serial_console_and_answers(tmp_path: Path) -> None:
-    async with running(tmp_path) as vm:
-        console = await vm.open_console("serial0")
-        said = console.history()
-
-        async def until(text: bytes) -> None:
-            nonlocal said
-            while text not in said:
-                said += await console.read()
-
+    disk = await asyncio.to_thread(make_disk, tmp_path)
+    async with native_engine(tmp_path) as engine, native_vm(engine, SPEC, {"virtio0": disk}) as vm:
+        console = await Console.of(vm)
+        await console.until(b"grub> ")
+        await console.type(b"echo native-machine\r")
+        await console.until(
+            b"native-machine"
+        )  # what is typed comes back letter by letter, with cursor movements between
+        await console.type(b"ls\r")
+        await console.until(b"(hd0)")
+        await console.type(b"halt\r")
         async with asyncio.timeout(DEADLINE_S):
-            await until(b"grub> ")
-            await console.write(b"echo native-machine\r")
-            await until(b"native-machine")  # what is typed comes back letter by letter, with cursor movements between
-            await console.write(b"ls\r")
-            await until(b"(hd0)")
-            await console.write(b"halt\r")
-            reason = await vm.wait()
-        assert reason.kind == "shutdown"
+            assert (await vm.wait()).kind == "shutdown"
         await console.close()

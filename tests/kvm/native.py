@@ -1,0 +1,79 @@
+"""A guest of the native engine on the real /dev/kvm, and its serial console."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from appliance.clock import SystemClock
+from appliance.model.guest import GuestState, VmResources, VmSpec
+from appliance.model.volume import OpenedVolume, VolumeFormat
+from appliance.tasks import TaskScope
+from appliance.vmm.console import Attachment
+from appliance.vmm.engine import NativeEngine
+from appliance.vmm.vm import NativeVm
+
+DEADLINE_S = 200.0  # the processor may be emulated here
+
+
+def raw(path: Path) -> OpenedVolume:
+    """A raw image as the services open it."""
+    return OpenedVolume(volume_id=None, path=path, format=VolumeFormat.RAW, size_bytes=path.stat().st_size)
+
+
+@asynccontextmanager
+async def native_engine(directory: Path) -> AsyncIterator[NativeEngine]:
+    """One that has been probed; what it has saved is in `directory`."""
+    scope = TaskScope("test")
+    engine = NativeEngine(directory / "run", directory / "data", scope, SystemClock())
+    await engine.probe()
+    try:
+        yield engine
+    finally:
+        await engine.close()
+        await scope.close()
+
+
+@asynccontextmanager
+async def native_vm(engine: NativeEngine, spec: VmSpec, disks: Mapping[str, Path]) -> AsyncIterator[NativeVm]:
+    """Started, and stopped in the end."""
+    volumes = {slot: raw(path) for slot, path in disks.items()}
+    vm = await engine.start(
+        spec, VmResources(disks=volumes), on_state=lambda state, reason: None, log=lambda line: None
+    )
+    try:
+        yield vm
+    finally:
+        if vm.state is not GuestState.STOPPED:
+            await vm.stop()
+
+
+class Console:
+    """A serial console, read for what is waited for."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        self._attachment = attachment
+        self._said = attachment.history()
+        self._seen = 0
+
+    @classmethod
+    async def of(cls, vm: NativeVm, name: str = "serial0") -> Console:
+        """With what was said before."""
+        return cls(await vm.open_console(name))
+
+    async def until(self, text: bytes) -> None:
+        """`text` has been said since the last one that was waited for."""
+        async with asyncio.timeout(DEADLINE_S):
+            while (found := self._said.find(text, self._seen)) < 0:
+                data = await self._attachment.read()
+                assert data, f"the console ended: {self._said!r}"
+                self._said += data
+        self._seen = found + len(text)
+
+    async def type(self, text: bytes) -> None:
+        await self._attachment.write(text)
+
+    async def close(self) -> None:
+        await self._attachment.close()
