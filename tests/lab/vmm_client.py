@@ -19,13 +19,12 @@ from typing import Any, Final
 from tests.lab.conftest import GuestFiles
 from tests.lab.guest_console import GuestConsole
 from tests.lab.host import LabHost
-from tests.lab.recipe import VENV_DIR
+from tests.lab.recipe import GUEST_DIR, SOURCE_DIR, VENV_DIR
 
 AGENT_LIMIT_S: Final = 900.0
 READY_TIMEOUT_S: Final = 90.0
 ORDER_TIMEOUT_S: Final = 120.0
 END_TIMEOUT_S: Final = 30.0
-SOURCE_DIR: Final = "/opt/appliance/src"
 SCRATCH: Final = "/var/tmp/vmm"
 QUIET: Final = "console=ttyS0 quiet panic=-1"
 
@@ -153,6 +152,10 @@ class NativeGuest:
         assert answer.status == 0, f"{command}: status {answer.status}:\n{answer.text}"
         return answer.text
 
+    async def type(self, command: str) -> None:
+        """A line of shell that is not expected to come to an end."""
+        await self.order("type", data=base64.b64encode(b"0 " + command.encode() + b"\n").decode())
+
     async def ended(self, *, timeout_s: float = 60.0) -> str:
         """The kind of its end, once it has."""
         return str((await self.order("ended", timeout_s=timeout_s))["kind"])
@@ -167,6 +170,55 @@ def direct(*, cmdline: str = QUIET, **more: Any) -> dict[str, Any]:
 def kernel_disks(files: GuestFiles, *, bzimage: bool = False) -> dict[str, str]:
     """Resources of `direct`."""
     return {"kernel": files.bzimage if bzimage else files.vmlinux, "initrd": files.initramfs}
+
+
+def equipped(**more: Any) -> dict[str, Any]:
+    """`direct` with every small device."""
+    devices = {"rng": True, "agent": True, "balloon_min_mib": 64, "vsock": True, "watchdog": "reset"}
+    return direct(**{"memory_mib": 384, **devices, **more})
+
+
+def disk(slot: str, **more: Any) -> dict[str, Any]:
+    """A disk of a specification; the resources name its image."""
+    return {"slot": slot, "volume": f"local:{slot}", **more}
+
+
+def nic(slot: str) -> dict[str, Any]:
+    """A NIC of a specification; the resources name its tap device."""
+    return {"slot": slot, "model": "virtio", "mac": "BC:24:11:00:00:01", "bridge": "none"}
+
+
+async def raw_image(host: LabHost, name: str, size_mib: int) -> str:
+    """An empty one in the host; its path."""
+    path = f"{SCRATCH}/{name}"
+    await host.shell(f"mkdir -p {SCRATCH}; rm -f {path}; truncate -s {size_mib}M {path}", timeout_s=60)
+    return path
+
+
+async def tap(host: LabHost, name: str, *, address: str = "") -> dict[str, str]:
+    """A tap device in the host, on a bridge of its own with `address`: the resources of net0."""
+    script = f"""
+    ip link del {name} 2>/dev/null || true; ip link del {name}br 2>/dev/null || true
+    ip tuntap add {name} mode tap vnet_hdr
+    ip link add {name}br type bridge
+    ip link set {name} master {name}br
+    [ -z "{address}" ] || ip addr add {address} dev {name}br
+    ip link set {name}br up; ip link set {name} up"""
+    await host.shell(script, timeout_s=60)
+    return {"net0": name}
+
+
+async def input_initramfs(host: LabHost, files: GuestFiles) -> str:
+    """The cloud kernel's initial RAM disk, and in /extra the modules that tell of pressed buttons."""
+    path = f"{SCRATCH}/initramfs-input"
+    script = f"""
+    work=$(mktemp -d); mkdir $work/extra
+    cp /lib/modules/$(cat {GUEST_DIR}/release)/kernel/drivers/acpi/button.ko $work/extra
+    cp /lib/modules/$(cat {GUEST_DIR}/release)/kernel/drivers/input/evdev.ko $work/extra
+    mkdir -p {SCRATCH}; cp {files.initramfs} {path}; truncate -s %4 {path}
+    cd $work; find extra | busybox cpio -o -H newc >>{path} 2>/dev/null; rm -r $work"""
+    await host.shell(script, timeout_s=60)
+    return path
 
 
 @contextlib.asynccontextmanager
