@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import re
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from appliance.errors import InvalidParameter
 
 DEFAULT_DATA_DIR = Path("/var/lib/appliance")
 DEFAULT_LISTEN = "0.0.0.0:8006"
+_BASE_PATH = re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*){1,8}")
+_BASE_PATH_LIMIT = 200
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -30,6 +34,10 @@ class Config:
     bridge: str = "vmbr0"
     log_format: str = "plain"
     verbose: bool = False
+    base_path: str = ""
+    """What stands before every address behind a proxy that cannot say so itself: "/appliance"."""
+    proxies: frozenset[str] = frozenset()
+    """Addresses of reverse proxies, whose X-Forwarded-* headers are believed."""
     templates_dir: Path = REPOSITORY_ROOT / "templates"
     static_dir: Path = REPOSITORY_ROOT / "static"
 
@@ -51,6 +59,30 @@ def check_node_name(name: str) -> str:
     if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name):
         raise InvalidParameter({"node-name": f"{name!r} is not a host name without its domain, in lower case"})
     return name
+
+
+def check_base_path(text: str) -> str:
+    """ "/a/b/" as "/a/b", "" for none. Raises `InvalidParameter` for what is no plain path."""
+    path = text.strip().rstrip("/")
+    if path and (len(path) > _BASE_PATH_LIMIT or not _BASE_PATH.fullmatch(path)):
+        raise InvalidParameter({"base-path": f"{text[:60]!r} is not a path such as /appliance"})
+    return path
+
+
+def plain_address(text: str) -> str:
+    """An IP address in its shortest form, "" for anything else."""
+    try:
+        return str(ipaddress.ip_address(text.strip().removeprefix("[").removesuffix("]")))
+    except ValueError:
+        return ""
+
+
+def check_proxies(texts: Sequence[str]) -> frozenset[str]:
+    """Addresses of reverse proxies. Raises `InvalidParameter`."""
+    for text in texts:
+        if not plain_address(text):
+            raise InvalidParameter({"proxy": f"{text[:60]!r} is not an IP address"})
+    return frozenset(map(plain_address, texts))
 
 
 def parse_listen(text: str) -> tuple[str, int]:

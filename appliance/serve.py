@@ -36,6 +36,8 @@ def parse(arguments: Sequence[str]) -> config.Config:
     parser.add_argument("--node-name", default=config.default_node_name(), metavar="NAME", help="default %(default)s")
     parser.add_argument("--admin-password-file", type=Path, metavar="F", help="first start: admin@pve's password")
     parser.add_argument("--bridge", default="vmbr0", metavar="NAME", help="the guests' bridge; default %(default)s")
+    parser.add_argument("--proxy", action="append", default=[], metavar="IP", help="believe its X-Forwarded-* headers")
+    parser.add_argument("--base-path", default="", metavar="PATH", help="published below this path by a proxy")
     parser.add_argument("--log-format", choices=("plain", "json"), default="plain")
     parser.add_argument("--verbose", action="store_true", help="debug messages too")
     options = parser.parse_args(arguments)
@@ -49,6 +51,8 @@ def parse(arguments: Sequence[str]) -> config.Config:
         node_name=config.check_node_name(options.node_name),
         admin_password_file=options.admin_password_file,
         bridge=check_interface_name(options.bridge, "bridge"),
+        base_path=config.check_base_path(options.base_path),
+        proxies=config.check_proxies(options.proxy),
         log_format=options.log_format,
         verbose=options.verbose,
     )

@@ -30,7 +30,7 @@ from appliance.errors import (
     UserError,
 )
 from appliance.services.identity import Identity
-from appliance.web import keys
+from appliance.web import keys, proxy
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +48,7 @@ CONTENT_SECURITY_POLICY = "; ".join(
     [
         "default-src 'self'",
         "script-src 'self'",
-        # xterm.js and noVNC write style elements and attributes at run time
-        "style-src 'self' 'unsafe-inline'",
+        "style-src 'self'",
         "img-src 'self' data: blob:",
         "font-src 'self' data:",
         "connect-src 'self'",
@@ -121,7 +120,7 @@ def check_origin(request: web.Request, caller: keys.Caller) -> None:
     Browsers always send an Origin with a websocket (RFC 6455 §4.1); PVE's other clients send none and may pass.
     """
     origin = request.headers.get("Origin")
-    if caller.ticket and origin is not None and origin.partition("://")[2] != request.host:
+    if caller.ticket and origin is not None and origin.partition("://")[2] not in proxy.hosts(request):
         raise PermissionDenied(f"websocket from another origin: {reason_phrase(origin)}")
 
 
@@ -137,7 +136,7 @@ def session_holds(request: web.Request) -> bool:
 
 async def _caller_of(request: web.Request) -> keys.Caller:
     access = request.app[keys.SERVICES].access
-    remote = request.remote or keys.LOCAL
+    remote = proxy.remote(request) or keys.LOCAL
     authorization = request.headers.get("Authorization", "")
     ticket = unquote(request.cookies.get(COOKIE, ""))
     try:

@@ -1,6 +1,9 @@
 // The public API, as any client uses it: form bodies, the CSRF token, PVE's errors.
 
-const PREFIX = "/api2/json";
+import { at, here } from "./place.js";
+import { t } from "./words.js";
+
+const PREFIX = at("/api2/json");
 const RENEW_EVERY_MS = 25 * 60 * 1000;
 
 const csrfMeta = () => document.querySelector('meta[name="csrf-token"]');
@@ -28,7 +31,7 @@ export async function call(method, path, params = {}) {
       body: inQuery ? undefined : fields,
     });
   } catch {
-    throw new ApiError(0, "The appliance cannot be reached.");
+    throw new ApiError(0, t("The appliance cannot be reached."));
   }
   return read(reply.status, await reply.text());
 }
@@ -47,13 +50,13 @@ export function read(status, text) {
 }
 
 export function toLogin() {
-  location.assign(`/login?next=${encodeURIComponent(location.pathname + location.search)}`);
+  location.assign(`${at("/login")}?next=${encodeURIComponent(here())}`);
 }
 
 /** Renew the session; true if there still is one. */
 export async function renew() {
   try {
-    const reply = await fetch("/session/renew", { method: "POST", headers: { CSRFPreventionToken: csrf() } });
+    const reply = await fetch(at("/session/renew"), { method: "POST", headers: { CSRFPreventionToken: csrf() } });
     if (!reply.ok) return reply.status !== 401 && reply.status !== 403;
     const meta = csrfMeta();
     if (meta) meta.content = (await reply.json()).csrf;

@@ -3,6 +3,8 @@
 
 import { call, user } from "./api.js";
 import { onChange } from "./live.js";
+import { socketAt } from "./place.js";
+import "./strict_style.js";
 import { Terminal } from "../vendor/xterm-6.0.0/xterm.mjs";
 import { FitAddon } from "../vendor/xterm-addon-fit-0.11.0/addon-fit.mjs";
 
@@ -79,9 +81,8 @@ async function open() {
 }
 
 function attach(path, ticket) {
-  const scheme = location.protocol === "https:" ? "wss:" : "ws:";
   const query = new URLSearchParams({ port: ticket.port, vncticket: ticket.ticket });
-  const mine = new WebSocket(`${scheme}//${location.host}/api2/json${path}/vncwebsocket?${query}`, "binary");
+  const mine = new WebSocket(socketAt(`/api2/json${path}/vncwebsocket?${query}`), "binary");
   mine.binaryType = "arraybuffer";
   socket = mine;
   let greeted = false;

@@ -2,6 +2,7 @@
 
 import { call } from "./api.js";
 import { onChange } from "./live.js";
+import { socketAt } from "./place.js";
 import RFB from "../vendor/novnc-1.7.0/core/rfb.js";
 
 const RETRY_MS = 2000;
@@ -33,9 +34,8 @@ async function open() {
   try {
     const path = section.dataset.display;
     const ticket = await call("POST", `${path}/vncproxy`, { websocket: "1" });
-    const scheme = location.protocol === "https:" ? "wss:" : "ws:";
     const query = new URLSearchParams({ port: ticket.port, vncticket: ticket.ticket });
-    attach(`${scheme}//${location.host}/api2/json${path}/vncwebsocket?${query}`);
+    attach(socketAt(`/api2/json${path}/vncwebsocket?${query}`));
   } catch (error) {
     show(error.message, "bad");
     reconnect.hidden = false;

@@ -3,10 +3,11 @@
 
 import { ApiError, call, csrf, read } from "./api.js";
 import { compose } from "./compose.js";
+import { at } from "./place.js";
 import * as tasks from "./tasks.js";
 import { toast } from "./toast.js";
 
-const UPLOAD_PATH = "/api2/json";
+const UPLOAD_PATH = at("/api2/json");
 
 export function setUp() {
   document.addEventListener("submit", (event) => {

@@ -1,6 +1,7 @@
 // The page's one websocket: says which topics the page shows, and puts what is pushed into its place.
 
 import { renew, toLogin } from "./api.js";
+import { socketAt } from "./place.js";
 
 const FIRST_RETRY_MS = 400;
 const LONGEST_RETRY_MS = 15000;
@@ -28,8 +29,7 @@ export function onChange(listener) {
 }
 
 export function connect() {
-  const scheme = location.protocol === "https:" ? "wss:" : "ws:";
-  socket = new WebSocket(`${scheme}//${location.host}/ws/page`);
+  socket = new WebSocket(socketAt("/ws/page"));
   told = "";
   socket.addEventListener("open", () => {
     retries = 0;

@@ -23,7 +23,7 @@ from appliance import events as bus
 from appliance.errors import ApplianceError
 from appliance.model.guest import GuestState
 from appliance.web.pages import contexts
-from appliance.web.pages.render import Renderer
+from appliance.web.pages.render import Voice
 from appliance.web.pages.viewer import Viewer
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class PageFeed:
     """What one open page has been sent, and what it must be sent now. Owned by its websocket."""
 
     viewer: Viewer
-    renderer: Renderer
+    renderer: Voice
     topics: tuple[str, ...] = ()
     _sent: dict[str, int] = field(default_factory=dict)
     _log_lines: dict[str, int] = field(default_factory=dict)

@@ -1,14 +1,16 @@
-"""Templates to HTML: one jinja2 environment, autoescaped, with undefined names as errors; the words and units of the UI.
+"""Templates to HTML: a jinja2 environment a language, autoescaped, with undefined names as errors; words and units.
 
-Templates are read and compiled once, in a thread. Whole pages are rendered in a thread too (a thousand rows take tens of
-milliseconds), single fragments on the loop.
+Templates are read, translated and compiled once, in a thread. Whole pages are rendered in a thread too (a thousand
+rows take tens of milliseconds), single fragments on the loop. `voice(request)` renders for one reader: in their
+language, with every address below the prefix a proxy publishes us under (templates write all addresses from the root).
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
-from collections.abc import Hashable, Mapping
+import re
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,9 @@ from aiohttp import web
 
 from appliance.lazy import LazyModule
 from appliance.version import VERSION
+from appliance.web import proxy
+from appliance.web.pages import language
+from appliance.web.pages.language import ENGLISH, Catalogue
 
 if TYPE_CHECKING:
     import jinja2
@@ -39,6 +44,8 @@ TASK_WORDS: Mapping[str, str] = {
 }  # fmt: skip
 SHARED_LIMIT = 4096
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_FROM_ROOT = re.compile(r'(\s(?:href|src|action|hx-get|hx-post|data-next|data-gone|data-href)=")/(?!/)')
+"""Addresses in what was rendered: no text of a user can look like one, its quotes are escaped."""
 
 
 class Renderer:
@@ -47,65 +54,117 @@ class Renderer:
     def __init__(self, directory: Path, static: StaticFiles) -> None:
         self._directory = directory
         self._static = static
-        self._loaded = asyncio.Lock()
-        self._ready = False
-        self._shared: dict[tuple[str, Hashable], str] = {}
+        self._loading = asyncio.Lock()
+        self._environments: dict[str, jinja2.Environment] = {}
+        self._shared: dict[tuple[str, str, Hashable], str] = {}
 
-    @functools.cached_property
-    def _environment(self) -> jinja2.Environment:
-        """Made with the first page: jinja2 takes a tenth of a second to import."""
+    async def page(self, name: str, context: Mapping[str, object], *, tongue: str = ENGLISH) -> str:
+        """A template, rendered in a thread."""
+        environment = await self.ready(tongue)
+        return await asyncio.to_thread(environment.get_template(name).render, context)
+
+    async def fragment(self, name: str, context: Mapping[str, object], *, tongue: str = ENGLISH) -> str:
+        """A small template, rendered at once."""
+        return (await self.ready(tongue)).get_template(name).render(context)
+
+    async def shared(self, name: str, context: Mapping[str, object], key: Hashable, *, tongue: str = ENGLISH) -> str:
+        """A fragment that many pages want at once: `key` stands for everything it shows."""
+        known = self._shared.get((name, tongue, key))
+        if known is None:
+            if len(self._shared) >= SHARED_LIMIT:
+                self._shared.clear()
+            known = self._shared[name, tongue, key] = await self.fragment(name, context, tongue=tongue)
+        return known
+
+    async def ready(self, tongue: str = ENGLISH) -> jinja2.Environment:
+        """The environment of a language, every template compiled, once: jinja2 takes a tenth of a second to import."""
+        known = self._environments.get(tongue)
+        if known is not None:
+            return known
+        async with self._loading:
+            if tongue not in self._environments:
+                self._environments[tongue] = await asyncio.to_thread(self._compile, tongue)
+            return self._environments[tongue]
+
+    def _compile(self, tongue: str) -> jinja2.Environment:
+        catalogue = Catalogue.read(self._directory, tongue)
         environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(self._directory),
+            loader=_loader(self._directory, catalogue),
             autoescape=True,
             undefined=jinja2.StrictUndefined,
             auto_reload=False,
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        environment.globals |= {"static": self._static.url, "version": VERSION}
-        environment.filters |= {
-            "size": size,
-            "percent": percent,
+        environment.globals |= {
+            "static": self._static.url, "version": VERSION, "_": catalogue, "language": catalogue.language,
+            "languages": language.LANGUAGES, "script_words": catalogue.of_scripts(self._static.root / "js"),
+        }  # fmt: skip
+        filters: dict[str, Callable[..., str]] = {
+            "size": _localized(size, catalogue),
+            "percent": _localized(percent, catalogue),
             "duration": duration,
             "moment": moment,
             "level": level,
-            "task_title": task_title,
+            "task_title": lambda task: task_title(task, catalogue),
             "task_outcome": task_outcome,
             "number": number,
         }
+        environment.filters |= filters
+        for name in environment.list_templates(extensions=["html"]):
+            environment.get_template(name)
         return environment
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """A renderer as one reader hears it."""
+
+    renderer: Renderer
+    tongue: str = ENGLISH
+    prefix: str = ""
 
     async def page(self, name: str, context: Mapping[str, object]) -> str:
         """A template, rendered in a thread."""
-        await self.ready()
-        return await asyncio.to_thread(self._environment.get_template(name).render, context)
+        html = await self.renderer.page(name, {"prefix": self.prefix, **context}, tongue=self.tongue)
+        return self._placed(html)
 
     async def fragment(self, name: str, context: Mapping[str, object]) -> str:
         """A small template, rendered at once."""
-        await self.ready()
-        return self._environment.get_template(name).render(context)
+        html = await self.renderer.fragment(name, {"prefix": self.prefix, **context}, tongue=self.tongue)
+        return self._placed(html)
 
     async def shared(self, name: str, context: Mapping[str, object], key: Hashable) -> str:
         """A fragment that many pages want at once: `key` stands for everything it shows."""
-        known = self._shared.get((name, key))
-        if known is None:
-            if len(self._shared) >= SHARED_LIMIT:
-                self._shared.clear()
-            known = self._shared[name, key] = await self.fragment(name, context)
-        return known
+        return self._placed(await self.renderer.shared(name, context, key, tongue=self.tongue))
 
-    async def ready(self) -> None:
-        """Compile every template, once."""
-        if self._ready:
-            return
-        async with self._loaded:
-            if not self._ready:
-                await asyncio.to_thread(self._compile)
-                self._ready = True
+    def _placed(self, html: str) -> str:
+        return _FROM_ROOT.sub(lambda match: f"{match[1]}{self.prefix}/", html) if self.prefix else html
 
-    def _compile(self) -> None:
-        for name in self._environment.list_templates(extensions=["html"]):
-            self._environment.get_template(name)
+
+def voice(request: web.Request) -> Voice:
+    """For whoever sent the request."""
+    tongue = language.choose(request.cookies.get(language.COOKIE), request.headers.get("Accept-Language", ""))
+    return Voice(request.app[RENDERER], tongue, proxy.prefix(request))
+
+
+def _loader(directory: Path, catalogue: Catalogue) -> jinja2.BaseLoader:
+    """Templates from files; in the catalogue's language."""
+    files = jinja2.FileSystemLoader(directory)
+    if not catalogue.words:
+        return files
+
+    def load(name: str) -> str:
+        path = jinja2.loaders.split_template_path(name)
+        return language.translate(directory.joinpath(*path).read_text(encoding="utf-8"), catalogue.words)
+
+    return jinja2.ChoiceLoader([jinja2.FunctionLoader(load), files])
+
+
+def _localized(words: Callable[[float], str], catalogue: Catalogue) -> Callable[[float], str]:
+    """A number's text with the language's decimal separator."""
+    separator = language.DECIMAL.get(catalogue.language, ".")
+    return words if separator == "." else lambda value: words(value).replace(".", separator)
 
 
 RENDERER: web.AppKey[Renderer] = web.AppKey("renderer")
@@ -158,15 +217,15 @@ def moment(epoch_s: float) -> str:
     return datetime.fromtimestamp(int(epoch_s), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def task_title(task: TaskInfo) -> str:
+def task_title(task: TaskInfo, say: Callable[[str], str] = str) -> str:
     """What a task does, for people: "VM 100: Start"."""
-    word = TASK_WORDS.get(task.type, task.type)
+    word = say(TASK_WORDS.get(task.type, task.type))
     if task.type.startswith("qm"):
         return f"VM {task.id}: {word}"
     if task.type.startswith("vz"):
-        return f"Container {task.id}: {word}"
+        return f"{say('Container')} {task.id}: {word}"
     if task.id.isdecimal():
-        return f"Guest {task.id}: {word}"
+        return f"{say('Guest')} {task.id}: {word}"
     return f"{word}: {task.id}" if task.id else word
 
 

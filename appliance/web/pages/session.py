@@ -12,9 +12,9 @@ from urllib.parse import quote
 from aiohttp import web
 
 from appliance.errors import NotAuthenticated, PermissionDenied, TooManyRequests, UserError
-from appliance.web import dispatch, keys
+from appliance.web import dispatch, keys, proxy
 from appliance.web.middleware import COOKIE
-from appliance.web.pages.render import RENDERER
+from appliance.web.pages.render import voice
 
 if TYPE_CHECKING:
     from appliance.services.login import Login
@@ -26,7 +26,7 @@ async def show_login(request: web.Request) -> web.StreamResponse:
     """GET /login: the form, or onwards for who is logged in already."""
     caller = request[keys.CALLER]
     if caller.identity is not None and caller.ticket:
-        return _redirect(_target(request.query.get("next", "")))
+        return _redirect(request, _target(request.query.get("next", "")))
     return await _form(request, target=request.query.get("next", ""))
 
 
@@ -52,8 +52,8 @@ async def log_in(request: web.Request) -> web.StreamResponse:
                            status=int(error.status))  # fmt: skip
     if login.need_tfa:
         return await _form(request, target=fields["next"], username=login.username, challenge=login.ticket)
-    response = _redirect(_target(fields["next"]))
-    _set_cookie(response, login)
+    response = _redirect(request, _target(fields["next"]))
+    _set_cookie(request, response, login)
     return response
 
 
@@ -68,8 +68,8 @@ async def log_out(request: web.Request) -> web.StreamResponse:
         await services.audit.record(
             who=caller.identity.auth_id, remote=caller.remote, action="logout", target="/access/ticket", outcome="ok"
         )
-    response = _redirect("/login")
-    response.del_cookie(COOKIE, path="/")
+    response = _redirect(request, "/login")
+    response.del_cookie(COOKIE, path=_cookie_path(request))
     return response
 
 
@@ -82,7 +82,7 @@ async def renew(request: web.Request) -> web.StreamResponse:
     dispatch.check_csrf(request, caller)
     login = await request.app[keys.SERVICES].access.login(identity.user, caller.ticket, remote=caller.remote)
     response = web.json_response({"csrf": login.csrf})
-    _set_cookie(response, login)
+    _set_cookie(request, response, login)
     return response
 
 
@@ -93,14 +93,14 @@ async def _form(
         "next": target, "username": username, "challenge": challenge, "error": error, "title": "Log in",
         "node": request.app[keys.SERVICES].config.node_name,
     }  # fmt: skip
-    html = await request.app[RENDERER].page("pages/login.html", context)
+    html = await voice(request).page("pages/login.html", context)
     return web.Response(text=html, status=status, content_type="text/html", charset="utf-8")
 
 
 def _check_same_site(request: web.Request) -> None:
     """Another site must not log a browser in as somebody else. Raises `PermissionDenied`."""
     origin = request.headers.get("Origin")
-    if origin is not None and origin.partition("://")[2] != request.host:
+    if origin is not None and origin.partition("://")[2] not in proxy.hosts(request):
         raise PermissionDenied("log in from the appliance's own page")
 
 
@@ -119,9 +119,16 @@ def _target(wanted: str) -> str:
     return wanted if wanted.startswith("/") and not wanted.startswith(("//", "/\\")) and wanted.isprintable() else "/"
 
 
-def _redirect(location: str) -> web.Response:
-    return web.Response(status=303, headers={"Location": location})
+def _redirect(request: web.Request, location: str) -> web.Response:
+    return web.Response(status=303, headers={"Location": proxy.prefix(request) + location})
 
 
-def _set_cookie(response: web.Response, login: Login) -> None:
-    response.set_cookie(COOKIE, quote(login.ticket, safe=""), path="/", secure=True, httponly=True, samesite="Strict")
+def _set_cookie(request: web.Request, response: web.Response, login: Login) -> None:
+    response.set_cookie(
+        COOKIE, quote(login.ticket, safe=""), path=_cookie_path(request), secure=True, httponly=True, samesite="Strict"
+    )
+
+
+def _cookie_path(request: web.Request) -> str:
+    """Below a prefix the ticket is not shown to whatever else the host publishes."""
+    return proxy.prefix(request) or "/"

@@ -10,9 +10,9 @@ from urllib.parse import quote
 from aiohttp import web
 
 from appliance.errors import ApplianceError, NotFound
-from appliance.web import keys
+from appliance.web import keys, proxy
 from appliance.web.pages import contexts
-from appliance.web.pages.render import RENDERER, Renderer
+from appliance.web.pages.render import Voice, voice
 from appliance.web.pages.viewer import Viewer
 
 LOGIN = "/login"
@@ -24,7 +24,7 @@ class Visit:
 
     request: web.Request
     viewer: Viewer
-    renderer: Renderer
+    renderer: Voice
     ticket: str
 
     @property
@@ -73,8 +73,7 @@ def visited(handler: Handler) -> Route:
         caller = request[keys.CALLER]
         if caller.identity is None or not caller.ticket:
             return _to_login(request)
-        renderer = request.app[RENDERER]
-        visit = Visit(request, Viewer(request.app[keys.SERVICES], caller.identity), renderer, caller.ticket)
+        visit = Visit(request, Viewer(request.app[keys.SERVICES], caller.identity), voice(request), caller.ticket)
         try:
             return await handler(visit)
         except ApplianceError as error:
@@ -84,11 +83,12 @@ def visited(handler: Handler) -> Route:
 
 
 def _to_login(request: web.Request) -> web.Response:
+    login = proxy.prefix(request) + LOGIN
     if "HX-Request" in request.headers:
-        return web.Response(headers={"HX-Redirect": LOGIN})
+        return web.Response(headers={"HX-Redirect": login})
     target = request.rel_url.raw_path_qs
     suffix = f"?next={quote(target, safe='')}" if target != "/" else ""
-    return web.Response(status=303, headers={"Location": LOGIN + suffix})
+    return web.Response(status=303, headers={"Location": login + suffix})
 
 
 async def _problem(visit: Visit, error: ApplianceError) -> web.Response:

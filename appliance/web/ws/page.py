@@ -17,7 +17,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from appliance.web import keys, middleware
 from appliance.web.pages.fragments import PageFeed
-from appliance.web.pages.render import RENDERER
+from appliance.web.pages.render import voice
 from appliance.web.pages.viewer import Viewer
 from appliance.web.ws import events
 
@@ -43,7 +43,7 @@ async def serve(request: web.Request) -> web.StreamResponse:
     ):
         await socket.prepare(request)
         request[keys.UPGRADED] = socket
-        page = OpenPage(request, socket, PageFeed(Viewer(services, identity), request.app[RENDERER]))
+        page = OpenPage(request, socket, PageFeed(Viewer(services, identity), voice(request)))
         async with asyncio.TaskGroup() as group:
             pushing = group.create_task(page.push(events.Feed(services, identity, seen)))
             await page.listen()

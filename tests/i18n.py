@@ -1,0 +1,99 @@
+"""`./dev i18n`: brings templates/words/*.po up to what templates, scripts and tables of words say. Exit 1 when words lack."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from appliance.services.guest_config.ct_schema import CT_KEYS
+from appliance.services.guest_config.property_string import PropertySchema
+from appliance.services.guest_config.schema import ConfigKey
+from appliance.services.guest_config.vm_schema import VM_KEYS
+from appliance.web.pages import contexts, guests, language, render
+
+ROOT = Path(__file__).resolve().parent.parent
+TEMPLATES, SCRIPTS = ROOT / "templates", ROOT / "static" / "js"
+HEADER = 'msgid ""\nmsgstr ""\n"Content-Type: text/plain; charset=UTF-8\\n"\n"Language: {}\\n"\n'
+STATES = ("Running", "Stopped", "Paused", "Starting", "Stopping")
+
+
+def sources() -> dict[str, list[str]]:
+    """Where each message stands: English text → files."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(TEMPLATES.rglob("*.html")):
+        _note(found, language.messages(path.read_text()), path.relative_to(ROOT).as_posix())
+    for path in sorted(SCRIPTS.glob("*.js")):
+        _note(found, language.script_messages(path.read_text()), path.relative_to(ROOT).as_posix())
+    _note(found, tables(), "appliance")
+    return found
+
+
+def tables() -> list[str]:
+    """The words Python gives to templates, which say them by `_(…)`."""
+    words: list[str] = [*contexts.LABELS.values(), *contexts.CONTENT_WORDS.values(), *STATES]
+    words += [*guests.TAB_WORDS.values(), *render.TASK_WORDS.values(), "VM", "Container", "Guest"]
+    for key in (*VM_KEYS, *CT_KEYS):
+        if key.supported and not key.read_only:
+            words += _descriptions(key)
+    return [word for word in dict.fromkeys(words) if word]
+
+
+def lacking(path: Path) -> list[str]:
+    """The messages a catalogue has no words for, and those whose words lost an expression or a tag."""
+    words = language.parse_po(path.read_text())
+    return [text for text in sources() if text not in words or _marks(words[text]) != _marks(text)]
+
+
+def update(path: Path) -> None:
+    """Write the catalogue anew: every message with its words, as far as there are any; what is said no longer goes."""
+    words = language.parse_po(path.read_text()) if path.exists() else {}
+    blocks = [HEADER.format(path.stem)]
+    for text, places in sources().items():
+        blocks.append(f"#: {' '.join(places[:4])}\nmsgid {_quoted(text)}\nmsgstr {_quoted(words.get(text, ''))}\n")
+    path.write_text("\n".join(blocks))
+
+
+def _descriptions(key: ConfigKey) -> Iterable[str]:
+    yield key.description
+    if isinstance(key.value, PropertySchema):
+        yield from (value.description for value in key.value.fields.values() if value.supported)
+
+
+def _note(found: dict[str, list[str]], texts: Iterable[str], place: str) -> None:
+    for text in texts:
+        places = found.setdefault(text, [])
+        if place not in places:
+            places.append(place)
+
+
+def _marks(text: str) -> Mapping[str, int]:
+    """The expressions, tags and names a translation must have as often as its original."""
+    import re
+
+    found = re.findall(r"\{\{.*?\}\}|</?[a-z]+>|\{\w+\}", text)
+    return {mark: found.count(mark) for mark in found}
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+
+
+def main() -> int:
+    status = 0
+    for tongue in language.LANGUAGES:
+        if tongue == language.ENGLISH:
+            continue
+        path = TEMPLATES / "words" / f"{tongue}.po"
+        path.parent.mkdir(exist_ok=True)
+        update(path)
+        without = lacking(path)
+        print(f"{path.relative_to(ROOT)}: {len(sources())} messages, {len(without)} without words")
+        for text in without:
+            print(f"  {text}")
+        status = status or int(bool(without))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
