@@ -1,0 +1,1 @@
+"""Images, registries and application containers."""
