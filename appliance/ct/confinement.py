@@ -42,6 +42,10 @@ _HOST_WIDE = _words(
     "userfaultfd ustat vm86 vm86old"
 )
 _ABSENT = ("io_uring_enter", "io_uring_register", "io_uring_setup")
+_SYSTEM_ONLY = _words(
+    "fsconfig fsmount fsopen fspick kcmp mount mount_setattr move_mount open_tree pidfd_getfd pivot_root "
+    "process_vm_readv process_vm_writev ptrace reboot setns umount umount2 unshare"
+)
 _KEYRING = ("add_key", "keyctl", "request_key")
 _ARCHITECTURES = {"amd64": ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86"), "arm64": ("SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM")}
 
@@ -72,11 +76,21 @@ _READ_ONLY_WHEN_PRIVILEGED = (
 )
 
 
-def capabilities(*, privileged: bool, permitted: Iterable[str] = CAPABILITIES) -> list[str]:
-    """The capabilities a container keeps. A privileged one can have no more than the host's `permitted` set."""
+def capabilities(
+    *,
+    privileged: bool,
+    permitted: Iterable[str] = CAPABILITIES,
+    mknod: bool = False,
+    dropped: frozenset[str] = frozenset(),
+) -> list[str]:
+    """The capabilities a container keeps. A privileged one can have no more than the host's `permitted` set.
+
+    `mknod` lets a privileged one make device nodes; which it may open, its device rules still say.
+    """
     if not privileged:
-        return [f"CAP_{name}" for name in CAPABILITIES if name not in _NEVER]
-    have = frozenset(permitted) - _NEVER - _NEVER_WHEN_PRIVILEGED
+        return [f"CAP_{name}" for name in CAPABILITIES if name not in _NEVER | dropped]
+    never = _NEVER | (_NEVER_WHEN_PRIVILEGED - ({"MKNOD"} if mknod else frozenset())) | dropped
+    have = frozenset(permitted) - never
     return [f"CAP_{name}" for name in CAPABILITIES if name in have]
 
 
@@ -86,9 +100,14 @@ def parse_capability_mask(mask: str) -> list[str]:
     return [name for bit, name in enumerate(CAPABILITIES) if bits >> bit & 1]
 
 
-def seccomp(*, arch: str, nesting: bool, keyctl: bool) -> dict[str, object]:
-    """The system-call filter in OCI form. Architectures that are not listed are killed (x32 among them)."""
+def seccomp(*, arch: str, nesting: bool, keyctl: bool, strict: bool = False) -> dict[str, object]:
+    """The system-call filter in OCI form. Architectures that are not listed are killed (x32 among them).
+
+    `strict` also denies what a service needs none of, and an init of a distribution does: mounts, namespaces, tracing.
+    """
     rules = [_deny(_HOST_WIDE, _EPERM), _deny(_ABSENT, _ENOSYS), _deny_flag("umount2", 1, _MNT_FORCE, _EACCES)]
+    if strict:
+        rules.append(_deny(_SYSTEM_ONLY, _EPERM))
     if not keyctl:
         rules.append(_deny(_KEYRING, _ENOSYS))
     if not nesting:

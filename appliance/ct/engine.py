@@ -22,7 +22,20 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from appliance.clock import Clock
-from appliance.ct import host, interior, oci, provision, records, remains, rootfs, runtime, shim
+from appliance.ct import (
+    confinement,
+    devices,
+    host,
+    hostpath,
+    interior,
+    oci,
+    provision,
+    records,
+    remains,
+    rootfs,
+    runtime,
+    shim,
+)
 from appliance.ct.host import Places
 from appliance.ct.outcome import outcome
 from appliance.ct.records import CtRecord, VolumeRecord
@@ -30,7 +43,7 @@ from appliance.ct.running import CtParts, RunningCt, StateCallback
 from appliance.errors import ApplianceError, Conflict, HostError, Unsupported
 from appliance.kernel import ns, pidfd
 from appliance.kernel.cgroups import CgroupLayout
-from appliance.model.guest import Capabilities, CtCredentials, CtResources, CtSpec, GuestId, GuestState
+from appliance.model.guest import Capabilities, CtCredentials, CtResources, CtSpec, GuestId, GuestState, MountKind
 from appliance.model.volume import OpenedVolume
 from appliance.tasks import TaskScope, to_its_end
 from appliance.threads import to_the_end
@@ -40,7 +53,7 @@ logger = logging.getLogger(__name__)
 NAME = "oci"
 PIDS_LIMIT = 16_384
 MEMORY_MIN_MIB = 16
-FEATURES = frozenset({"nesting", "keyctl", "fuse"})
+FEATURES = frozenset({"nesting", "keyctl", "fuse", "mknod", "force_rw_sys"})
 
 
 class CtEngine:
@@ -106,6 +119,10 @@ class CtEngine:
             path = PurePosixPath(mount.path)
             if not path.is_absolute() or ".." in path.parts or path == PurePosixPath("/"):
                 reasons.append(f"{mount.slot}: {mount.path!r} is not a path inside the container")
+        if strange := spec.security.dropped - frozenset(confinement.CAPABILITIES):
+            reasons.append(f"security: unknown capabilities: {', '.join(sorted(strange))}")
+        if spec.security.apparmor not in ("default", "unconfined") and "apparmor" in self._capabilities.missing:
+            reasons.append(f"security: AppArmor profile: {self._capabilities.missing['apparmor']}")
         return reasons
 
     # --- start and adopt ----------------------------------------------------------------------------------------------
@@ -124,7 +141,7 @@ class CtEngine:
                 if not await asyncio.to_thread(self._is_free, spec.guest_id):
                     raise Conflict(f"ct {spec.guest_id}: already running")
                 try:
-                    return await self._launch(spec, resources, on_state)
+                    return await self._launch(spec, resources, on_state, log)
                 except BaseException:
                     await to_its_end(self._remove_quietly(spec.guest_id), name=f"undo the start of ct {spec.guest_id}")
                     raise
@@ -135,7 +152,9 @@ class CtEngine:
         finally:
             self._busy.discard(spec.guest_id)
 
-    async def _launch(self, spec: CtSpec, resources: CtResources, on_state: StateCallback) -> RunningCt:
+    async def _launch(
+        self, spec: CtSpec, resources: CtResources, on_state: StateCallback, log: provision.LogLine
+    ) -> RunningCt:
         assert self._runtime is not None
         bundle, container = self._places.bundle(spec.guest_id), str(spec.guest_id)
         if not await asyncio.to_thread(_make_bundle, bundle, spec):
@@ -149,7 +168,7 @@ class CtEngine:
                 await resources.connect(path)
 
             async def prepare() -> None:
-                network, made = await to_the_end(self._prepare, spec, resources, bundle, namespaces)
+                network, made = await to_the_end(self._prepare, spec, resources, bundle, namespaces, log)
                 volumes.update(made)
                 connecting.append(
                     self._scope.start(outcome(partial(connect, network)), name=f"network of ct {spec.guest_id}")
@@ -256,31 +275,57 @@ class CtEngine:
         return not remains.is_alive(self._places.bundle(guest_id))
 
     def _prepare(
-        self, spec: CtSpec, resources: CtResources, bundle: Path, held: contextlib.ExitStack
+        self,
+        spec: CtSpec,
+        resources: CtResources,
+        bundle: Path,
+        held: contextlib.ExitStack,
+        log: provision.LogLine,
     ) -> tuple[Path, dict[str, VolumeRecord]]:
         """Everything the runtime needs to find, in a thread. Also tells where the network namespace is, until `held`
         lets go of it."""
         assert self._facts is not None
         joined = _make_namespaces(spec, held)
         cgroup = self._places.cgroup(spec.guest_id).path
-        config = oci.container_config(spec, host=self._facts, bundle=bundle, cgroup=cgroup, joined=joined)
+        config = oci.container_config(
+            spec,
+            host=self._facts,
+            bundle=bundle,
+            cgroup=cgroup,
+            joined=joined,
+            device_rules=devices.make(spec, bundle),
+        )
         records.save(bundle, "config.json", json.dumps(config).encode())
-        resolver = host.resolver()
+        return joined["network"], self._attach_volumes(spec, resources, bundle, log)
+
+    def _attach_volumes(
+        self, spec: CtSpec, resources: CtResources, bundle: Path, log: provision.LogLine
+    ) -> dict[str, VolumeRecord]:
+        """Mount what the container will see; in a thread."""
+        ids = {"id_base": spec.id_base, "id_count": spec.id_count}
+        surroundings = host.surroundings()
         volumes: dict[str, VolumeRecord] = {}
         for mount in (spec.root, *spec.mounts):
+            about = f"ct {spec.guest_id}: {mount.slot}"
+            if mount.kind is MountKind.HOST_PATH:
+                hostpath.attach(mount, bundle / mount.slot, about=about, maps=self._maps, **ids)
+            if mount.kind is not MountKind.VOLUME:
+                continue
             opened = resources.volumes.get(mount.slot)
             if opened is None:
-                raise HostError(f"ct {spec.guest_id}: {mount.slot}: volume {mount.volume} was not opened")
+                raise HostError(f"{about}: volume {mount.volume} was not opened")
             volumes[mount.slot] = rootfs.attach(
                 opened,
                 bundle / mount.slot,
-                about=f"ct {spec.guest_id}: {mount.slot}",
-                id_base=spec.id_base,
-                id_count=spec.id_count,
+                about=about,
                 maps=self._maps,
-                configure=(lambda tree: interior.write(tree, spec, resolver)) if mount is spec.root else None,
+                options=mount.options,
+                configure=(lambda tree: interior.write(tree, spec, surroundings)) if mount is spec.root else None,
+                **ids,
             )
-        return joined["network"], volumes
+            if volumes[mount.slot].device is None and (idle := mount.options & rootfs.FILE_SYSTEM_OPTIONS):
+                log(f"{mount.slot}: {', '.join(sorted(idle))}: no effect, its storage has no file system for it alone")
+        return volumes
 
     def _register(
         self, spec: CtSpec, init: int, volumes: dict[str, VolumeRecord], held: contextlib.ExitStack

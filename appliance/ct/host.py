@@ -13,6 +13,8 @@ from appliance.model.guest import GuestId
 
 LXCFS = Path("/var/lib/lxcfs")
 RESOLVER = Path("/etc/resolv.conf")
+LOCALTIME = Path("/etc/localtime")
+ZONES = Path("/usr/share/zoneinfo")
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -75,12 +77,41 @@ def architecture() -> str:
     return _ARCHITECTURES.get(machine, machine)
 
 
-def resolver() -> str:
-    """The host's resolv.conf; empty when there is none."""
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What of the host a container is told: its resolv.conf, and the name of its time zone ("" where it has none)."""
+
+    resolver: str = ""
+    time_zone: str = ""
+
+
+def surroundings() -> Surroundings:
+    """Look now."""
+    return Surroundings(_read(RESOLVER), _time_zone())
+
+
+def zone_file(name: str) -> bytes:
+    """A file of the host's time zone database (tzfile(5)); empty when there is none of this name."""
     try:
-        return RESOLVER.read_text()
+        data = (ZONES / name).read_bytes()
+    except OSError:
+        return b""
+    return data if data.startswith(b"TZif") else b""
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
     except OSError:
         return ""
+
+
+def _time_zone() -> str:
+    """As localtime(5) tells it; in the words of Debian's /etc/timezone where the link is a file."""
+    try:
+        return str(LOCALTIME.readlink()).partition("zoneinfo/")[2]
+    except OSError:
+        return _read(LOCALTIME.with_name("timezone")).strip()
 
 
 def _lxcfs_files() -> dict[str, Path]:

@@ -11,7 +11,9 @@ import ipaddress
 import re
 from collections.abc import Sequence
 
+from appliance.ct.host import Surroundings, zone_file
 from appliance.ct.tree import RootTree
+from appliance.errors import InvalidParameter
 from appliance.model.guest import CtSpec, NicSpec
 
 BEGIN, END = "# --- BEGIN PVE ---", "# --- END PVE ---"
@@ -23,18 +25,24 @@ _NETWORKD = ("/lib/systemd/system/systemd-networkd.service", "/usr/lib/systemd/s
 _IFUP = ("/sbin/ifup", "/usr/sbin/ifup")
 _DHCP_CLIENTS = ("/sbin/dhclient", "/sbin/udhcpc", "/sbin/dhcpcd", "/bin/busybox", "/usr/bin/busybox")
 _UNMANAGED = "unmanaged"
+_ZONES = "/usr/share/zoneinfo"
 
 
-def write(tree: RootTree, spec: CtSpec, host_resolver: str) -> None:
-    """Configure the root file system `tree` for `spec`. `host_resolver` is the host's resolv.conf. Blocking."""
+def write(tree: RootTree, spec: CtSpec, surroundings: Surroundings) -> None:
+    """Configure the root file system `tree` for `spec`, on a host like `surroundings`. Blocking."""
     if spec.os_type == _UNMANAGED or not tree.exists("/etc"):
         return
     tree.write("/etc/hostname", f"{spec.hostname}\n".encode())
     hosts = _text(tree, "/etc/hosts") or "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
     tree.write("/etc/hosts", replace_block(hosts, hosts_lines(spec)).encode())
-    resolver = resolv_conf(spec, host_resolver)
+    resolver = resolv_conf(spec, surroundings.resolver)
     if resolver and not _resolves_by_itself(tree, spec):
         tree.write("/etc/resolv.conf", resolver.encode())
+    if spec.time_zone:
+        _set_time_zone(tree, spec.time_zone if spec.time_zone != "host" else surroundings.time_zone or "UTC")
+    if spec.locale:  # locale.conf(5); Debian's PAM and init scripts read the other
+        for path in ("/etc/locale.conf", "/etc/default/locale"):
+            tree.write(path, f"LANG={spec.locale}\n".encode())
     nics = [nic for nic in spec.nics if nic.name]
     ours = {f"{_UNIT_PREFIX}{nic.name}{_UNIT_SUFFIX}": nic for nic in nics}
     for name in tree.names(_NETWORK_UNITS):
@@ -49,6 +57,18 @@ def write(tree: RootTree, spec: CtSpec, host_resolver: str) -> None:
         for name, nic in ours.items():
             tree.write(f"{_NETWORK_UNITS}/{name}", network_unit(nic).encode())
         _enable_networkd(tree)
+
+
+def _set_time_zone(tree: RootTree, name: str) -> None:
+    """localtime(5): a link into the container's own database; without that a copy of the host's file."""
+    if tree.exists(f"{_ZONES}/{name}"):
+        tree.replace_link("/etc/localtime", f"..{_ZONES}/{name}")
+    elif data := zone_file(name):
+        tree.write("/etc/localtime", data)
+    else:
+        raise InvalidParameter({"timezone": f"neither the container nor the host knows the time zone {name}"})
+    if tree.exists("/etc/timezone"):
+        tree.write("/etc/timezone", f"{name}\n".encode())
 
 
 def hosts_lines(spec: CtSpec) -> list[str]:

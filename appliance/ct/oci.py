@@ -13,9 +13,12 @@ from pathlib import Path
 
 from appliance.ct import confinement
 from appliance.kernel.cgroup_limits import CPU_PERIOD_US, cpu_quota_us, cpu_shares, cpu_weight
-from appliance.model.guest import CtMount, CtSpec
+from appliance.model.guest import CtDevice, CtMount, CtSpec, MountKind
 
 OCI_VERSION = "1.0.2"
+DEVICES = "devices"
+"""The directory of a bundle that holds the device nodes made for its container."""
+_MOUNT_OPTIONS = frozenset({"noatime", "noexec", "nosuid"})
 MIB = 1 << 20
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 LXCFS_FILES = ("cpuinfo", "diskstats", "loadavg", "meminfo", "stat", "swaps", "uptime")
@@ -35,14 +38,23 @@ class HostFacts:
     """Name in /proc to the file that shows the container's own figures; empty where lxcfs is not mounted."""
     permitted_capabilities: Sequence[str]
     pids_limit: int
+    apparmor_profile: str = ""
+    """The profile of containers, loaded; empty where the host has no AppArmor."""
 
 
 def container_config(
-    spec: CtSpec, *, host: HostFacts, bundle: Path, cgroup: str, joined: Mapping[str, Path]
+    spec: CtSpec,
+    *,
+    host: HostFacts,
+    bundle: Path,
+    cgroup: str,
+    joined: Mapping[str, Path],
+    device_rules: Sequence[Mapping[str, object]] = (),
 ) -> dict[str, object]:
     """The whole of config.json. Volumes are expected mounted at `bundle`/SLOT; `cgroup` is absolute in each hierarchy.
 
-    `joined` names, by kind, the namespaces that exist already; the runtime makes the others.
+    `joined` names, by kind, the namespaces that exist already; the runtime makes the others. `device_rules` are those of
+    the devices of the host it has (`devices.py`).
     """
     privileged = spec.id_base == 0
     nesting = "nesting" in spec.features
@@ -52,9 +64,10 @@ def container_config(
         "process": _process(spec, host),
         "root": {"path": str(bundle / spec.root.slot), "readonly": spec.root.read_only},
         "mounts": [
-            *_kernel_mounts(nesting=nesting),
+            *_kernel_mounts(nesting=nesting, writable_sys="force_rw_sys" in spec.features),
             *_lxcfs_mounts(host),
-            *(_volume_mount(each, bundle) for each in sorted(spec.mounts, key=lambda m: m.path.count("/"))),
+            *(_mount_point(each, bundle) for each in sorted(spec.mounts, key=lambda m: m.path.count("/"))),
+            *(_device_mount(each, bundle) for each in spec.devices),
         ],
         "linux": {
             "namespaces": [
@@ -63,18 +76,19 @@ def container_config(
             ],
             **({} if privileged else _id_mappings(spec)),
             "cgroupsPath": cgroup,
-            "resources": resources(spec, host),
+            "resources": resources(spec, host, device_rules),
             "devices": [_FUSE_DEVICE] if "fuse" in spec.features else [],
-            "seccomp": confinement.seccomp(arch=spec.arch, nesting=nesting, keyctl="keyctl" in spec.features),
+            **_seccomp(spec),
             "maskedPaths": confinement.masked_paths(nesting=nesting),
             "readonlyPaths": confinement.read_only_paths(privileged=privileged),
         },
     }
 
 
-def resources(spec: CtSpec, host: HostFacts) -> dict[str, object]:
+def resources(spec: CtSpec, host: HostFacts, device_rules: Sequence[Mapping[str, object]] = ()) -> dict[str, object]:
     """The cgroup limits. 0 means no limit, as in PVE's configuration; swap counts on top of memory there."""
-    limits: dict[str, object] = {"devices": _device_rules(spec), "pids": {"limit": host.pids_limit}}
+    rules = [*_device_rules(spec), *device_rules]
+    limits: dict[str, object] = {"devices": rules, "pids": {"limit": spec.pids or host.pids_limit}}
     if spec.memory_mib:
         memory = {"limit": spec.memory_mib * MIB}
         if host.swap_limit:
@@ -94,7 +108,12 @@ def resources(spec: CtSpec, host: HostFacts) -> dict[str, object]:
 
 
 def _process(spec: CtSpec, host: HostFacts) -> dict[str, object]:
-    names = confinement.capabilities(privileged=spec.id_base == 0, permitted=host.permitted_capabilities)
+    names = confinement.capabilities(
+        privileged=spec.id_base == 0,
+        permitted=host.permitted_capabilities,
+        mknod="mknod" in spec.features,
+        dropped=spec.security.dropped,
+    )
     environment = {"PATH": PATH, "TERM": "xterm-256color", "HOME": "/root", "container": "lxc", **spec.environment}
     return {
         "terminal": True,
@@ -104,7 +123,23 @@ def _process(spec: CtSpec, host: HostFacts) -> dict[str, object]:
         "cwd": "/",
         "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), names),
         "noNewPrivileges": False,
+        **_apparmor(spec, host),
     }
+
+
+def _seccomp(spec: CtSpec) -> dict[str, object]:
+    if spec.security.seccomp == "none":
+        return {}
+    strict, nesting, keyctl = spec.security.seccomp == "strict", "nesting" in spec.features, "keyctl" in spec.features
+    return {"seccomp": confinement.seccomp(arch=spec.arch, nesting=nesting, keyctl=keyctl, strict=strict)}
+
+
+def _apparmor(spec: CtSpec, host: HostFacts) -> dict[str, object]:
+    """None where the host has none: the runtime would refuse the word."""
+    if not host.apparmor_profile:
+        return {}
+    named = spec.security.apparmor
+    return {"apparmorProfile": host.apparmor_profile if named == "default" else named}
 
 
 def _namespaces(*, privileged: bool) -> Sequence[str]:
@@ -117,22 +152,28 @@ def _id_mappings(spec: CtSpec) -> dict[str, object]:
     return {"uidMappings": mapping, "gidMappings": mapping}
 
 
-def _device_rules(spec: CtSpec) -> list[dict[str, object]]:
+def _device_rules(spec: CtSpec) -> list[Mapping[str, object]]:
     """Deny all; the runtime itself adds null, zero, full, random, urandom, tty, console, ptmx and pts."""
-    rules: list[dict[str, object]] = [{"allow": False, "access": "rwm"}]
+    rules: list[Mapping[str, object]] = [{"allow": False, "access": "rwm"}]
     if "fuse" in spec.features:
         rules.append({"allow": True, "type": "c", "major": 10, "minor": 229, "access": "rwm"})
     return rules
 
 
-def _kernel_mounts(*, nesting: bool) -> list[Mount]:
+def device_rule(device: CtDevice, *, kind: str, major: int, minor: int) -> dict[str, object]:
+    """What lets a container use a device of the host; `kind` is "c" or "b"."""
+    access = "r" if device.read_only else "rw"
+    return {"allow": True, "type": kind, "major": major, "minor": minor, "access": access}
+
+
+def _kernel_mounts(*, nesting: bool, writable_sys: bool) -> list[Mount]:
     mounts = [
         _mount("/proc", "proc", "nosuid", "noexec", "nodev"),
         _mount("/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=64k", "nr_inodes=2048"),
         _mount("/dev/pts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
         _mount("/dev/shm", "tmpfs", "nosuid", "nodev", "mode=1777"),  # noqa: S108  inside, not ours
         _mount("/dev/mqueue", "mqueue", "nosuid", "noexec", "nodev"),
-        _mount("/sys", "sysfs", "ro", "nosuid", "noexec", "nodev"),
+        _mount("/sys", "sysfs", "rw" if writable_sys else "ro", "nosuid", "noexec", "nodev"),
         _mount("/sys/fs/cgroup", "cgroup", "rw", "nosuid", "noexec", "nodev", "relatime"),
         _mount("/run", "tmpfs", "nosuid", "nodev", "mode=755"),
         _mount("/run/lock", "tmpfs", "nosuid", "nodev", "noexec", "mode=1777", "size=5m"),
@@ -150,9 +191,21 @@ def _lxcfs_mounts(host: HostFacts) -> list[Mount]:
     ]
 
 
-def _volume_mount(mount: CtMount, bundle: Path) -> Mount:
-    options = ["rbind", "nodev", *(["ro"] if mount.read_only else [])]
-    return {"destination": mount.path, "type": "bind", "source": str(bundle / mount.slot), "options": options}
+def _mount_point(mount: CtMount, bundle: Path) -> Mount:
+    """Options of whole file systems (`rootfs.FILE_SYSTEM_OPTIONS`) are set where the volume is mounted."""
+    options = ["nodev", *sorted(mount.options & _MOUNT_OPTIONS), *(["ro"] if mount.read_only else [])]
+    if mount.kind is MountKind.MEMORY:
+        return _mount(mount.path, "tmpfs", "nosuid", f"size={mount.size_bytes}", "mode=755", *options)
+    if mount.kind is MountKind.HOST_PATH:
+        options.insert(0, "nosuid")  # what the container makes set-id there, others of the host would run
+    source = str(bundle / mount.slot)
+    return {"destination": mount.path, "type": "bind", "source": source, "options": ["rbind", *options]}
+
+
+def _device_mount(device: CtDevice, bundle: Path) -> Mount:
+    """The node made for this container (`devices.py`); a user namespace may make none itself."""
+    source = str(bundle / DEVICES / device.slot)
+    return {"destination": device.path, "type": "bind", "source": source, "options": ["bind", "nosuid", "noexec"]}
 
 
 def _mount(destination: str, kind: str, *options: str) -> Mount:

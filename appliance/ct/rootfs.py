@@ -28,6 +28,8 @@ _EXT4_IOC_RESIZE_FS = 0x40086610
 _NO_IDMAP = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM)
 _NAMESPACES_KEPT = 16
 WRITER_LIMIT_S = 5.0
+FILE_SYSTEM_OPTIONS = frozenset({"discard", "lazytime"})
+"""Mount options of a whole file system: only an image has one of its own."""
 Configure = Callable[[RootTree], None]
 
 
@@ -55,8 +57,9 @@ class IdMaps:
                 os.close(self._kept.popitem()[1])
 
 
-def open_detached(volume: OpenedVolume, *, about: str) -> tuple[int, str | None]:
+def open_detached(volume: OpenedVolume, *, about: str, options: frozenset[str] = frozenset()) -> tuple[int, str | None]:
     """The volume as a detached mount: (descriptor, loop device). Closing the descriptor ends it unless it was attached.
+    Of `options`, an image takes `FILE_SYSTEM_OPTIONS`.
 
     Raises `HostError`, `Unsupported` for formats that are no file system.
     """
@@ -66,7 +69,7 @@ def open_detached(volume: OpenedVolume, *, about: str) -> tuple[int, str | None]
             case VolumeFormat.SUBVOL:
                 return _clone_directory(volume.path, attributes), None
             case VolumeFormat.RAW:
-                return _mount_image(volume, attributes)
+                return _mount_image(volume, attributes, options & FILE_SYSTEM_OPTIONS)
             case _:
                 raise Unsupported(f"{about}: a container cannot use a {volume.format.value} volume")
     except OSError as error:
@@ -83,11 +86,11 @@ def _clone_directory(path: Path, attributes: int) -> int:
     return fd
 
 
-def _mount_image(volume: OpenedVolume, attributes: int) -> tuple[int, str]:
+def _mount_image(volume: OpenedVolume, attributes: int, flags: frozenset[str]) -> tuple[int, str]:
     block_fd, device = loop.attach_file(volume.path, read_only=volume.read_only)
     try:
         # the tables of a sparse image are zeros already: no kernel thread need write them, at every start anew
-        options: dict[str, str | None] = {"errors": "remount-ro", "noinit_itable": None}
+        options: dict[str, str | None] = {"errors": "remount-ro", "noinit_itable": None, **dict.fromkeys(flags)}
         if volume.read_only:
             options |= {"ro": None, "noload": None}
         return mount.new_mount("ext4", str(device), options, attributes=attributes), str(device)
@@ -103,10 +106,11 @@ def attach(
     id_base: int,
     id_count: int,
     maps: IdMaps,
+    options: frozenset[str] = frozenset(),
     configure: Configure | None = None,
 ) -> VolumeRecord:
     """Mount `volume` at `target` (made here) with its ids mapped. Raises `ApplianceError`; nothing is mounted then."""
-    fd, device = open_detached(volume, about=about)
+    fd, device = open_detached(volume, about=about, options=options)
     try:
         if configure is not None and not volume.read_only:
             configure(RootTree(fd, about))
@@ -128,7 +132,7 @@ def _map_ids(fd: int, volume: OpenedVolume, *, about: str, id_base: int, id_coun
         return False
     userns_fd = maps.userns_fd(id_base, id_count)
     try:
-        _set_mapping(fd, volume.path, userns_fd)
+        set_mapping(fd, volume.path, userns_fd)
     except OSError as error:
         if error.errno not in _NO_IDMAP:
             raise
@@ -140,8 +144,11 @@ def _map_ids(fd: int, volume: OpenedVolume, *, about: str, id_base: int, id_coun
     return False
 
 
-def _set_mapping(fd: int, about: Path, userns_fd: int) -> None:
-    """Retries while the mount has a writer: a child forked by another thread holds our files open until its exec."""
+def set_mapping(fd: int, about: Path, userns_fd: int) -> None:
+    """Give a detached mount its id mapping. Raises `OSError`.
+
+    Retries while the mount has a writer: a child forked by another thread holds our files open until its exec.
+    """
     deadline = time.monotonic() + WRITER_LIMIT_S
     while True:
         try:

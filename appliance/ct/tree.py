@@ -106,6 +106,20 @@ class RootTree:
             except OSError as error:
                 raise self._failure(error, f"symlink {path}") from error
 
+    def replace_link(self, path: str, target: str) -> None:
+        """Make a symbolic link in place of whatever file or link is there."""
+        if self.link_target(path) == target:
+            return
+        with self._parent(path, 0o755) as (parent, name):
+            temporary = f".{name}.appliance"
+            try:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary, dir_fd=parent)
+                os.symlink(target, temporary, dir_fd=parent)
+                os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+            except OSError as error:
+                raise self._failure(error, f"symlink {path}") from error
+
     def link_target(self, path: str) -> str:
         """What a symbolic link says; empty when there is none at `path`."""
         try:

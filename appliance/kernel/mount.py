@@ -25,6 +25,7 @@ UMOUNT_NOFOLLOW = 8
 MOUNT_ATTR_RDONLY = 0x1
 MOUNT_ATTR_NOSUID = 0x2
 MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOEXEC = 0x8
 MOUNT_ATTR_IDMAP = 0x00100000
 
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 442
@@ -33,6 +34,7 @@ _OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 _FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
 _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
 _MOVE_MOUNT_F_EMPTY_PATH = 4
+_MS_PRIVATE = 1 << 18
 
 _MOUNT_ATTR = struct.Struct("=QQQQ")  # linux/mount.h struct mount_attr: attr_set, attr_clr, propagation, userns_fd
 assert _MOUNT_ATTR.size == 32
@@ -42,6 +44,12 @@ def open_tree(path: Path, *, recursive: bool = False) -> int:
     """A detached copy (bind) of the mount at `path`."""
     flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | (AT_RECURSIVE if recursive else 0)
     return libc.syscall("open_tree", _OPEN_TREE, AT_FDCWD, os.fsencode(path), flags, about=path)
+
+
+def open_tree_at(fd: int, *, about: object) -> int:
+    """A detached copy of what an O_PATH descriptor names."""
+    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | AT_EMPTY_PATH
+    return libc.syscall("open_tree", _OPEN_TREE, fd, b"", flags, about=about)
 
 
 def new_mount(fs_type: str, source: str, options: Mapping[str, str | None], *, attributes: int = 0) -> int:
@@ -72,11 +80,23 @@ def _said(context: int) -> str:
     return f" ({'; '.join(said)})" if said else ""
 
 
-def mount_setattr(mount_fd: int, *, about: object, set_: int = 0, clear: int = 0, userns_fd: int | None = None) -> None:
-    """Change a mount's attributes; with `userns_fd` also its id mapping (detached mounts only, once)."""
+def mount_setattr(
+    mount_fd: int,
+    *,
+    about: object,
+    set_: int = 0,
+    clear: int = 0,
+    userns_fd: int | None = None,
+    private: bool = False,
+) -> None:
+    """Change a mount's attributes; with `userns_fd` also its id mapping (detached mounts only, once). `private`: what is
+    mounted below its original no longer appears here."""
     if userns_fd is not None:
         set_ |= MOUNT_ATTR_IDMAP
-    attributes = ctypes.create_string_buffer(_MOUNT_ATTR.pack(set_, clear, 0, userns_fd or 0), _MOUNT_ATTR.size)
+    propagation = _MS_PRIVATE if private else 0
+    attributes = ctypes.create_string_buffer(
+        _MOUNT_ATTR.pack(set_, clear, propagation, userns_fd or 0), _MOUNT_ATTR.size
+    )
     libc.syscall(
         "mount_setattr", _MOUNT_SETATTR, mount_fd, b"", AT_EMPTY_PATH, attributes, _MOUNT_ATTR.size, about=about
     )

@@ -15,8 +15,17 @@ RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
 _OPENAT2 = 437
+_AT_FDCWD = -100
 _OPEN_HOW = struct.Struct("=QQQ")  # linux/openat2.h struct open_how: flags, mode, resolve
 assert _OPEN_HOW.size == 24
+
+
+def open_without_links(path: str, flags: int) -> int:
+    """Open an absolute path none of whose parts is a symbolic link. Raises `OSError`, ELOOP when one is."""
+    how = ctypes.create_string_buffer(
+        _OPEN_HOW.pack(flags | os.O_CLOEXEC, 0, RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS), _OPEN_HOW.size
+    )
+    return libc.syscall("openat2", _OPENAT2, _AT_FDCWD, os.fsencode(path), how, _OPEN_HOW.size, about=path)
 
 
 def open_in_root(root_fd: int, path: str, flags: int, *, mode: int = 0) -> int:

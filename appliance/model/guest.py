@@ -185,15 +185,51 @@ class VmResources:
 # --- containers -------------------------------------------------------------------------------------------------
 
 
+class MountKind(StrEnum):
+    """What a container's mount point shows."""
+
+    VOLUME = "volume"  # a volume of a storage
+    HOST_PATH = "path"  # a directory or file of the host
+    MEMORY = "tmpfs"  # a file system in the container's memory
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CtMount:
-    """A file system of a container. `slot` is "rootfs" or "mp0"; `path` is absolute inside ("/" for rootfs)."""
+    """A file system of a container. `slot` is "rootfs" or "mp0"; `path` is absolute inside ("/" for rootfs).
+
+    `volume` is a volume's name, or the host's path. `options` are PVE's words: "noexec", "nosuid" … `map_ids`: of a
+    host path, whether owners on the host are the container's own ids.
+    """
 
     slot: str
     volume: str
     path: str
     size_bytes: int = 0
     read_only: bool = False
+    kind: MountKind = MountKind.VOLUME
+    options: frozenset[str] = frozenset()
+    map_ids: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CtDevice:
+    """A device node of the host that a container has, under the same path. `mode`: access bits."""
+
+    slot: str
+    path: str
+    mode: int = 0o660
+    uid: int = 0
+    gid: int = 0
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CtSecurity:
+    """A confinement other than the usual. `seccomp` is "default", "strict" or "none"; `dropped` have no prefix."""
+
+    seccomp: str = "default"
+    apparmor: str = "default"
+    dropped: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,7 +252,12 @@ class CtSpec:
     nics: tuple[NicSpec, ...] = ()
     nameserver: str = ""
     search_domain: str = ""
-    features: frozenset[str] = frozenset()  # "nesting", "keyctl", "fuse"
+    features: frozenset[str] = frozenset()  # "nesting", "keyctl", "fuse", "mknod", "force_rw_sys"
+    devices: tuple[CtDevice, ...] = ()
+    pids: int = 0  # processes and threads; 0: the engine's limit
+    security: CtSecurity = CtSecurity()
+    time_zone: str = ""  # "Area/City", "host", or "" to leave it alone
+    locale: str = ""
     tty_count: int = 2
     command: tuple[str, ...] = ()  # empty: /sbin/init
     environment: Mapping[str, str] = field(default_factory=dict)

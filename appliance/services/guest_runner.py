@@ -26,6 +26,7 @@ from appliance.model.guest import (
     GuestKind,
     GuestState,
     GuestStats,
+    MountKind,
     NicSpec,
     VmResources,
     VmSpec,
@@ -281,7 +282,8 @@ class GuestRunner:
         if reasons := self._engines.ct.refuse(spec):
             raise Unsupported(f"{guest.label}: {'; '.join(reasons)}")
         volumes, _ = await asyncio.gather(
-            self._open({mount.slot: mount.volume for mount in (spec.root, *spec.mounts)}), self._check_nics(spec.nics)
+            self._open({each.slot: each.volume for each in (spec.root, *spec.mounts) if each.kind is MountKind.VOLUME}),
+            self._check_nics(spec.nics),
         )
 
         async def connect(namespace: Path) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from appliance.ct import interior
+from appliance.ct import host, interior
+from appliance.ct.host import Surroundings
 from appliance.ct.tree import NAMES_LIMIT, READ_LIMIT_BYTES, RootTree
-from appliance.errors import GuestFault
+from appliance.errors import GuestFault, InvalidParameter
 from appliance.model.guest import CtMount, CtSpec, GuestId, NicSpec
 
+HOST = Surroundings("nameserver 192.0.2.1\n", "Europe/Berlin")
 NIC = NicSpec(slot="net0", model="veth", mac="02:00:00:00:00:01", bridge="vmbr0", name="eth0", ip="dhcp")
 FIXED = replace(NIC, ip="10.0.3.5/24", gateway="10.0.3.1", ip6="fd00::5/64", gateway6="fe80::1")
 SPEC = CtSpec(
@@ -101,7 +103,7 @@ def test_a_networkd_root_is_configured_and_networkd_enabled(root: Path, tree: Ro
     stale = root / "etc/systemd/network/10-appliance-eth9.network"
     stale.parent.mkdir(parents=True)
     stale.touch()
-    interior.write(tree, SPEC, "nameserver 192.0.2.1\n")
+    interior.write(tree, SPEC, HOST)
     assert (root / "etc/hostname").read_text() == "web\n"
     assert "10.0.3.5 web" in (root / "etc/hosts").read_text()
     assert "Name=eth0" in (root / "etc/systemd/network/10-appliance-eth0.network").read_text()
@@ -112,22 +114,22 @@ def test_a_networkd_root_is_configured_and_networkd_enabled(root: Path, tree: Ro
 def test_an_ifupdown_root_gets_interfaces(root: Path, tree: RootTree) -> None:
     (root / "sbin").mkdir()
     (root / "sbin/ifup").touch()
-    interior.write(tree, SPEC, "")
+    interior.write(tree, SPEC, Surroundings())
     assert "iface eth0 inet static" in (root / "etc/network/interfaces").read_text()
 
 
 def test_resolved_with_dhcp_keeps_its_link_unless_servers_are_named(root: Path, tree: RootTree) -> None:
     link = root / "etc/resolv.conf"
     link.symlink_to("../run/systemd/resolve/stub-resolv.conf")
-    interior.write(tree, replace(SPEC, nics=(NIC,)), "nameserver 192.0.2.1\n")
+    interior.write(tree, replace(SPEC, nics=(NIC,)), HOST)
     assert link.is_symlink()
-    interior.write(tree, replace(SPEC, nics=(NIC,), nameserver="192.0.2.7"), "")
+    interior.write(tree, replace(SPEC, nics=(NIC,), nameserver="192.0.2.7"), Surroundings())
     assert not link.is_symlink()
     assert "192.0.2.7" in link.read_text()
 
 
 def test_an_unmanaged_root_is_left_alone(root: Path, tree: RootTree) -> None:
-    interior.write(tree, replace(SPEC, os_type="unmanaged"), "nameserver 192.0.2.1\n")
+    interior.write(tree, replace(SPEC, os_type="unmanaged"), HOST)
     assert list((root / "etc").iterdir()) == []
 
 
@@ -140,7 +142,7 @@ def test_a_root_whose_etc_is_a_link_out_writes_nothing_outside(tmp_path: Path, r
     (root / "etc").symlink_to(target.format(outside=outside))
     fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        interior.write(RootTree(fd, "ct 101"), SPEC, "nameserver 192.0.2.1\n")
+        interior.write(RootTree(fd, "ct 101"), SPEC, HOST)
     finally:
         os.close(fd)
     assert {each.name: each.read_text() for each in outside.iterdir()} == {"hosts": "the host's own\n"}
@@ -151,28 +153,28 @@ def test_a_file_that_is_a_link_out_is_replaced_not_followed(tmp_path: Path, root
     victim.write_text("untouched")
     for name in ("hostname", "hosts", "resolv.conf"):
         (root / "etc" / name).symlink_to(victim)
-    interior.write(tree, SPEC, "nameserver 192.0.2.1\n")
+    interior.write(tree, SPEC, HOST)
     assert victim.read_text() == "untouched"
     assert (root / "etc/hostname").read_text() == "web\n"
 
 
 def test_a_fifo_in_place_of_a_file_does_not_stop_us(root: Path, tree: RootTree) -> None:
     os.mkfifo(root / "etc/hosts")
-    interior.write(tree, SPEC, "")
+    interior.write(tree, SPEC, Surroundings())
     assert "web" in (root / "etc/hosts").read_text()
 
 
 def test_a_directory_in_place_of_a_file_is_the_guests_fault(root: Path, tree: RootTree) -> None:
     (root / "etc/hostname").mkdir()
     with pytest.raises(GuestFault, match="ct 101: write /etc/hostname"):
-        interior.write(tree, SPEC, "")
+        interior.write(tree, SPEC, Surroundings())
 
 
 def test_a_huge_file_is_not_read_into_memory(root: Path, tree: RootTree) -> None:
     with (root / "etc/hosts").open("wb") as file:
         file.truncate(READ_LIMIT_BYTES + 1)
     with pytest.raises(GuestFault, match="/etc/hosts is over"):
-        interior.write(tree, SPEC, "")
+        interior.write(tree, SPEC, Surroundings())
 
 
 def test_a_link_that_leads_nowhere_in_place_of_a_directory_is_the_guests_fault(root: Path, tree: RootTree) -> None:
@@ -186,3 +188,31 @@ def test_an_unchanged_file_is_not_written_again(root: Path, tree: RootTree) -> N
     before = (root / "etc/x").stat().st_ino
     tree.write("/etc/x", b"same")
     assert (root / "etc/x").stat().st_ino == before
+
+
+def test_a_time_zone_is_a_link_into_the_containers_own_database(root: Path, tree: RootTree) -> None:
+    zone = root / "usr/share/zoneinfo/Asia/Tokyo"
+    zone.parent.mkdir(parents=True)
+    zone.touch()
+    (root / "etc/timezone").write_text("Etc/UTC\n")
+    (root / "etc/localtime").write_text("a file, not a link")
+    interior.write(tree, replace(SPEC, time_zone="Asia/Tokyo"), HOST)
+    assert (root / "etc/localtime").readlink() == Path("../usr/share/zoneinfo/Asia/Tokyo")
+    assert (root / "etc/timezone").read_text() == "Asia/Tokyo\n"
+
+
+def test_the_hosts_time_zone_is_copied_where_the_container_has_no_database(
+    root: Path, tree: RootTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "ZONES", tmp_path)
+    (tmp_path / "Europe").mkdir()
+    (tmp_path / "Europe/Berlin").write_bytes(b"TZif2 and so on")
+    interior.write(tree, replace(SPEC, time_zone="host"), HOST)
+    assert (root / "etc/localtime").read_bytes() == b"TZif2 and so on"
+    with pytest.raises(InvalidParameter, match="timezone"):
+        interior.write(tree, replace(SPEC, time_zone="Europe/Nowhere"), HOST)
+
+
+def test_a_locale_is_told_to_systemd_and_to_pam(root: Path, tree: RootTree) -> None:
+    interior.write(tree, replace(SPEC, locale="de_DE.UTF-8"), HOST)
+    assert (root / "etc/locale.conf").read_text() == (root / "etc/default/locale").read_text() == "LANG=de_DE.UTF-8\n"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from appliance.ct import confinement, oci
-from appliance.model.guest import CtMount, CtSpec, GuestId
+from appliance.model.guest import CtDevice, CtMount, CtSecurity, CtSpec, GuestId, MountKind
 
 GOLDEN = Path(__file__).parent / "golden"
 FACTS = oci.HostFacts(
@@ -133,6 +133,51 @@ def test_a_capability_mask_is_read_in_the_kernels_order() -> None:
     assert confinement.parse_capability_mask("0000000000000003") == ["CHOWN", "DAC_OVERRIDE"]
     assert "SYS_RESOURCE" not in confinement.parse_capability_mask("000001fffeffffff")
     assert len(confinement.CAPABILITIES) == 41  # CAP_LAST_CAP 40, linux/capability.h
+
+
+def test_a_path_of_the_host_is_mounted_without_devices_and_set_id() -> None:
+    shared = CtMount(slot="mp0", volume="/srv", path="/in", kind=MountKind.HOST_PATH, options=frozenset({"noexec"}))
+    (made,) = [each for each in config(replace(SPEC, mounts=(shared,)))["mounts"] if each["destination"] == "/in"]
+    assert {"nosuid", "nodev", "noexec"} <= set(made["options"])
+    assert made["source"] == "/run/a/ct/101/mp0"
+
+
+def test_a_file_system_in_memory_has_its_size() -> None:
+    memory = CtMount(slot="mp0", volume="", path="/in", size_bytes=1 << 20, kind=MountKind.MEMORY)
+    (made,) = [each for each in config(replace(SPEC, mounts=(memory,)))["mounts"] if each["destination"] == "/in"]
+    assert made["type"] == "tmpfs"
+    assert {"size=1048576", "nosuid", "nodev"} <= set(made["options"])
+
+
+def test_a_device_is_bound_from_the_node_made_for_it() -> None:
+    tun = CtDevice(slot="dev0", path="/dev/net/tun", read_only=True)
+    made = config(replace(SPEC, devices=(tun,)))
+    assert [each["source"] for each in made["mounts"] if each["destination"] == "/dev/net/tun"] == [
+        "/run/a/ct/101/devices/dev0"
+    ]
+    assert oci.device_rule(tun, kind="c", major=10, minor=200)["access"] == "r"
+
+
+def test_confinement_can_be_made_stricter_or_left_out() -> None:
+    strict = config(replace(SPEC, security=CtSecurity(seccomp="strict", dropped=frozenset({"NET_RAW"}))))
+    assert {"mount", "ptrace", "kexec_load"} <= denied(strict)
+    assert "CAP_NET_RAW" not in strict["process"]["capabilities"]["bounding"]
+    assert "seccomp" not in config(replace(SPEC, security=CtSecurity(seccomp="none")))["linux"]
+
+
+def test_apparmor_is_asked_for_only_where_the_host_has_it() -> None:
+    assert "apparmorProfile" not in config()["process"]
+    known = replace(FACTS, apparmor_profile="appliance-container")
+    assert config(facts=known)["process"]["apparmorProfile"] == "appliance-container"
+    free = replace(SPEC, security=CtSecurity(apparmor="unconfined"))
+    assert config(free, known)["process"]["apparmorProfile"] == "unconfined"
+
+
+def test_mknod_and_a_writable_sys_are_given_when_asked_for() -> None:
+    privileged = replace(SPEC, id_base=0, features=frozenset({"mknod", "force_rw_sys"}))
+    made = config(privileged)
+    assert "CAP_MKNOD" in made["process"]["capabilities"]["bounding"]
+    assert "rw" in next(each["options"] for each in made["mounts"] if each["destination"] == "/sys")
 
 
 def denied(made: Any) -> set[str]:

@@ -1,4 +1,4 @@
-"""Every configuration key of a container, as in PVE 9. What cannot be honoured is refused by name."""
+"""Every configuration key of a container, as in PVE 9, and some of ours. What cannot be honoured is refused by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from appliance.services.guest_config.property_string import PropertySchema
 from appliance.services.guest_config.schema import KeyTable
 from appliance.services.guest_config.values import Value, boolean, choice, integer, number, unsupported
 from appliance.services.guest_config.vm_schema import key, refused, written_by_us
-from appliance.services.guest_config.volumes import volume_text
+from appliance.services.guest_config.volumes import mount_volume_text, volume_text
 
 OS_TYPES = (
     "debian", "devuan", "ubuntu", "centos", "fedora", "opensuse", "archlinux", "alpine", "gentoo", "nixos", "unmanaged",
@@ -22,9 +22,15 @@ _MOUNT = {
     "volume": Value(
         description="The volume, or how to make it (`STORAGE:SIZE_GIB`).", max_length=512, check=volume_text
     ),
-    "acl": boolean("POSIX access control lists.", works=("1",)),
-    "mountoptions": unsupported("Extra mount options."),
-    "quota": boolean("User quotas inside the container.", works=("0",)),
+    "acl": boolean("POSIX access control lists; Linux has no file system without them any more.", works=("1",)),
+    "mountoptions": Value(
+        description="Mount options, separated by semicolons: discard, lazytime, noatime, nodev, noexec, nosuid.",
+        check=formats.mount_options,
+    ),
+    "quota": boolean(
+        "User quotas inside: no kernel offers them to an id-mapped container; a volume's size is its limit.",
+        works=("0",),
+    ),
     "replicate": boolean("Whether replication jobs include the volume.", default="1"),
     "ro": boolean("Read-only."),
     "shared": boolean("The volume is reachable from all nodes under this name.", default="0"),
@@ -34,6 +40,17 @@ ROOTFS = PropertySchema(fields=_MOUNT, default_key="volume", required=("volume",
 MOUNT_POINT = PropertySchema(
     fields={
         **_MOUNT,
+        "volume": Value(
+            description="The volume, or how to make it (`STORAGE:SIZE_GIB`); an absolute path of the host "
+            "(needs Sys.Modify on /); or `tmpfs`, of `size`.",
+            max_length=1024,
+            check=mount_volume_text,
+        ),
+        "idmap": boolean(
+            "Of a path of the host: owners there are the container's own ids, so that what its root "
+            "writes is root's outside. Otherwise they are what they are, and the container owns nothing it is not given.",
+            default="0",
+        ),
         "mp": Value(description="Path inside the container.", max_length=1024, check=formats.mount_path),
         "backup": boolean("Whether backups include the volume."),
         "keepattrs": boolean("Keep the attributes of the path mounted over.", default="0", works=("0",)),
@@ -71,9 +88,42 @@ FEATURES = PropertySchema(
         "nesting": boolean("Allow containers inside.", default="0"),
         "keyctl": boolean("Allow the keyctl system calls.", default="0"),
         "fuse": boolean("Allow FUSE file systems.", default="0"),
-        "mknod": boolean("Allow making device nodes.", default="0", works=("0",)),
-        "force_rw_sys": boolean("Mount /sys writable.", default="0", works=("0",)),
-        "mount": unsupported("File systems the container may mount."),
+        "mknod": boolean("Allow making device nodes, in a privileged container.", default="0"),
+        "force_rw_sys": boolean("Mount /sys writable.", default="0"),
+        "mount": Value(
+            description="File system types a privileged container may mount, separated by semicolons; an "
+            "unprivileged one may mount what the kernel lets it.",
+            pattern=r"[a-z0-9_]{1,20}(;[a-z0-9_]{1,20}){0,15}",
+        ),
+    },
+)
+DEVICE = PropertySchema(
+    fields={
+        "path": Value(description="The device node on the host.", max_length=256, check=formats.device_path),
+        "deny-write": boolean("Refuse writing to it.", default="0"),
+        "gid": integer("Its group inside.", minimum=0, maximum=65535),
+        "mode": Value(description="Its access mode inside, octal (default 0660).", check=formats.octal_mode),
+        "uid": integer("Its owner inside.", minimum=0, maximum=65535),
+    },
+    default_key="path",
+    required=("path",),
+)
+SECURITY = PropertySchema(
+    fields={
+        "seccomp": choice(
+            "default",
+            "strict",
+            "none",
+            default="default",
+            description="System-call filter: what a "
+            "distribution needs; that without mounts, namespaces and tracing; none.",
+        ),
+        "apparmor": Value(
+            description="AppArmor profile: `default`, `unconfined`, or the name of one that is loaded on the host.",
+            default="default",
+            pattern=r"[A-Za-z0-9_.-]{1,100}",
+        ),
+        "drop": Value(description="Capabilities to take away, separated by semicolons.", check=formats.capabilities),
     },
 )
 
@@ -102,6 +152,12 @@ _GENERAL = (
         pattern=rf"{_TEXT}+")),
     key("env", "Options", Value(description="Environment of the first process: NAME=VALUE, separated by NUL.",
         pattern=rf"{_ENV_VALUE}(\0{_ENV_VALUE})*", max_length=65536)),
+    key("timezone", "Options", Value(description="Time zone inside: Area/City, or host for the host's.",
+        check=formats.time_zone)),
+    key("locale", "Options", Value(description="Locale inside (LANG), as far as the distribution has it.",
+        pattern=r"[A-Za-z]{1,8}(_[A-Z]{2})?(\.[A-Za-z0-9-]{1,20})?(@[a-z]{1,20})?")),
+    refused("hookscript", "Options", "Script run at the container's changes of state."),
+    key("security", "", SECURITY, "Another confinement than the usual one. Needs Sys.Modify on /.", reprint=True),
     written_by_us("parent", "The snapshot this state comes from."),
     written_by_us("snaptime", "When the snapshot was taken."),
 )  # fmt: skip
@@ -112,6 +168,11 @@ _RESOURCES = (
     key("cores", "CPU", integer("CPUs inside; all of the host's when absent.", minimum=1, maximum=8192)),
     key("cpulimit", "CPU", number("Limit of CPU time, in CPUs; 0 for none.", minimum=0, maximum=8192, default="0")),
     key("cpuunits", "CPU", integer("Weight of CPU time.", minimum=0, maximum=500000, default="100")),
+    key(
+        "pids",
+        "CPU",
+        integer("Limit of processes and threads (default: the appliance's).", minimum=16, maximum=4_194_304),
+    ),
     key("nameserver", "Network", Value(description="DNS servers (default: the host's).", check=formats.ip_addresses)),
     key("searchdomain", "Network", Value(description="DNS search domains.", check=formats.dns_names)),
     key("rootfs", "Disk", ROOTFS, "Volume of the root file system.", reprint=True),
@@ -120,9 +181,7 @@ _FAMILIES = (
     key("mp", "Disk", MOUNT_POINT, "A volume mounted inside.", count=256, reprint=True),
     key("unused", "Disk", UNUSED, "A volume of this container nothing mounts.", count=256, reprint=True),
     key("net", "Network", NIC, "Network interface.", count=32, reprint=True),
-    refused("dev", "", "A device of the host.", count=256),
-    refused("hookscript", "Options", "Script run at the container's changes of state."),
-    refused("timezone", "Options", "Time zone inside."),
+    key("dev", "", DEVICE, "A device of the host. Needs Sys.Modify on /.", count=256, reprint=True),
 )
 
 CT_KEYS = KeyTable((*_GENERAL, *_RESOURCES, *_FAMILIES))

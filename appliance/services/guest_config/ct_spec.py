@@ -10,14 +10,26 @@ import shlex
 from collections.abc import Mapping
 
 from appliance.errors import InvalidParameter
-from appliance.model.guest import CtMount, CtSpec, GuestId, GuestKind, NicSpec
+from appliance.model.guest import (
+    CtDevice,
+    CtMount,
+    CtSecurity,
+    CtSpec,
+    GuestId,
+    GuestKind,
+    MountKind,
+    NicSpec,
+)
 from appliance.services.guest_config.ct_schema import CT_KEYS
 from appliance.services.guest_config.disks import DiskConfig, disks
 from appliance.services.guest_config.parsing import parse_one
 from appliance.services.guest_config.values import NOT_SUPPORTED, is_true
-from appliance.services.guest_config.volumes import EmptyTray, Existing
+from appliance.services.guest_config.volumes import EmptyTray, Existing, HostPath, Memory
 
-_FEATURES = ("nesting", "keyctl", "fuse")
+_FEATURES = ("nesting", "keyctl", "fuse", "mknod", "force_rw_sys")
+_PRIVILEGED_ONLY = ("mknod", "mount")
+TMPFS_BYTES = 64 << 20
+"""The size of a file system in memory that names none."""
 
 
 def to_ct_spec(guest_id: int, config: Mapping[str, str], *, id_base: int, id_count: int) -> CtSpec:
@@ -31,7 +43,10 @@ def to_ct_spec(guest_id: int, config: Mapping[str, str], *, id_base: int, id_cou
     if "rootfs" not in mounts:
         raise InvalidParameter({"rootfs": "property is missing and it is not optional"})
     _check_paths(mounts)
-    features = parse_one(GuestKind.LXC, "features", config["features"]) if config.get("features") else {}
+    features = _parts(config, "features")
+    if unprivileged and (wrong := [name for name in _PRIVILEGED_ONLY if features.get(name, "0") != "0"]):
+        reason = "the kernel lets no unprivileged container do that; give it devices by dev0, file systems by mp0"
+        raise InvalidParameter({"features": f"{wrong[0]}: {reason}"})
     return CtSpec(
         guest_id=GuestId(guest_id),
         hostname=config.get("hostname") or f"CT{guest_id}",
@@ -50,6 +65,11 @@ def to_ct_spec(guest_id: int, config: Mapping[str, str], *, id_base: int, id_cou
         nameserver=config.get("nameserver", ""),
         search_domain=config.get("searchdomain", ""),
         features=frozenset(name for name in _FEATURES if is_true(features.get(name, "0"))),
+        devices=tuple(_device(slot, config[slot]) for slot in _family(config, "dev")),
+        pids=int(config.get("pids", "0")),
+        security=_security(_parts(config, "security")),
+        time_zone=config.get("timezone", ""),
+        locale=config.get("locale", ""),
         tty_count=int(_text(config, "tty")),
         command=_command(config),
         environment=dict(pair.split("=", 1) for pair in config.get("env", "").split("\0") if pair),
@@ -60,10 +80,47 @@ def _text(config: Mapping[str, str], name: str) -> str:
     return config.get(name) or CT_KEYS.default(name)
 
 
+def _parts(config: Mapping[str, str], name: str) -> Mapping[str, str]:
+    return parse_one(GuestKind.LXC, name, config[name]) if config.get(name) else {}
+
+
+def _family(config: Mapping[str, str], stem: str) -> list[str]:
+    """The keys of a family that are set, by number."""
+    return sorted(
+        (key for key in config if key.startswith(stem) and key[len(stem) :].isdecimal()),
+        key=lambda key: int(key[len(stem) :]),
+    )
+
+
+def _device(slot: str, text: str) -> CtDevice:
+    values = parse_one(GuestKind.LXC, slot, text)
+    return CtDevice(
+        slot=slot,
+        path=values["path"],
+        mode=int(values.get("mode", "0660"), 8),
+        uid=int(values.get("uid", "0")),
+        gid=int(values.get("gid", "0")),
+        read_only=is_true(values.get("deny-write", "0")),
+    )
+
+
+def _security(values: Mapping[str, str]) -> CtSecurity:
+    return CtSecurity(
+        seccomp=values.get("seccomp", "default"),
+        apparmor=values.get("apparmor", "default"),
+        dropped=frozenset(name for name in values.get("drop", "").split(";") if name),
+    )
+
+
 def _mount(disk: DiskConfig) -> CtMount:
+    kind, size_bytes = MountKind.VOLUME, disk.size_bytes
     match disk.volume:
         case Existing(volume_id):
             volume = str(volume_id)
+        case HostPath(path):
+            volume, kind = path, MountKind.HOST_PATH
+        case Memory():
+            volume, kind, size_bytes = "", MountKind.MEMORY, disk.size_bytes or TMPFS_BYTES
         case EmptyTray():
             raise InvalidParameter({disk.slot: "a container needs a volume here"})
         case request:
@@ -72,8 +129,11 @@ def _mount(disk: DiskConfig) -> CtMount:
         slot=disk.slot,
         volume=volume,
         path="/" if disk.slot == "rootfs" else disk.options["mp"],
-        size_bytes=disk.size_bytes,
+        size_bytes=size_bytes,
         read_only=is_true(disk.options.get("ro", "0")),
+        kind=kind,
+        options=frozenset(word for word in disk.options.get("mountoptions", "").split(";") if word),
+        map_ids=is_true(disk.options.get("idmap", "0")),
     )
 
 
@@ -86,8 +146,7 @@ def _check_paths(mounts: Mapping[str, CtMount]) -> None:
 
 
 def _nics(config: Mapping[str, str]) -> tuple[NicSpec, ...]:
-    slots = sorted((key for key in config if key[:3] == "net" and key[3:].isdecimal()), key=lambda key: int(key[3:]))
-    nics = tuple(_nic(slot, parse_one(GuestKind.LXC, slot, config[slot])) for slot in slots)
+    nics = tuple(_nic(slot, parse_one(GuestKind.LXC, slot, config[slot])) for slot in _family(config, "net"))
     names = [nic.name for nic in nics]
     for nic in nics:
         if names.count(nic.name) > 1:

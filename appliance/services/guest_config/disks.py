@@ -17,7 +17,9 @@ from appliance.services.guest_config.volumes import (
     CloudInitDrive,
     EmptyTray,
     Existing,
+    HostPath,
     Import,
+    Memory,
     VolumeRef,
     parse_volume,
 )
@@ -72,7 +74,7 @@ def parse_disk(kind: GuestKind, slot: str, text: str) -> DiskConfig:
     name = values.pop("file", "") or values.pop("volume", "")
     size = values.pop("size", "")
     try:
-        volume = parse_volume(name, import_from=values.pop("import-from", ""))
+        volume = parse_volume(name, import_from=values.pop("import-from", ""), mount_point=slot.startswith("mp"))
         _check_combination(slot, volume, values)
     except ValueError as error:
         raise InvalidParameter({slot: f"invalid format - {error}"}) from error
@@ -122,6 +124,10 @@ def owned_volumes(kind: GuestKind, guest_id: int, config: Mapping[str, str]) -> 
 def _check_combination(slot: str, volume: VolumeRef, options: Mapping[str, str]) -> None:
     if isinstance(volume, EmptyTray) and options.get("media", "cdrom") != "cdrom":
         raise ValueError("a disk without a volume must be media=cdrom")
+    if options.get("idmap") and not isinstance(volume, HostPath):
+        raise ValueError("idmap is for directories of the host: ids on volumes are always the container's own")
+    if isinstance(volume, HostPath | Memory) and options.get("backup") == "1":
+        raise ValueError("only volumes are part of backups")
     if isinstance(volume, EmptyTray | CloudInitDrive) and not slot.startswith(("ide", "sata", "scsi")):
         raise ValueError(f"{slot} cannot be a CD-ROM drive")
     if options.get("media") == "cdrom":

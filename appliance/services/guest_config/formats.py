@@ -23,6 +23,8 @@ _SSH_KEY = re.compile(r"(?:[^\s]+ +)?(?:ssh-|ecdsa-|sk-)[a-z0-9@.-]+ +[A-Za-z0-9
 _SEPARATORS = re.compile(r"[,;\s]+")
 _STARTUP = re.compile(r"(?:order=)?[0-9]{1,9}|up=[0-9]{1,9}|down=[0-9]{1,9}")
 _PATH_SEGMENT = re.compile(r"[^/\x00-\x1f\x7f,;]+")
+_KERNEL_TREES = ("proc", "sys", "dev")
+MOUNT_OPTIONS = frozenset({"discard", "lazytime", "noatime", "nodev", "noexec", "nosuid"})
 TAGS_LIMIT = 64
 SSH_KEYS_LIMIT = 200
 
@@ -181,6 +183,61 @@ def mount_path(text: str) -> str:
     if any(segment in (".", "..") or not _PATH_SEGMENT.fullmatch(segment) for segment in segments):
         raise ValueError(f"mp contains a forbidden component: '{shorten(text)}'")
     return "/" + "/".join(segments)
+
+
+def host_path(text: str) -> str:
+    """An absolute path of the host that names one object: no `.`, `..`, no trees the kernel makes; not the root itself."""
+    segments = [segment for segment in text.split("/") if segment]
+    if not text.startswith("/") or not segments or any(segment in (".", "..") for segment in segments):
+        raise ValueError(f"'{shorten(text)}' is not an absolute path below '/', without '.' and '..'")
+    if segments[0] in _KERNEL_TREES:
+        raise ValueError(f"'{shorten(text)}': /{segments[0]} is the host kernel's, no container gets a part of it")
+    return "/" + "/".join(segments)
+
+
+def device_path(text: str) -> str:
+    """A device node of the host, below /dev."""
+    segments = [segment for segment in text.split("/") if segment]
+    if not text.startswith("/dev/") or len(segments) < 2 or any(part in (".", "..") for part in segments):
+        raise ValueError(f"'{shorten(text)}' is not a device below /dev")
+    return "/" + "/".join(segments)
+
+
+def mount_options(text: str) -> str:
+    """PVE's list of mount options, in a fixed order."""
+    words = sorted(set(text.split(";")) - {""})
+    if unknown := [word for word in words if word not in MOUNT_OPTIONS]:
+        raise ValueError(f"'{shorten(unknown[0])}' is no mount option; there are {', '.join(sorted(MOUNT_OPTIONS))}")
+    return ";".join(words)
+
+
+def time_zone(text: str) -> str:
+    """`host`, or a name of the time zone database."""
+    if text == "host" or re.fullmatch(r"[A-Za-z0-9_+-]{1,30}(/[A-Za-z0-9_+-]{1,30}){0,2}", text):
+        return text
+    raise ValueError(f"'{shorten(text)}' is no time zone: Area/City, or host")
+
+
+def capabilities(text: str) -> str:
+    """Names of Linux capabilities, without their prefix, in a fixed order."""
+    words = sorted({word.upper().removeprefix("CAP_") for word in split_list(text)})
+    if unknown := [word for word in words if not re.fullmatch(r"[A-Z_]{3,24}", word)]:
+        raise ValueError(f"'{shorten(unknown[0])}' is no capability")
+    return ";".join(words)
+
+
+def snippet(text: str) -> str:
+    """A volume of content type snippets."""
+    if not volume_id(text).partition(":")[2].startswith("snippets/"):
+        raise ValueError(f"'{shorten(text)}' is no snippet: STORAGE:snippets/NAME")
+    return text
+
+
+def octal_mode(text: str) -> str:
+    """Access bits of a device node."""
+    if not re.fullmatch(r"0?[0-7]{3}", text):
+        raise ValueError(f"'{shorten(text)}' is no octal access mode such as 0660")
+    return text.zfill(4)
 
 
 def split_list(text: str) -> list[str]:

@@ -7,7 +7,8 @@ another's disk     VM.Config.Disk on /vms/OWNER, or Datastore.Allocate on its st
 any other volume   Datastore.Allocate on its storage (backups and snippets hold other people's secrets)
 a bridge           SDN.Use on /sdn/zones/localnetwork/BRIDGE (and /TAG)
 the host's RNG     Mapping.Use on /mapping/hwrng
-args, lock, privileged containers and their features: Sys.Modify on / as well (PVE: root@pam only)
+args, lock, hook scripts, privileged containers and their features, a container's devices, paths of the host and
+another confinement: Sys.Modify on / as well (PVE: root@pam only)
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from appliance.model.volume import ContentType, VolumeId
 from appliance.services.guest_config.disks import DiskConfig, is_disk_slot, parse_disk
 from appliance.services.guest_config.parsing import canonical_key, key_table, parse_one
 from appliance.services.guest_config.values import is_true
-from appliance.services.guest_config.volumes import Allocate, CloudInitDrive, Existing, Import
+from appliance.services.guest_config.volumes import Allocate, CloudInitDrive, Existing, HostPath, Import
 
 SYSTEM = ("/", "Sys.Modify")
 _HOST_RNG = ("/mapping/hwrng", "Mapping.Use")
 _FOR_EVERYBODY = frozenset({ContentType.ISO, ContentType.VZTMPL, ContentType.IMPORT})
 _FOR_NOBODY = frozenset({ContentType.BACKUP, ContentType.SNIPPETS})
+_SYSTEMS_OWN = frozenset({"dev", "hookscript", "security"})
 _EITHER_NETWORK_OR_CLOUDINIT = frozenset({"ipconfig", "nameserver", "searchdomain"})
 
 
@@ -81,6 +83,17 @@ def bridge_requirements(kind: GuestKind, config: Mapping[str, str]) -> list[Requ
     rules = _Rules(kind, 0, None, privileged=False)
     networks = (name for name in config if (key := key_table(kind).find(name)) is not None and key.name == "net")
     return list(dict.fromkeys(need for name in networks for need in rules.of_bridge(name, "", config[name])))
+
+
+def copy_requirements(kind: GuestKind, config: Mapping[str, str]) -> list[Requirement]:
+    """What somebody needs who makes another guest of this configuration: its bridges, and what the system gives it."""
+    system = any(
+        kind is GuestKind.LXC
+        and (key := key_table(kind).find(name)) is not None
+        and (key.name in _SYSTEMS_OWN or (is_disk_slot(kind, name) and _is_host_path(kind, name, text)))
+        for name, text in config.items()
+    )
+    return [*bridge_requirements(kind, config), *([Requirement((SYSTEM,))] if system else [])]
 
 
 def space_requirement(storage: str) -> Requirement:
@@ -141,6 +154,8 @@ class _Rules:
             case Existing(volume_id):
                 if needed := volume_requirement(self.guest_id, volume_id):
                     yield needed
+            case HostPath():
+                yield Requirement((SYSTEM,))
 
     def of_bridge(self, name: str, old: str, new: str) -> Iterator[Requirement]:
         before = parse_one(self.kind, name, old) if old else {}
@@ -177,10 +192,14 @@ def _disk_privilege(disk: DiskConfig) -> str:
     return "VM.Config.CDROM" if disk.is_cdrom else "VM.Config.Disk"
 
 
+def _is_host_path(kind: GuestKind, name: str, text: str) -> bool:
+    return isinstance(parse_disk(kind, name, text).volume, HostPath)
+
+
 def _is_host_rng(text: str) -> bool:
     return bool(text) and parse_one(GuestKind.QEMU, "rng0", text).get("source") == "/dev/hwrng"
 
 
 def _features(kind: GuestKind, text: str) -> set[str]:
     values = parse_one(kind, "features", text) if text else {}
-    return {name for name, value in values.items() if is_true(value)}
+    return {name for name, value in values.items() if is_true(value)} | ({"mount"} & values.keys())

@@ -17,7 +17,7 @@ from appliance.services.guest_config.formats import decode, ssh_key_lines
 from appliance.services.guest_config.parsing import parse_one
 from appliance.services.guest_config.values import NOT_SUPPORTED, is_true
 from appliance.services.guest_config.vm_schema import VM_KEYS
-from appliance.services.guest_config.volumes import EmptyTray, Existing
+from appliance.services.guest_config.volumes import EmptyTray, Existing, HostPath, Memory
 
 _UUID_SPACE = uuid.UUID("3b5f0f6e-6f0e-4d43-9a6c-6f6a0c5d9f10")  # for machines without an smbios1 UUID
 _MACHINES = {"pc": "i440fx", "q35": "q35", "virt": "virt"}
@@ -154,6 +154,8 @@ def _disk(disk: DiskConfig) -> VmDisk:
             volume: str | None = str(volume_id)
         case EmptyTray():
             volume = None
+        case HostPath() | Memory():
+            raise InvalidParameter({disk.slot: "a disk is a volume of a storage"})
         case request:
             volume = f"{request.storage}:new"
     options = disk.options

@@ -5,8 +5,10 @@
     local:0,import-from=local:import/x.qcow2   Import   a copy of that volume
     local:cloudinit                   CloudInitDrive    generated from the ci* keys
     none   cdrom                      EmptyTray         a CD-ROM drive without a disc
+    /srv/share                        HostPath          a directory or file of the host, in a container's mount point
+    tmpfs                             Memory            a file system in the container's memory, likewise
 
-Paths on the host are refused: a volume belongs to a storage, which answers for who may use it.
+Elsewhere paths on the host are refused: a volume belongs to a storage, which answers for who may use it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from appliance.model.volume import VolumeId
-from appliance.services.guest_config.formats import volume_id
+from appliance.services.guest_config.formats import host_path, volume_id
 from appliance.services.guest_config.sizes import GIB, KIB, SIZE_LIMIT_BYTES, format_size
 from appliance.services.guest_config.values import NOT_SUPPORTED, shorten
 
@@ -73,14 +75,30 @@ class EmptyTray:
     """No volume: `none`, or `cdrom` (the host's drive in PVE, always empty here)."""
 
 
-VolumeRef = Existing | Allocate | Import | CloudInitDrive | EmptyTray
+@dataclass(frozen=True, slots=True)
+class HostPath:
+    """A directory or file of the host, absolute and without `.` and `..`. Only in a container's mount points."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A file system in memory, empty at each start. Only in a container's mount points."""
+
+
+VolumeRef = Existing | Allocate | Import | CloudInitDrive | EmptyTray | HostPath | Memory
 
 
 @functools.lru_cache(maxsize=4096)  # a list of a thousand guests reads the same few thousand names again and again
-def parse_volume(text: str, *, import_from: str = "") -> VolumeRef:
-    """What `text` (the `file` or `volume` of a disk) means. Raises `ValueError`."""
+def parse_volume(text: str, *, import_from: str = "", mount_point: bool = False) -> VolumeRef:
+    """What `text` (the `file` or `volume` of a disk) means; `mount_point`: of a container. Raises `ValueError`."""
     if text in ("none", "cdrom"):
         return EmptyTray()
+    if mount_point and text == "tmpfs":
+        return Memory()
+    if mount_point and text.startswith("/"):
+        return HostPath(host_path(text))
     if text.startswith("/"):
         raise ValueError(f"'{shorten(text)}': paths on the host are {NOT_SUPPORTED}, use a volume of a storage")
     if match := _CLOUDINIT_REQUEST.fullmatch(text):
@@ -111,6 +129,13 @@ def volume_text(text: str) -> str:
     """Check of the `file` key alone (the request as a whole is checked with its `import-from`)."""
     if not text.endswith(":0"):
         parse_volume(text)
+    return text
+
+
+def mount_volume_text(text: str) -> str:
+    """As `volume_text`, in a container's mount point."""
+    if not text.endswith(":0"):
+        parse_volume(text, mount_point=True)
     return text
 
 

@@ -214,7 +214,7 @@ async def _clone(call: Call, kind: GuestKind, params: CloneParams, *, name: str 
     if not full and params.storage:
         raise InvalidParameter({"storage": "parameter 'storage' not allowed for linked clones"})
     config, _ = stored_config(call, kind, params.vmid)
-    for needed in guest_config.bridge_requirements(kind, config):
+    for needed in guest_config.copy_requirements(kind, config):
         call.check_any(*needed.alternatives)
     for _, volume in guest_config.owned_volumes(kind, params.vmid, config):
         call.check_any(*guest_config.space_requirement(params.storage or volume.storage).alternatives)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from appliance.errors import InvalidParameter
-from appliance.model.guest import CtSpec, GuestKind
+from appliance.model.guest import CtDevice, CtSpec, GuestKind, MountKind
 from appliance.services import guest_config
 
 CT = GuestKind.LXC
@@ -82,3 +82,53 @@ def test_nics_features_command_and_environment_are_typed() -> None:
     assert spec.features == {"nesting", "keyctl"}
     assert spec.command == ("/usr/bin/app", "--flag", "a b")
     assert dict(spec.environment) == {"A": "1", "B": "x=y"}
+
+
+def test_a_mount_point_may_be_a_path_of_the_host_or_memory() -> None:
+    spec = spec_of(mp0="/srv/share/,mp=/a,ro=1,idmap=1,mountoptions=noexec;noatime", mp1="tmpfs,mp=/b,size=16M")
+    shared, memory = spec.mounts
+    assert (shared.kind, shared.volume, shared.read_only, shared.map_ids) == (
+        MountKind.HOST_PATH, "/srv/share", True, True,
+    )  # fmt: skip
+    assert shared.options == {"noexec", "noatime"}
+    assert (memory.kind, memory.size_bytes) == (MountKind.MEMORY, 16 << 20)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["/,mp=/a", "/proc/1,mp=/a", "/dev,mp=/a", "/srv/../etc,mp=/a", "/srv,mp=/a,backup=1", "local:1,mp=/a,idmap=1",
+     "/srv,mp=/a,mountoptions=suid", "/srv,mp=/a,quota=1"],
+)  # fmt: skip
+def test_a_path_of_the_host_is_no_kernel_tree_and_no_volume(text: str) -> None:
+    assert list(refused(mp0=text)) == ["mp0"]
+
+
+def test_the_root_is_never_a_path_of_the_host() -> None:
+    assert list(refused(rootfs="/srv")) == ["rootfs"]
+    assert list(refused(rootfs="tmpfs")) == ["rootfs"]
+
+
+def test_devices_limits_and_confinement_are_typed() -> None:
+    spec = spec_of(
+        dev0="/dev/net/tun,mode=0666", dev2="path=/dev/kvm,gid=104,deny-write=1", pids="100",
+        security="seccomp=strict,drop=net_raw;CAP_MKNOD", timezone="Europe/Berlin",
+    )  # fmt: skip
+    assert spec.devices == (
+        CtDevice(slot="dev0", path="/dev/net/tun", mode=0o666),
+        CtDevice(slot="dev2", path="/dev/kvm", gid=104, read_only=True),
+    )
+    assert spec.pids == 100
+    assert spec.security.seccomp == "strict"
+    assert spec.security.dropped == {"NET_RAW", "MKNOD"}
+    assert spec.time_zone == "Europe/Berlin"
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "/dev", "/dev/../etc/passwd", "dev/kvm"])
+def test_only_what_is_below_dev_can_be_a_device(path: str) -> None:
+    assert list(refused(dev0=path)) == ["dev0"]
+
+
+@pytest.mark.parametrize("feature", ["mknod=1", "mount=nfs"])
+def test_what_the_kernel_refuses_in_a_user_namespace_is_refused_when_it_is_asked_for(feature: str) -> None:
+    assert "kernel" in refused(features=feature)["features"]
+    assert spec_of(features=feature, unprivileged="0")

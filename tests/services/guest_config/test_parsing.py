@@ -114,8 +114,8 @@ def test_what_a_vm_cannot_have_yet_is_refused_by_name(key: str) -> None:
         (VM, "numa", "1"), (VM, "citype", "configdrive2"), (VM, "serial0", "/dev/ttyS0"), (VM, "reboot", "0"),
         (VM, "machine", "pc-q35-8.1"), (VM, "machine", "q35,viommu=intel"), (VM, "vga", "qxl"),
         (VM, "cpu", "host,hidden=1"), (VM, "scsi0", "local:8,mbps=5"), (VM, "scsi0", "/dev/sda"),
-        (VM, "scsi0", "local:0,import-from=/root/x.qcow2"), (CT, "mp0", "/host,mp=/x"), (CT, "features", "mknod=1"),
-        (CT, "dev0", "/dev/kvm"), (CT, "console", "0"), (CT, "timezone", "host"),
+        (VM, "scsi0", "local:0,import-from=/root/x.qcow2"), (CT, "mp0", "local:1,mp=/x,quota=1"),
+        (CT, "mp0", "local:1,mp=/x,acl=0"), (CT, "console", "0"),
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_honoured_is_refused_as_not_supported(kind: GuestKind, key: str, value: str) -> None:
