@@ -12,7 +12,7 @@ from typing import Final
 from appliance.errors import ApplianceError, InvalidParameter, NotFound
 from appliance.model.guest import GuestId
 from appliance.model.volume import ContentType, VolumeId, VolumeInfo
-from appliance.storage import inspection, naming, trees
+from appliance.storage import inspection, naming, snapshots, trees
 from appliance.storage.records import Records
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Catalog:
         except PermissionError as error:
             done.append(f"{self._id}: {naming.IMAGES_DIRECTORY} stays open to the host's users: {error.strerror}")
         for path in inspection.temporaries(self._root):
-            remove_any(path)
+            trees.remove_any(path)
             done.append(f"{self._id}: removed the remains {path.name}")
         for name in list(self._records.names()):
             try:
@@ -52,6 +52,7 @@ class Catalog:
             if not os.path.lexists(self._root / place.path):
                 self._records.remove(name)
                 done.append(f"{self._id}: removed the record of {name}, which does not exist")
+        done += [f"{self._id}: {line}" for line in snapshots.sweep(self._root)]
         for emptied in (self._root / naming.IMAGES_DIRECTORY).iterdir():
             with contextlib.suppress(OSError):  # not empty
                 emptied.rmdir()
@@ -98,11 +99,3 @@ class Catalog:
         except (OSError, ApplianceError) as error:  # removed meanwhile, or no volume of ours
             log.debug("storage %s: %s is not listed: %s", self._id, name, error)
             return None
-
-
-def remove_any(path: Path) -> None:
-    """Remove a file or a whole tree; not an error when absent."""
-    if path.is_dir() and not path.is_symlink():
-        trees.remove_tree(path)
-    else:
-        path.unlink(missing_ok=True)

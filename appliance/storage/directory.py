@@ -8,6 +8,7 @@
     trees.py          counting and removing what a container made of a directory volume
     receiving.py      streams with a checksum
     headroom.py       the space new volumes leave alone
+    snapshots.py      snapshots of volumes, by the means each format has
     tools.py          qemu-img, mkfs, cp: bounded
 
 Resizing is one system call or one command, but for a container's file system: there a mark says what `recover` finishes.
@@ -22,6 +23,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
+import msgspec
+
 from appliance.errors import Conflict, HostError, InvalidParameter, NotFound, Unsupported
 from appliance.model.guest import GuestId
 from appliance.model.volume import ContentType, OpenedVolume, StorageUsage, VolumeFormat, VolumeId, VolumeInfo
@@ -30,6 +33,7 @@ from appliance.storage.catalog import DISK_CONTENT, Catalog
 from appliance.storage.publication import BeforeEffect, Maker, Publisher
 from appliance.storage.qcow2_header import SIZE_LIMIT_BYTES
 from appliance.storage.records import Records, VolumeRecord
+from appliance.storage.snapshots import VolumeSnapshots
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -69,6 +73,7 @@ class DirectoryBackend:
         self._on_change = on_change
         self._catalog = Catalog(storage_id, root, self._records)
         self._publisher = Publisher(storage_id, root, self._records, before_effect, on_change)
+        self._snapshots = VolumeSnapshots(storage_id, root, before_effect)
 
     @property
     def storage_id(self) -> str:
@@ -253,13 +258,34 @@ class DirectoryBackend:
     def _record_size(self, name: str, size_bytes: int) -> None:
         record = self._records.get(name)
         self._before_effect("write the record")
-        self._records.put(
-            name,
-            VolumeRecord(
-                content=record.content or ContentType.ROOTDIR, size=size_bytes, parent=record.parent,
-                notes=record.notes, protected=record.protected,
-            ),
-        )  # fmt: skip
+        content = record.content or ContentType.ROOTDIR
+        self._records.put(name, msgspec.structs.replace(record, content=content, size=size_bytes))
+
+    # --- snapshots: see `VolumeBackend` -------------------------------------------------------------------------
+
+    async def check_snapshot(self, volume_id: VolumeId, *, in_use: bool) -> None:
+        """Raises `Unsupported` saying why there can be none now, `NotFound`."""
+        await self._snapshots.check(volume_id, in_use=in_use)
+
+    async def snapshot(self, volume_id: VolumeId, name: str, *, in_use: bool = False) -> None:
+        """Raises `Conflict` when there is one of this name, `Unsupported`, `NoSpace`, `HostError`; none is made then."""
+        async with self._publisher.reserve(volume_id.name):
+            await self._snapshots.make(volume_id, name, in_use=in_use)
+
+    async def roll_back(self, volume_id: VolumeId, name: str) -> None:
+        """Raises `NotFound`, `Conflict` while it is open, `NoSpace`, `HostError`; it may be repeated then."""
+        async with self._publisher.reserve(volume_id.name):
+            await self._snapshots.roll_back(volume_id, name)
+        self._on_change()
+
+    async def delete_snapshot(self, volume_id: VolumeId, name: str) -> None:
+        """Not an error when there is none."""
+        async with self._publisher.reserve(volume_id.name):
+            await self._snapshots.remove(volume_id, name)
+
+    async def snapshots(self, volume_id: VolumeId) -> Sequence[str]:
+        """The names of a volume's snapshots, sorted."""
+        return await self._snapshots.names(volume_id)
 
     # --- all volumes ------------------------------------------------------------------------------------------
 
@@ -303,14 +329,10 @@ class DirectoryBackend:
 
         def write() -> None:
             old = self._records.get(volume_id.name)
-            self._records.put(
-                volume_id.name,
-                VolumeRecord(
-                    content=old.content, size=old.size, parent=old.parent,
-                    notes=old.notes if notes is None else notes,
-                    protected=old.protected if protected is None else protected,
-                ),
-            )  # fmt: skip
+            new_notes = old.notes if notes is None else notes
+            new_protected = old.protected if protected is None else protected
+            changed = msgspec.structs.replace(old, notes=new_notes, protected=new_protected)
+            self._records.put(volume_id.name, changed)
 
         async with self._publisher.reserve(volume_id.name):
             await self._publisher.in_thread(f"annotate {volume_id}", write)

@@ -22,9 +22,9 @@ from appliance.errors import Conflict, HostError, NotFound
 from appliance.files import sync_directory
 from appliance.model.guest import GuestId
 from appliance.model.volume import VolumeFormat, VolumeId
-from appliance.storage import headroom, inspection, naming
-from appliance.storage.catalog import remove_any
+from appliance.storage import headroom, inspection, naming, snapshots
 from appliance.storage.records import Records, VolumeRecord
+from appliance.storage.trees import remove_any
 from appliance.threads import to_the_end
 
 T = TypeVar("T")
@@ -180,6 +180,7 @@ class Publisher:
         self._before_effect("remove the data")
         try:
             remove_any(gone)
+            snapshots.forget(self._root, name)
         finally:
             self._before_effect("remove the record")
             self._forget(name, final)

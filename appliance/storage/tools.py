@@ -5,6 +5,7 @@ Formats are always named: QEMU's tools must never guess one from bytes a guest w
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Final
 
@@ -50,6 +51,26 @@ async def inspect_qcow2(path: Path) -> None:
     checked = await command.run(argv, timeout_s=CHECK_TIMEOUT_S, check=False)
     if checked.returncode not in _CHECK_SOUND:
         raise CommandFailed(["qemu-img"], checked.returncode, checked.stderr.decode(errors="replace"))
+
+
+async def snapshot_qcow2(path: Path, action: str, name: str) -> None:
+    """Make (`-c`), return to (`-a`) or remove (`-d`) a snapshot inside the image. Raises `Conflict` while QEMU has it open."""
+    image = f"driver=qcow2,file.driver=file,file.filename={str(path).replace(',', ',,')}"
+    await _run("qemu-img", "snapshot", "-q", action, name, "--image-opts", image, timeout_s=COPY_TIMEOUT_S)
+
+
+async def snapshot_names(path: Path) -> list[str]:
+    """The snapshots inside an image, sorted; also while QEMU has it open."""
+    argv = [*_LIMITED, "qemu-img", "info", "-U", "--output=json", "-f", "qcow2", str(path)]
+    told = json.loads((await command.run(argv, timeout_s=QUICK_TIMEOUT_S)).stdout)
+    return sorted(str(each.get("name", "")) for each in told.get("snapshots", []))
+
+
+async def copy_file(source: Path, target: Path) -> None:
+    """A copy of an image, by reference where the file system can, holes kept; on the disk when this returns."""
+    await _run("cp", "--reflink=auto", "--sparse=always", "--no-target-directory", source, target,
+               timeout_s=COPY_TIMEOUT_S)  # fmt: skip
+    await _run("sync", target)
 
 
 async def make_ext4(path: Path) -> None:

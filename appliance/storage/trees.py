@@ -70,6 +70,14 @@ def _entries(root: int, below: str) -> list[tuple[str, os.stat_result]]:
     return found
 
 
+def remove_any(path: Path) -> None:
+    """Remove a file or a whole tree; not an error when absent."""
+    if path.is_dir() and not path.is_symlink():
+        remove_tree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def remove_tree(path: Path) -> None:
     """Remove a directory with all below it; nobody else may use it any more. Raises `OSError`."""
     walk(path, _remove_files, lambda above, name: os.rmdir(name, dir_fd=above))

@@ -50,6 +50,12 @@ OPERATIONS: dict[str, Operation] = {
     "resize disk": lambda backend: backend.resize(DISK, 12 * MIB),
     "resize root": lambda backend: backend.resize(ROOT, 24 * MIB),
     "resize tree": lambda backend: backend.resize(TREE, 24 * MIB),
+    "snapshot of a disk": lambda backend: backend.snapshot(DISK, "new"),
+    "snapshot of a tree": lambda backend: backend.snapshot(TREE, "new"),
+    "return of a disk": lambda backend: backend.roll_back(DISK, "old"),
+    "return of a tree": lambda backend: backend.roll_back(TREE, "old"),
+    "removal of a disk's snapshot": lambda backend: backend.delete_snapshot(DISK, "old"),
+    "removal of a tree's snapshot": lambda backend: backend.delete_snapshot(TREE, "old"),
     "receive": lambda backend: backend.receive(ContentType.ISO, "x.iso", stream(b"abc"), checksum=None),
 }
 
@@ -60,7 +66,11 @@ async def prepare(root: Path) -> None:
     await backend.create(GuestId(100), format=VolumeFormat.QCOW2, size_bytes=8 * MIB, content=ContentType.IMAGES)
     await backend.create(GuestId(101), format=VolumeFormat.RAW, size_bytes=16 * MIB, content=ContentType.ROOTDIR)
     await backend.create(GuestId(101), format=VolumeFormat.SUBVOL, size_bytes=16 * MIB, content=ContentType.ROOTDIR)
-    (root / "images/101/subvol-101-disk-1.subvol/file").write_text("content")
+    file = root / "images/101/subvol-101-disk-1.subvol/file"
+    file.write_text("old")
+    for volume in (DISK, TREE):
+        await backend.snapshot(volume, "old")
+    file.write_text("content")
 
 
 def run_child(root: Path, operation: Operation, effect: int, told: int) -> None:
@@ -88,7 +98,11 @@ async def state(root: Path) -> dict[str, object]:
     volumes = {str(info.volume_id): info.size_bytes for info in await backend.list()}
     for text in volumes:
         await backend.open(VolumeId.parse(text))
-    return {"recovered": list(done), "again": list(again), "volumes": volumes, "files": leftovers(root)}
+    snapshots = {str(volume): await backend.snapshots(volume) for volume in (DISK, TREE) if str(volume) in volumes}
+    file = root / "images/101/subvol-101-disk-1.subvol/file"
+    content = file.read_text() if file.exists() else None
+    return {"recovered": list(done), "again": list(again), "volumes": volumes, "snapshots": snapshots,
+            "content": content, "files": leftovers(root)}  # fmt: skip
 
 
 def case(directory: Path, name: str, effect: int) -> dict[str, object] | None:
