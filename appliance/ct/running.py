@@ -149,6 +149,14 @@ class RunningCt:
             mounted = self._parts.bundle / slot
             await asyncio.to_thread(rootfs.grow, mounted, Path(volume.device), about=f"{self._label}: {slot}")
 
+    state_engine = ""
+
+    async def snapshot_disks(self, name: str, slots: Sequence[str], *, state_slot: str | None = None) -> None:
+        raise Unsupported(f"{self._label}: a container has no disk images")
+
+    async def drop_disk_snapshots(self, name: str, slots: Sequence[str]) -> None:
+        raise Unsupported(f"{self._label}: a container has no disk images")
+
     async def execute(self, argv: Sequence[str], *, timeout_s: float, stdin: bytes | None = None) -> Completed:
         """Run a program inside as its root and return what it said, whatever its status.
 

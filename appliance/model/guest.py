@@ -172,14 +172,25 @@ class VmSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SavedState:
+    """A snapshot `name` with the memory of a machine, kept in the image of `slot`; `slots` all have a snapshot `name`."""
+
+    name: str
+    slot: str
+    slots: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VmResources:
     """The host's side of one start of a VM, by slot. `taps` maps "net0" to an existing tap device's name.
 
-    `disks` also has "kernel" and "initrd" where the specification names them.
+    `disks` also has "kernel" and "initrd" where the specification names them. `state` is a snapshot with the machine's
+    memory, to go on from instead of booting.
     """
 
     disks: Mapping[str, OpenedVolume] = field(default_factory=dict)
     taps: Mapping[str, str] = field(default_factory=dict)
+    state: SavedState | None = None
 
 
 # --- containers -------------------------------------------------------------------------------------------------

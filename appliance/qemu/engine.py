@@ -182,7 +182,7 @@ class QemuEngine:
         try:
             await to_the_end(group.attach, watch.pid)
             await to_the_end(_note_process, paths, record, watch.pid)
-            await vm.begin(links_down=[nic.slot for nic in spec.nics if nic.link_down])
+            await vm.begin(links_down=[nic.slot for nic in spec.nics if nic.link_down], state=resources.state)
             for line in await asyncio.to_thread(paths.log_lines):
                 log(f"QEMU: {line}")
         except BaseException:

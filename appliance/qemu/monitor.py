@@ -58,6 +58,11 @@ class Monitor:
         self._client: QMPClient | None = None
 
     @property
+    def name(self) -> str:
+        """ "vm 100", for messages."""
+        return self._name
+
+    @property
     def connected(self) -> bool:
         """Whether commands can be sent now."""
         return self._client is not None and self._client.runstate is Runstate.RUNNING

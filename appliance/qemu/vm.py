@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from appliance.clock import Clock
 from appliance.errors import GuestFault, HostError, TimedOut
-from appliance.model.guest import ExitReason, GuestId, GuestState, GuestStats
-from appliance.qemu import stats
+from appliance.model.guest import ExitReason, GuestId, GuestState, GuestStats, SavedState
+from appliance.qemu import snapshots, stats
 from appliance.qemu.console import SerialConsole
 from appliance.qemu.drives import node_name
 from appliance.qemu.ending import LastWords, exit_reason
@@ -104,12 +104,17 @@ class RunningVm:
 
     # --- the engine's side -------------------------------------------------------------------------------------
 
-    async def begin(self, *, links_down: Sequence[str]) -> None:
-        """Let a QEMU launched with -S run. Raises `HostError` with QEMU's own words when it did not come up."""
+    async def begin(self, *, links_down: Sequence[str], state: SavedState | None = None) -> None:
+        """Let a QEMU launched with -S run, from a saved `state` where there is one.
+
+        Raises `HostError` with QEMU's own words when it did not come up.
+        """
         try:
             await self._monitor.connect(timeout_s=LAUNCH_TIMEOUT_S)
             self._last_words.heard = True
             await self._poll_balloon()
+            if state is not None:
+                await snapshots.load_state(self._monitor, state.name, state.slots, state.slot, clock=self._clock)
             for slot in links_down:
                 await self._monitor.execute("set_link", {"name": slot, "up": False})
             await self._monitor.execute("cont")
@@ -201,6 +206,19 @@ class RunningVm:
     async def resize_disk(self, slot: str, size_bytes: int) -> None:
         """Grow the disk: QEMU grows the image itself, raw and qcow2, which it holds locked, and tells the guest."""
         await self._monitor.execute("block_resize", {"node-name": node_name(slot), "size": size_bytes})
+
+    state_engine = "qemu"
+
+    async def snapshot_disks(self, name: str, slots: Sequence[str], *, state_slot: str | None = None) -> None:
+        """Inside the images, all or none. Raises `HostError`, `TimedOut`."""
+        if state_slot is None:
+            await snapshots.make(self._monitor, name, slots)
+        else:
+            await snapshots.save_state(self._monitor, name, slots, state_slot, clock=self._clock)
+
+    async def drop_disk_snapshots(self, name: str, slots: Sequence[str]) -> None:
+        """Not an error where there is none. Raises `HostError`."""
+        await snapshots.remove(self._monitor, name, slots)
 
     async def agent(self, command: str, **arguments: object) -> object:
         """Run a guest agent command: "ping", "network-get-interfaces" ... Raises `GuestFault` when it is not running."""

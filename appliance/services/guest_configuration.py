@@ -70,6 +70,7 @@ class GuestConfiguration:
                 return
             if guest.state is not GuestState.STOPPED and plan.removed:
                 raise Conflict(f"{guest.label} is running: shut it down before volumes are removed")
+            _check_not_kept(guest, plan.removed)
             await self._apply(guest, plan.config, removed=plan.removed)
 
     async def _apply(self, guest: GuestRuntime, config: Mapping[str, str], *, removed: Sequence[VolumeId]) -> None:
@@ -109,6 +110,8 @@ class GuestConfiguration:
         async def change(guest: GuestRuntime, task: TaskHandle) -> None:
             if guest.state is not GuestState.STOPPED:
                 raise Conflict(f"{guest.label} is running: shut it down before it becomes a template")
+            if guest.stored.record.snapshots:
+                raise Conflict(f"{guest.label} has snapshots: remove them before it becomes a template")
             await self._inventory.table.replace(guest.stored, config={**guest.stored.record.config, "template": "1"})
             self._tell_config(guest)
 
@@ -193,3 +196,12 @@ class GuestConfiguration:
                 await act(guest, task)
 
         return await self._tasks.run(task_kind, object_id=str(guest_id), user=user, work=work)
+
+
+def _check_not_kept(guest: GuestRuntime, removed: Sequence[VolumeId]) -> None:
+    """Raises `Conflict` when a snapshot consists of one of these volumes."""
+    for name, kept in guest.stored.record.snapshots.items():
+        held = {volume for _, volume in guest_config.referenced_volumes(guest.kind, kept.config)}
+        for volume in removed:
+            if volume in held:
+                raise Conflict(f"{guest.label}: volume {volume} belongs to snapshot '{name}': remove that first")

@@ -155,9 +155,11 @@ class GuestCreation:
                 if guest.stored.record.busy == "create":  # undoing it has failed
                     await self._undo(guest)
                     return
-                config = await self._with_unreferenced(guest) if unreferenced else guest.stored.record.config
+                config = self._with_kept(guest)
+                if unreferenced:
+                    config = await self._with_unreferenced(guest, config)
                 await self._volumes.check_removable(owned(guest.kind, guest.guest_id, config))
-                await self._inventory.table.replace(guest.stored, busy="destroy", config=config)
+                await self._inventory.table.replace(guest.stored, busy="destroy", config=config, snapshots={})
                 await self._finish_destroy(guest, task.log)
 
         return await self._tasks.run(
@@ -285,9 +287,19 @@ class GuestCreation:
             log.error("%s: undoing its creation: %s", guest.label, problem)
         await self._forget(guest)
 
-    async def _with_unreferenced(self, guest: GuestRuntime) -> dict[str, str]:
-        """The configuration with the volumes of this guest's id that no configuration names, as unused ones."""
+    def _with_kept(self, guest: GuestRuntime) -> dict[str, str]:
+        """The configuration with the volumes that only snapshots name, as unused ones: they go with the guest, too."""
         config = dict(guest.stored.record.config)
+        own = set(owned(guest.kind, guest.guest_id, config))
+        for kept in guest.stored.record.snapshots.values():
+            for volume in owned(guest.kind, guest.guest_id, kept.config):
+                if volume not in own:
+                    config[guest_config.free_unused_slot(config)] = str(volume)
+                    own.add(volume)
+        return config
+
+    async def _with_unreferenced(self, guest: GuestRuntime, config: dict[str, str]) -> dict[str, str]:
+        """`config` with the volumes of this guest's id that no configuration names, as unused ones."""
         own = set(owned(guest.kind, guest.guest_id, config))
         for volume in await self._volumes.of_guest(guest.guest_id):
             if volume not in own | self._inventory.volumes_of_others(guest.guest_id):

@@ -67,7 +67,12 @@ class GuestInventory:
         return cached[1]
 
     def require_unlocked(self, guest: GuestRuntime, *, skip: bool = False) -> None:
-        """See `lifecycle.require_unlocked`. Called before an operation's task, and again once it holds the guest's lock."""
+        """See `lifecycle.require_unlocked`. Called before an operation's task, and again once it holds the guest's lock.
+
+        The first time a lock of this process's own is no refusal: the operation waits for the end of that one.
+        """
+        if guest.own_lock:
+            return
         lifecycle.require_unlocked(guest.kind, guest.guest_id, guest.stored.record.config, skip=skip)
 
     def mac_source(self) -> Callable[[], str]:
@@ -82,7 +87,10 @@ class GuestInventory:
         return new
 
     def volumes_of_others(self, guest_id: GuestId | None) -> frozenset[VolumeId]:
-        """Every volume that a guest other than `guest_id` names; with None that any guest names."""
+        """Every volume that a guest other than `guest_id` names, snapshots included; with None that any guest names."""
         return volumes_in_use(
-            (stored.kind, stored.record.config) for stored in self.table if stored.guest_id != guest_id
+            (stored.kind, config)
+            for stored in self.table
+            if stored.guest_id != guest_id
+            for config in (stored.record.config, *(kept.config for kept in stored.record.snapshots.values()))
         )

@@ -23,12 +23,30 @@ _FIRST_ID_BASE = 100_000
 _ID_RANGES = 60_000
 
 
+class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A snapshot as stored: the configuration it keeps, where it comes from (`parent`), when it was made (epoch seconds).
+
+    `state` names what is under way with it: "prepare" (its volumes' snapshots are being made: undone at the next start),
+    "delete" (they are being removed: finished at the next start). `state_engine` is the engine that saved the machine's
+    memory in it, in the volume `vmstate`; both empty when there is none.
+    """
+
+    config: dict[str, str]
+    snaptime: float
+    description: str = ""
+    parent: str = ""
+    state: str = ""
+    vmstate: str = ""
+    state_engine: str = ""
+
+
 class GuestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A guest as stored. `config` is PVE's flat dictionary of strings.
 
     `busy` names an operation ("create", "destroy") that the next start must undo or finish; `foreign_volumes` are those
     that carried this VMID before it was created, so that undoing never takes what was there already. `grow` are slots
-    whose volume has grown while the container ran, on a host that could not grow the file system then.
+    whose volume has grown while the container ran, on a host that could not grow the file system then. `returning` is the
+    snapshot a return to which is under way: it is finished at the next start.
     """
 
     version: int = 1
@@ -42,6 +60,8 @@ class GuestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     busy: str = ""
     foreign_volumes: list[str] = msgspec.field(default_factory=list)
     grow: list[str] = msgspec.field(default_factory=list)
+    snapshots: dict[str, SnapshotRecord] = msgspec.field(default_factory=dict)
+    returning: str = ""
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from appliance.model.guest import (
     GuestStats,
     MountKind,
     NicSpec,
+    SavedState,
     VmResources,
     VmSpec,
 )
@@ -57,13 +58,22 @@ class Engines:
     ct: GuestEngine[CtSpec, CtResources]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineState:
+    """The memory of a VM in a snapshot, and the engine that saved it: no other can go on from it."""
+
+    engine: str
+    saved: SavedState
+
+
 @dataclass(slots=True)
 class GuestRuntime:
     """One guest in this process: what is stored, and what runs.
 
     `running` is None with a state RUNNING for a guest that runs but could not be taken over (see `GuestRunner.adopt`).
     `restart_due`: it has ended to be started again, and nobody has asked for anything else since. `overruled` is set
-    while a stop waits for the lock.
+    while a stop waits for the lock. `own_lock`: the `lock` in its configuration marks an operation of this process, which
+    holds the guest's lock: who comes meanwhile waits for that instead of being refused.
     """
 
     stored: StoredGuest
@@ -75,6 +85,7 @@ class GuestRuntime:
     stops_waiting: int = 0
     restart_due: bool = False
     removed: bool = False
+    own_lock: bool = False
     stats: GuestStats | None = None
     cpus_used: float = 0.0
 
@@ -143,10 +154,13 @@ class GuestRunner:
 
     # --- operations, each with the guest's lock held ----------------------------------------------------------------
 
-    async def launch(self, guest: GuestRuntime, log_line: LogLine) -> None:
-        """Start a stopped guest; returns once it executes. After an error it is stopped and nothing of it is left."""
+    async def launch(self, guest: GuestRuntime, log_line: LogLine, *, state: EngineState | None = None) -> None:
+        """Start a stopped guest; returns once it executes. After an error it is stopped and nothing of it is left.
+
+        With `state` a VM goes on from a snapshot's memory, in the engine that saved it.
+        """
         lifecycle.require(lifecycle.Action.START, guest.kind, guest.guest_id, guest.state)
-        start = self._start_vm if guest.kind is GuestKind.QEMU else self._start_ct
+        start = partial(self._start_vm, state=state) if guest.kind is GuestKind.QEMU else self._start_ct
         guest.ended.clear()
         guest.restart_due = False
         self._set_state(guest, GuestState.STARTING, "start")
@@ -266,15 +280,17 @@ class GuestRunner:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    async def _start_vm(self, guest: GuestRuntime, log_line: LogLine) -> RunningGuest:
+    async def _start_vm(
+        self, guest: GuestRuntime, log_line: LogLine, *, state: EngineState | None = None
+    ) -> RunningGuest:
         spec = guest_config.to_vm_spec(guest.guest_id, guest.stored.record.config)
-        engine = self._choose(guest, spec)
+        engine = self._choose(guest, replace(spec, engine=state.engine) if state is not None else spec)
         await self._check_nics(spec.nics)
         wanted = {disk.slot: disk.volume for disk in (*spec.disks, spec.efi_disk) if disk is not None and disk.volume}
         wanted |= {slot: volume for slot, volume in (("kernel", spec.kernel), ("initrd", spec.initrd)) if volume}
         disks = await self._open(wanted)
         taps = {nic.slot: await self._network.plug_vm(guest.guest_id, nic) for nic in spec.nics}
-        resources = VmResources(disks=disks, taps=taps)
+        resources = VmResources(disks=disks, taps=taps, state=state.saved if state is not None else None)
         return await engine.start(spec, resources, on_state=partial(self._engine_state, guest), log=log_line)
 
     async def _start_ct(self, guest: GuestRuntime, log_line: LogLine) -> RunningGuest:

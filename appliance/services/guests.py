@@ -2,7 +2,7 @@
 
 guests.py               this: reading, consoles; start and end of the service
 guest_creation.py       create, clone, destroy          guest_power.py   start … resume, start order
-guest_configuration.py  settings, disks that grow
+guest_configuration.py  settings, disks that grow        guest_snapshots.py  snapshots, returns
 guest_runner.py         what runs                       guest_records.py what is stored
 """
 
@@ -17,6 +17,7 @@ from appliance.clock import Clock
 from appliance.errors import ApplianceError, Conflict, HostError, InvalidParameter, Unsupported
 from appliance.events import EventBus
 from appliance.model.guest import GUEST_ID_MAX, GUEST_ID_MIN, GuestId, GuestKind, GuestState
+from appliance.model.volume import VolumeId
 from appliance.services import cluster_options, guest_config
 from appliance.services.access import AccessService
 from appliance.services.console import ConsoleClient, ConsoleService
@@ -26,6 +27,7 @@ from appliance.services.guest_inventory import GuestInventory
 from appliance.services.guest_power import GuestPower
 from appliance.services.guest_runner import Engines, GuestRunner, GuestRuntime
 from appliance.services.guest_sampler import GuestSampler
+from appliance.services.guest_snapshots import GuestSnapshots
 from appliance.services.guest_view import GuestView, view
 from appliance.services.guest_volumes import GuestVolumes
 from appliance.services.ports import CtProvisioner, LogLine, NetworkBackend, RunningGuest
@@ -95,6 +97,9 @@ class GuestService:
             clock=clock,
             node=node,
         )
+        self.snapshots = GuestSnapshots(
+            inventory=self._inventory, runner=self._runner, storage=storage, tasks=tasks, events=events, clock=clock
+        )
         self._power = GuestPower(inventory=self._inventory, runner=self._runner, tasks=tasks, clock=clock)
         self._sampler = GuestSampler(lambda: self._inventory, network=network, events=events, clock=clock)
         self._leases: Mapping[str, str] = {}
@@ -110,6 +115,11 @@ class GuestService:
                 await self._runner.adopt(guest)
             except ApplianceError as error:
                 log.error("%s: cannot tell whether it runs: %s", guest.label, error)
+        for guest in self._inventory:
+            try:
+                await self.snapshots.recover(guest)
+            except ApplianceError as error:
+                log.error("%s: %s", guest.label, error)
         for guest_id in sorted(await self._runner.running_ids() - {guest.guest_id for guest in self._inventory}):
             log.error("guest %d runs on this host, but is not defined here; it is left alone", guest_id)
         self._scope.start(self._tell_unreferenced(), name="volumes nobody names")
@@ -200,12 +210,9 @@ class GuestService:
             raise InvalidParameter({"vmid": f"VM {wanted} already exists"})
         return wanted
 
-    async def snapshots(self, kind: GuestKind, guest_id: int) -> Sequence[dict[str, object]]:
-        """PVE's list: the last row is the present state, "current"."""
-        guest = self._inventory.get(guest_id, kind)
-        running = int(guest.state is not GuestState.STOPPED)
-        digest = guest_config.digest(guest.stored.record.config)
-        return [{"name": "current", "description": "You are here!", "digest": digest, "running": running}]
+    def named_volumes(self) -> frozenset[VolumeId]:
+        """Every volume that a configuration or a snapshot names."""
+        return self._inventory.volumes_of_others(None)
 
     # --- configuration ------------------------------------------------------------------------------------------------
 

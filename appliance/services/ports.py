@@ -102,6 +102,20 @@ class RunningGuest(Protocol):
     async def resize_disk(self, slot: str, size_bytes: int) -> None:
         """Tell the running guest that the disk in `slot` has grown to `size_bytes` (done after the volume has)."""
 
+    @property
+    def state_engine(self) -> str:
+        """The engine's name where `snapshot_disks` can keep the machine's memory in one of its images; "" where not."""
+
+    async def snapshot_disks(self, name: str, slots: Sequence[str], *, state_slot: str | None = None) -> None:
+        """Make the snapshot `name` inside the qcow2 images in `slots`, which are open here: all or none.
+
+        With `state_slot` the machine's memory is kept in that slot's image, too. The caller has paused it. Raises
+        `Unsupported`, `HostError`. Containers have no images.
+        """
+
+    async def drop_disk_snapshots(self, name: str, slots: Sequence[str]) -> None:
+        """Remove the snapshot `name` from these images; not an error where there is none."""
+
     async def detach(self) -> None:
         """Let go of it without stopping it: the appliance is going down, the guest is not."""
 
@@ -175,6 +189,22 @@ class VolumeBackend(Protocol):
         """Grow; shrinking is refused (`InvalidParameter`). For ROOTDIR/RAW the file system grows too (offline)."""
 
     async def delete(self, volume_id: VolumeId) -> None: ...
+
+    async def check_snapshot(self, volume_id: VolumeId, *, in_use: bool) -> None:
+        """Raises `Unsupported` saying why there can be no snapshot of the volume. `in_use`: its guest runs (standing still
+        while the snapshot is made); a qcow2 image must then be left to who has it open."""
+
+    async def snapshot(self, volume_id: VolumeId, name: str, *, in_use: bool = False) -> None:
+        """Keep the volume's present content as `name`. Raises `Conflict` when there is one, what `check_snapshot` does."""
+
+    async def roll_back(self, volume_id: VolumeId, name: str) -> None:
+        """Give the volume the content and size kept as `name`, which stays. May be repeated after an interruption."""
+
+    async def delete_snapshot(self, volume_id: VolumeId, name: str) -> None:
+        """Forget it; not an error when there is none."""
+
+    async def snapshots(self, volume_id: VolumeId) -> Sequence[str]:
+        """The names of the volume's snapshots, sorted."""
 
     async def open(self, volume_id: VolumeId) -> OpenedVolume:
         """Check and describe the volume for an engine. A hostile image (external data file, backing file outside

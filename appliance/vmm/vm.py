@@ -32,6 +32,7 @@ from appliance.model.volume import OpenedVolume
 from appliance.tasks import TaskScope, to_its_end
 from appliance.threads import to_the_end
 from appliance.vmm import refusal
+from appliance.vmm.block.qsd import QsdBlk
 from appliance.vmm.builder import Built
 from appliance.vmm.console import Attachment, ByteChannel
 from appliance.vmm.life import MachineState
@@ -154,6 +155,37 @@ class NativeVm:
         if disk is None:
             raise NotFound(f"{self._name}: disk {slot}")
         await to_the_end(disk.resize, size_bytes)
+
+    state_engine = ""
+
+    async def snapshot_disks(self, name: str, slots: Sequence[str], *, state_slot: str | None = None) -> None:
+        """Inside the images, by the daemons that have them open; the machine is paused. All or none.
+
+        Raises `Unsupported` for what has no such image, `HostError`.
+        """
+        if state_slot is not None:
+            raise Unsupported(f"{self._name}: a native machine's memory cannot be kept in a snapshot")
+        daemons = [self._daemon(slot) for slot in slots]
+        try:
+            for disk in daemons:
+                await to_the_end(disk.daemon.snapshot, name)
+        except BaseException:
+            await to_its_end(self._drop(name, daemons), name=f"{self._name}: undo snapshot {name}")
+            raise
+
+    async def drop_disk_snapshots(self, name: str, slots: Sequence[str]) -> None:
+        """Not an error where there is none. Raises `HostError`."""
+        await self._drop(name, [self._daemon(slot) for slot in slots])
+
+    async def _drop(self, name: str, disks: Sequence[QsdBlk]) -> None:
+        for disk in disks:
+            await to_the_end(disk.daemon.drop_snapshot, name)
+
+    def _daemon(self, slot: str) -> QsdBlk:
+        disk = self.built.disks.get(slot)
+        if not isinstance(disk, QsdBlk):
+            raise Unsupported(f"{self._name}: {slot}: its image cannot have snapshots while the machine runs")
+        return disk
 
     async def agent(self, command: str, **arguments: object) -> object:
         """Run a guest agent command: "ping", "network-get-interfaces" ... Raises `GuestFault` when it is not running."""

@@ -61,13 +61,40 @@ def test_a_vm_goes_through_its_life(appliance: Appliance, api: Any) -> None:
     appliance.finish(api, vm.status.resume.post())
     appliance.finish(api, vm.status.reset.post())
     assert [row["name"] for row in vm.snapshot.get()] == ["current"]
+    appliance.finish(api, vm.snapshot.post(snapname="running", description="while it ran"))
+    assert vm.status.current.get()["qmpstatus"] == "running"
+    assert [(row["name"], row.get("parent")) for row in vm.snapshot.get()] == [
+        ("running", None),
+        ("current", "running"),
+    ]
     appliance.finish(api, vm.resize.put(disk="scsi0", size="+10M"))
     appliance.finish(api, vm.status.stop.post())
     assert vm.status.current.get()["status"] == "stopped"
+    appliance.finish(api, vm.snapshot("running").rollback.post(start=1))
+    assert vm.config.get()["scsi0"] == config["scsi0"]
+    assert vm.status.current.get()["status"] == "running"
+    appliance.finish(api, vm.snapshot("running").delete())
+    appliance.finish(api, vm.status.stop.post())
     appliance.finish(api, vm.delete())
     with pytest.raises(ResourceException, match="does not exist") as caught:
         vm.config.get()
     assert caught.value.status_code == 404
+
+
+def test_a_vm_goes_on_from_its_memory(appliance: Appliance, api: Any) -> None:
+    node = appliance.node(api)
+    disk = {"scsi0": "local:0.01", "serial0": "socket", "engine": "qemu", "memory": 64}
+    appliance.finish(api, node.qemu.post(vmid=612, start=1, **disk))
+    vm = node.qemu(612)
+    pid = vm.status.current.get()["pid"]
+    appliance.finish(api, vm.snapshot.post(snapname="memory", vmstate=1))
+    assert vm.snapshot("memory").config.get()["vmstate"].startswith("local:612/")
+    appliance.finish(api, vm.snapshot("memory").rollback.post())
+    status = vm.status.current.get()
+    assert status["qmpstatus"] == "running"
+    assert status["pid"] != pid
+    appliance.finish(api, vm.status.stop.post())
+    appliance.finish(api, vm.delete())
 
 
 def test_a_container_goes_through_its_life(appliance: Appliance, api: Any, template: str) -> None:

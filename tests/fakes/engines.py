@@ -36,6 +36,9 @@ class FakeRunningGuest:
         self.grown: dict[str, int] = {}
         self.cannot_grow: Unsupported | None = None
         self.figures = GuestStats()
+        self.state_engine = ""
+        self.kept: dict[str, set[str]] = {}  # slot: the snapshots in its image
+        self.cannot_keep: ApplianceError | None = None
         self.held = True
         self._on_state = on_state
         self._ended: asyncio.Future[ExitReason] = asyncio.get_running_loop().create_future()
@@ -88,6 +91,18 @@ class FakeRunningGuest:
         if self.cannot_grow is not None:
             raise self.cannot_grow
         self.grown[slot] = size_bytes
+
+    async def snapshot_disks(self, name: str, slots: Sequence[str], *, state_slot: str | None = None) -> None:
+        assert self.state is GuestState.PAUSED, "it must stand still"
+        if self.cannot_keep is not None:
+            raise self.cannot_keep
+        self.asked.append(f"snapshot {name}{f' memory in {state_slot}' if state_slot else ''}")
+        for slot in slots:
+            self.kept.setdefault(slot, set()).add(name)
+
+    async def drop_disk_snapshots(self, name: str, slots: Sequence[str]) -> None:
+        for slot in slots:
+            self.kept.setdefault(slot, set()).discard(name)
 
     async def detach(self) -> None:
         self.held = False

@@ -17,6 +17,7 @@ from appliance.model.guest import GuestId, GuestKind, GuestState, GuestStats
 from appliance.model.volume import VolumeId
 from appliance.services import guest_config, lifecycle
 from appliance.services.guest_view import GuestView
+from appliance.services.guest_volumes import volumes_in_use
 from tests.fakes.services import NODE, FakeTasks
 
 
@@ -46,6 +47,49 @@ class FakeGuest:
     state: GuestState = GuestState.STOPPED
     running: object | None = None
     stats: GuestStats | None = None
+    kept: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+class FakeSnapshots:
+    """Snapshots that are configurations."""
+
+    def __init__(self, service: FakeGuestService) -> None:
+        self._service = service
+
+    def list(self, kind: GuestKind, guest_id: int) -> Sequence[dict[str, object]]:
+        kept = self._service.find(guest_id, kind).kept
+        told: list[dict[str, object]] = [{"name": name, "description": ""} for name in kept]
+        return [*told, {"name": "current", "description": "You are here!"}]
+
+    def config(self, kind: GuestKind, guest_id: int, name: str) -> dict[str, str]:
+        guest = self._service.find(guest_id, kind)
+        if name not in guest.kept:
+            raise NotFound(f"{kind.prefix} {guest_id}: snapshot '{name}'")
+        return guest.kept[name] | {"snaptime": "5"}
+
+    async def possible(self, kind: GuestKind, guest_id: int) -> bool:
+        return "template" not in self._service.find(guest_id, kind).config
+
+    async def create(
+        self, kind: GuestKind, guest_id: int, name: str, *, description: str, with_state: bool, user: str
+    ) -> str:
+        guest = self._service.find(guest_id, kind)
+        guest.kept[name] = dict(guest.config)
+        options = {"name": name, "description": description, "with_state": with_state}
+        return await self._service.begin("snapshot", kind, guest_id, user, options)
+
+    async def roll_back(self, kind: GuestKind, guest_id: int, name: str, *, start: bool, user: str) -> str:
+        self.config(kind, guest_id, name)
+        return await self._service.begin("rollback", kind, guest_id, user, {"name": name, "start": start})
+
+    async def remove(self, kind: GuestKind, guest_id: int, name: str, *, force: bool, user: str) -> str:
+        self.config(kind, guest_id, name)
+        del self._service.find(guest_id, kind).kept[name]
+        return await self._service.begin("delsnapshot", kind, guest_id, user, {"name": name, "force": force})
+
+    async def describe(self, kind: GuestKind, guest_id: int, name: str, description: str | None, *, user: str) -> None:
+        self.config(kind, guest_id, name)
+        self._service.calls.append(("describe", guest_id, {"name": name, "description": description}))
 
 
 @dataclass(slots=True)
@@ -68,7 +112,7 @@ class FakeGuestService:
         return [self.get(guest_id) for guest_id, guest in self.guests.items() if kind in (None, guest.kind)]
 
     def get(self, guest_id: int, kind: GuestKind | None = None) -> GuestView:
-        guest = self._find(guest_id, kind)
+        guest = self.find(guest_id, kind)
         config = guest.config
         running = guest.state is not GuestState.STOPPED
         return GuestView(
@@ -97,18 +141,21 @@ class FakeGuestService:
         )
 
     def config(self, guest_id: int, kind: GuestKind | None = None) -> tuple[dict[str, str], str]:
-        config = self._find(guest_id, kind).config
+        config = self.find(guest_id, kind).config
         return dict(config), guest_config.digest(config)
 
     def running(self, guest_id: int, kind: GuestKind | None = None) -> object:
-        guest = self._find(guest_id, kind)
+        guest = self.find(guest_id, kind)
         if guest.running is None:
             raise Conflict(f"{guest.kind.prefix.upper()} {guest_id} not running")
         return guest.running
 
-    async def snapshots(self, kind: GuestKind, guest_id: int) -> Sequence[dict[str, object]]:
-        self._find(guest_id, kind)
-        return [{"name": "current", "description": "You are here!", "running": 0}]
+    @property
+    def snapshots(self) -> FakeSnapshots:
+        return FakeSnapshots(self)
+
+    def named_volumes(self) -> frozenset[VolumeId]:
+        return volumes_in_use((guest.kind, guest.config) for guest in self.guests.values())
 
     async def create(
         self, kind: GuestKind, guest_id: int, params: Mapping[str, object], *, user: str, **options: object
@@ -119,7 +166,7 @@ class FakeGuestService:
         config = guest_config.create_config(kind, guest_id, self._filled(kind, config), new_uuid=uuid.uuid4, now=0)
         _specify(kind, guest_id, config)
         self.guests[guest_id] = FakeGuest(guest_id, kind, config)
-        return await self._task("create", kind, guest_id, user, options)
+        return await self.begin("create", kind, guest_id, user, options)
 
     async def update_config(
         self,
@@ -143,18 +190,18 @@ class FakeGuestService:
 
     async def make_template(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
         self._unlocked(guest_id, kind).config["template"] = "1"
-        return await self._task("template", kind, guest_id, user, {})
+        return await self.begin("template", kind, guest_id, user, {})
 
     async def resize(
         self, kind: GuestKind, guest_id: int, *, slot: str, size: str, user: str, skip_lock: bool = False
     ) -> str:
         if slot not in self._unlocked(guest_id, kind, skip_lock).config:
             raise InvalidParameter({"disk": f"{kind.prefix} {guest_id} has no disk '{slot}'"})
-        return await self._task("resize", kind, guest_id, user, {"slot": slot, "size": size})
+        return await self.begin("resize", kind, guest_id, user, {"slot": slot, "size": size})
 
     async def clone(self, kind: GuestKind, guest_id: int, *, new_id: int, user: str, **options: object) -> str:
         self._unlocked(guest_id, kind)
-        return await self._task("clone", kind, guest_id, user, {"new_id": new_id, **options})
+        return await self.begin("clone", kind, guest_id, user, {"new_id": new_id, **options})
 
     async def destroy(
         self, kind: GuestKind, guest_id: int, *, user: str, unreferenced: bool = False, skip_lock: bool = False
@@ -162,7 +209,7 @@ class FakeGuestService:
         if self._unlocked(guest_id, kind, skip_lock).state is not GuestState.STOPPED:
             raise Conflict(f"{kind.prefix.upper()} {guest_id} is running - destroy failed")
         del self.guests[guest_id]
-        return await self._task("destroy", kind, guest_id, user, {"unreferenced": unreferenced})
+        return await self.begin("destroy", kind, guest_id, user, {"unreferenced": unreferenced})
 
     async def start(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
         return await self._power("start", kind, guest_id, user, GuestState.RUNNING, skip_lock=skip_lock)
@@ -207,23 +254,23 @@ class FakeGuestService:
         **options: object,
     ) -> str:
         self._unlocked(guest_id, kind, skip_lock).state = state
-        return await self._task(verb, kind, guest_id, user, options)
+        return await self.begin(verb, kind, guest_id, user, options)
 
-    async def _task(self, verb: str, kind: GuestKind, guest_id: int, user: str, options: Mapping[str, object]) -> str:
+    async def begin(self, verb: str, kind: GuestKind, guest_id: int, user: str, options: Mapping[str, object]) -> str:
         async def work(task: SimpleNamespace) -> None:
             self.calls.append((verb, guest_id, dict(options)))
 
         prefix = "qm" if kind is GuestKind.QEMU else "vz"
         return await self.tasks.run(f"{prefix}{verb}", object_id=str(guest_id), user=user, work=work)
 
-    def _find(self, guest_id: int, kind: GuestKind | None) -> FakeGuest:
+    def find(self, guest_id: int, kind: GuestKind | None) -> FakeGuest:
         guest = self.guests.get(guest_id)
         if guest is None or kind not in (None, guest.kind):
             raise NotFound(f"{(kind or GuestKind.QEMU).prefix} {guest_id}")
         return guest
 
     def _unlocked(self, guest_id: int, kind: GuestKind, skip_lock: bool = False) -> FakeGuest:
-        guest = self._find(guest_id, kind)
+        guest = self.find(guest_id, kind)
         lifecycle.require_unlocked(kind, GuestId(guest_id), guest.config, skip=skip_lock)
         return guest
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from appliance.errors import Conflict, HostError, InvalidParameter, NotFound
+from appliance.errors import ApplianceError, Conflict, HostError, InvalidParameter, NotFound, Unsupported
 from appliance.model.guest import GuestId
 from appliance.model.volume import ContentType, OpenedVolume, VolumeFormat, VolumeId, VolumeInfo
 from appliance.services.ports import LogLine
@@ -16,6 +16,7 @@ from appliance.services.ports import LogLine
 class FakeVolumes:
     """A storage of names and sizes. `full_after` operations it is full; `stuck` volumes cannot be deleted.
 
+    `kept` are snapshots, `returned` the returns to them; `cannot_keep` and `cannot_return` play volumes that fail.
     `may_make` holds up who makes volumes (`waiting` of them); `resized` are those that grew, in order.
     """
 
@@ -31,6 +32,10 @@ class FakeVolumes:
         self.may_make.set()
         self.waiting = 0
         self.resized: list[VolumeId] = []
+        self.kept: dict[VolumeId, dict[str, VolumeInfo]] = {}
+        self.returned: list[tuple[VolumeId, str]] = []
+        self.cannot_keep: dict[VolumeId, ApplianceError] = {}
+        self.cannot_return: set[VolumeId] = set()
 
     def names(self) -> list[str]:
         """The volumes there are, sorted."""
@@ -83,6 +88,32 @@ class FakeVolumes:
         if any(info.parent == volume_id for info in self.infos.values()):
             raise Conflict(f"volume {volume_id}: linked clones stand on it")
         del self.infos[volume_id]
+
+    async def check_snapshot(self, volume_id: VolumeId, *, in_use: bool) -> None:
+        if isinstance(refusal := self.cannot_keep.get(volume_id), Unsupported):
+            raise refusal
+
+    async def snapshot(self, volume_id: VolumeId, name: str, *, in_use: bool = False) -> None:
+        await asyncio.sleep(0)
+        if (failure := self.cannot_keep.get(volume_id)) is not None:
+            raise failure
+        self.kept.setdefault(volume_id, {})[name] = self.infos[volume_id]
+
+    async def roll_back(self, volume_id: VolumeId, name: str) -> None:
+        await asyncio.sleep(0)
+        if volume_id in self.cannot_return:
+            raise HostError(f"volume {volume_id}: input/output error")
+        self.infos[volume_id] = self.kept[volume_id][name]
+        self.returned.append((volume_id, name))
+
+    async def delete_snapshot(self, volume_id: VolumeId, name: str) -> None:
+        await asyncio.sleep(0)
+        if volume_id in self.stuck:
+            raise HostError(f"volume {volume_id}: input/output error")
+        self.kept.get(volume_id, {}).pop(name, None)
+
+    async def snapshots(self, volume_id: VolumeId) -> Sequence[str]:
+        return sorted(self.kept.get(volume_id, {}))
 
     async def list(self, content: ContentType | None = None, guest_id: GuestId | None = None) -> Sequence[VolumeInfo]:
         await asyncio.sleep(0)

@@ -36,7 +36,7 @@ async def main(directory: Path, moment: str) -> None:
     await asyncio.sleep(3600)
 
 
-async def _die(self: RunningVm, *, links_down: object) -> None:
+async def _die(self: RunningVm, *, links_down: object, state: object = None) -> None:
     print(f"pid {self.pid}", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -246,7 +246,7 @@ async def test_free_ids_are_those_nobody_has(world: GuestWorld) -> None:
 
 
 async def test_the_present_state_is_the_last_row_of_the_snapshots(world: GuestWorld) -> None:
-    (row,) = await world.guests.snapshots(GuestKind.QEMU, 100)
+    (row,) = world.guests.snapshots.list(GuestKind.QEMU, 100)
     assert (row["name"], row["running"]) == ("current", 0)
     assert row["digest"] == world.guests.config(100)[1]
     assert world.state(100) is GuestState.STOPPED

@@ -218,6 +218,20 @@ def test_a_ring_the_daemon_cannot_follow_breaks_this_device_only(machine: FakeMa
     assert driver_of(device).flush() == OK
 
 
+def test_snapshots_are_made_inside_an_image_while_it_is_open(make: Make, kind: str) -> None:
+    device = make()
+    if kind == "raw":
+        with pytest.raises(HostError):
+            device.daemon.snapshot("one")
+        return
+    device.daemon.snapshot("one")
+    with pytest.raises(HostError):
+        device.daemon.snapshot("one")
+    device.daemon.drop_snapshot("one")
+    device.daemon.drop_snapshot("one")
+    device.daemon.snapshot("one")
+
+
 def test_growing_is_seen_by_the_guest(make: Make) -> None:
     device = make()
     driver = driver_of(device)

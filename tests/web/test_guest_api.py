@@ -158,16 +158,34 @@ async def test_the_current_status_is_what_ansible_waits_for(site: GuestSite, kin
 
 
 @KINDS
-async def test_the_snapshot_list_ends_with_the_present(site: GuestSite, kind: GuestKind) -> None:
+async def test_snapshots_are_made_returned_to_and_removed(site: GuestSite, kind: GuestKind) -> None:
     path = define(site, kind)
     assert (await site.get(f"{path}/snapshot"))[-1]["name"] == "current"
-    for verb, rest in (("POST", "snapshot"), ("POST", "snapshot/a/rollback"), ("DELETE", "snapshot/a")):
-        answer = await site.call(verb, f"{path}/{rest}", {"snapname": "a"} if rest == "snapshot" else {})
-        assert answer.status == 501
-        assert "snapshots are not supported" in answer.reason
+    await site.do("POST", f"{path}/snapshot", snapname="a", description="first")
+    assert [row["name"] for row in await site.get(f"{path}/snapshot")] == ["a", "current"]
+    assert (await site.get(f"{path}/snapshot/a/config"))["snaptime"] == "5"
+    assert "snaptime" in await site.get(f"{path}/config", snapshot="a")
+    await site.do("PUT", f"{path}/snapshot/a/config", description="second")
+    await site.do("POST", f"{path}/snapshot/a/rollback", start=1)
+    await site.do("DELETE", f"{path}/snapshot/a")
+    asked = [(call[0], call[2]) for call in site.guests.calls]
+    assert asked == [
+        ("snapshot", {"name": "a", "description": "first", "with_state": False}),
+        ("describe", {"name": "a", "description": "second"}),
+        ("rollback", {"name": "a", "start": True}),
+        ("delsnapshot", {"name": "a", "force": False}),
+    ]
     answer = await site.call("GET", f"{path}/snapshot/a/config")
     assert "does not exist" in answer.reason
     assert "digest" in await site.get(f"{path}/snapshot/current/config")
+    assert (await site.call("POST", f"{path}/snapshot", {"snapname": "1x"})).status == 400
+
+
+async def test_only_vms_have_a_memory_to_keep(site: GuestSite) -> None:
+    vm, ct = define(site, GuestKind.QEMU), define(site, GuestKind.LXC)
+    await site.do("POST", f"{vm}/snapshot", snapname="a", vmstate=1)
+    assert site.guests.calls[-1][2]["with_state"] is True
+    assert (await site.call("POST", f"{ct}/snapshot", {"snapname": "a", "vmstate": 1})).status == 400
 
 
 @KINDS
@@ -182,8 +200,9 @@ async def test_features_say_what_can_be_cloned(site: GuestSite, kind: GuestKind)
     path = define(site, kind)
     assert (await site.get(f"{path}/feature", feature="copy"))["hasFeature"] == 1
     assert (await site.get(f"{path}/feature", feature="clone"))["hasFeature"] == 0
-    assert (await site.get(f"{path}/feature", feature="snapshot"))["hasFeature"] == 0
+    assert (await site.get(f"{path}/feature", feature="snapshot"))["hasFeature"] == 1
     await site.do("POST", f"{path}/template")
+    assert (await site.get(f"{path}/feature", feature="snapshot"))["hasFeature"] == 0
     assert (await site.get(f"{path}/feature", feature="clone"))["hasFeature"] == 1
 
 

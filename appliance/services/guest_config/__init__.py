@@ -52,6 +52,7 @@ from appliance.services.guest_config.privileges import (
 )
 from appliance.services.guest_config.property_string import PropertySchema
 from appliance.services.guest_config.sizes import format_size, parse_size, resize_target
+from appliance.services.guest_config.snapshots import rolled_back, snapshot_config, snapshot_volumes
 from appliance.services.guest_config.vm_spec import boot_slots, to_vm_spec
 from appliance.services.guest_config.volumes import (
     Allocate,
@@ -111,6 +112,9 @@ __all__ = [
     "referenced_volumes",
     "required",
     "resize_target",
+    "rolled_back",
+    "snapshot_config",
+    "snapshot_volumes",
     "space_requirement",
     "ssh_key_lines",
     "to_ct_spec",

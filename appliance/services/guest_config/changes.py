@@ -54,7 +54,7 @@ def create_config(
     if filled["boot"] == "order=":
         del filled["boot"]
     filled["meta"] = f"ctime={int(now)}"
-    return _with_generation_id({"vmgenid": "1", **filled}, new_uuid)
+    return with_generation_id({"vmgenid": "1", **filled}, new_uuid)
 
 
 def clone_config(
@@ -79,7 +79,7 @@ def clone_config(
         return copy
     copy["smbios1"] = parsing.print_one(kind, "smbios1", {**_smbios(copy), "uuid": str(new_uuid())})
     copy["meta"] = f"ctime={int(now)}"
-    return _with_generation_id({**copy, "vmgenid": "1"}, new_uuid) if "vmgenid" in copy else copy
+    return with_generation_id({**copy, "vmgenid": "1"}, new_uuid) if "vmgenid" in copy else copy
 
 
 def fill_macs(kind: GuestKind, config: Mapping[str, str], new_mac: Callable[[], str]) -> dict[str, str]:
@@ -121,7 +121,7 @@ def plan_update(
             removed += _replace_disk(kind, after, parse_disk(kind, name, old))
     _forget_reattached(kind, after)
     if kind is GuestKind.QEMU:
-        after = _with_generation_id(after, new_uuid)
+        after = with_generation_id(after, new_uuid)
     changed = frozenset(key for key in {*config, *after} if config.get(key) != after.get(key))
     return UpdatePlan(config=after, removed=tuple(removed), changed=changed)
 
@@ -210,7 +210,8 @@ def _name(kind: GuestKind, config: Mapping[str, str], guest_id: int) -> str:
     return config.get("name" if kind is GuestKind.QEMU else "hostname") or f"{kind.prefix.upper()}{guest_id}"
 
 
-def _with_generation_id(config: dict[str, str], new_uuid: Callable[[], uuid.UUID]) -> dict[str, str]:
+def with_generation_id(config: dict[str, str], new_uuid: Callable[[], uuid.UUID]) -> dict[str, str]:
+    """The configuration with the request in `vmgenid` (1: a new one, 0: none) fulfilled."""
     if config.get("vmgenid") == "1":
         return {**config, "vmgenid": str(new_uuid())}
     if config.get("vmgenid") == "0":

@@ -122,6 +122,21 @@ class Qsd:
         if self.helper.running and not self.image.read_only:
             self.ask("blockdev-reopen", options=[nodes(self.image)[1]])
 
+    def snapshot(self, name: str) -> None:
+        """Inside a qcow2 image. Raises `HostError`."""
+        self.ask("blockdev-snapshot-internal-sync", device=NODE, name=name)
+
+    def drop_snapshot(self, name: str) -> None:
+        """Not an error where there is none. Raises `HostError`."""
+        kept = (
+            each.get("name")
+            for node in self.ask("query-named-block-nodes", flat=True)
+            if node.get("node-name") == NODE
+            for each in node.get("image", {}).get("snapshots", [])
+        )
+        if name in kept:
+            self.ask("blockdev-snapshot-delete-internal-sync", device=NODE, name=name)
+
     def close(self) -> None:
         """Harmless when done twice."""
         self.helper.close()

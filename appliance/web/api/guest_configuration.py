@@ -1,14 +1,13 @@
-"""Configuration of guests of both kinds: read, write, resize, unlink, template, features, snapshots."""
+"""Configuration of guests of both kinds: read, write, resize, unlink, template, features."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from appliance.errors import ApplianceError, Conflict, InvalidParameter, NotFound, TimedOut
+from appliance.errors import ApplianceError, Conflict, InvalidParameter, TimedOut
 from appliance.model.guest import GuestId, GuestKind, GuestState
 from appliance.services import guest_config
 from appliance.web.api.guest_params import (
@@ -18,16 +17,14 @@ from appliance.web.api.guest_params import (
     SkipLock,
     SkipLockParams,
     SnapshotName,
-    SnapshotParams,
     Upid,
     check_config_change,
     check_skiplock,
-    no_snapshots,
     parse_config,
     refuse,
     stored_config,
 )
-from appliance.web.api.guest_rows import PendingRow, SnapshotRow, config_reply, config_schema
+from appliance.web.api.guest_rows import PendingRow, config_reply, config_schema
 from appliance.web.registry import Allow, Call, GuestParams, PveBool, PveList, Resource, Rest
 
 if TYPE_CHECKING:
@@ -100,25 +97,6 @@ class Feature(msgspec.Struct, kw_only=True):
     nodes: list[str]
 
 
-class NewSnapshotParams(SnapshotParams, kw_only=True):
-    """What to save."""
-
-    description: Annotated[str, Meta(max_length=8192)] | None = None
-    vmstate: PveBool = False
-
-
-class RollbackParams(SnapshotParams, kw_only=True):
-    """What to return to."""
-
-    start: PveBool = False
-
-
-class RemoveSnapshotParams(SnapshotParams, kw_only=True):
-    """What to remove."""
-
-    force: PveBool = False
-
-
 def declare(api: Resource, kind: GuestKind) -> None:
     """Add the methods both kinds have."""
     base, noun = f"/nodes/{{node}}/{kind}/{{vmid}}", "VM" if kind is GuestKind.QEMU else "container"
@@ -128,7 +106,9 @@ def declare(api: Resource, kind: GuestKind) -> None:
     async def read_config(call: Call, params: ReadParams) -> dict[str, object]:
         """Flat keys and property strings, and their `digest`. Passwords are asterisks."""
         if params.snapshot not in (None, "current"):
-            raise NotFound(f"{kind.prefix} {params.vmid}: snapshot '{params.snapshot}'")
+            stored_config(call, kind, params.vmid)
+            kept = call.services.guests.snapshots.config(kind, params.vmid, params.snapshot)
+            return config_reply(kind, kept, guest_config.digest(kept))
         return config_reply(kind, *stored_config(call, kind, params.vmid))
 
     @api.get(f"{base}/pending", summary=f"The configuration of a {noun} with pending changes", allow=AUDIT,
@@ -167,10 +147,11 @@ def declare(api: Resource, kind: GuestKind) -> None:
     async def read_feature(call: Call, params: FeatureParams) -> Feature:
         """`clone` is a linked clone, which needs a template; `copy` is a full one."""
         guest = call.services.guests.get(GuestId(params.vmid), kind)
-        has = {"snapshot": False, "clone": guest.template, "copy": True}[params.feature] and not params.snapname
+        if params.feature == "snapshot":
+            has = await call.services.guests.snapshots.possible(kind, params.vmid)
+        else:
+            has = (params.feature == "copy" or guest.template) and not params.snapname
         return Feature(has_feature=has, nodes=[call.node] if has else [])
-
-    _declare_snapshots(api, kind, base, noun)
 
 
 def declare_for_vms(api: Resource) -> None:
@@ -254,42 +235,3 @@ async def _end_within(call: Call, upid: str, delay_s: int | None) -> str | None:
     if info.status is not None and info.status != "OK" and not info.status.startswith("WARNINGS"):
         raise ApplianceError(info.status)
     return None
-
-
-def _declare_snapshots(api: Resource, kind: GuestKind, base: str, noun: str) -> None:
-    snapshot = Allow("/vms/{vmid}", "VM.Snapshot")
-
-    @api.get(f"{base}/snapshot", summary=f"The snapshots of a {noun}", allow=AUDIT, returns=list[SnapshotRow])
-    async def list_snapshots(call: Call, params: GuestParams) -> Sequence[dict[str, object]]:
-        """The last row, `current`, is the present state."""
-        return await call.services.guests.snapshots(kind, params.vmid)
-
-    @api.post(f"{base}/snapshot", summary=f"Make a snapshot of a {noun}", allow=snapshot, returns=Upid)
-    async def make_snapshot(call: Call, params: NewSnapshotParams) -> str:
-        """Not supported yet."""
-        raise _refusal(call, params.vmid)
-
-    @api.get(f"{base}/snapshot/{{snapname}}/config", summary="The configuration in a snapshot",
-             allow=Allow("/vms/{vmid}", "VM.Audit", "VM.Snapshot", "VM.Snapshot.Rollback", any_of=True),
-             returns=dict[str, str | int])  # fmt: skip
-    async def read_snapshot(call: Call, params: SnapshotParams) -> dict[str, object]:
-        """That of `current` is the present one."""
-        if params.snapname != "current":
-            stored_config(call, kind, params.vmid)
-            raise NotFound(f"{kind.prefix} {params.vmid}: snapshot '{params.snapname}'")
-        return config_reply(kind, *stored_config(call, kind, params.vmid))
-
-    @api.post(f"{base}/snapshot/{{snapname}}/rollback", summary=f"Return a {noun} to a snapshot", returns=Upid,
-              allow=Allow("/vms/{vmid}", "VM.Snapshot", "VM.Snapshot.Rollback", any_of=True))  # fmt: skip
-    async def roll_back(call: Call, params: RollbackParams) -> str:
-        """Not supported yet."""
-        raise _refusal(call, params.vmid)
-
-    @api.delete(f"{base}/snapshot/{{snapname}}", summary="Remove a snapshot", allow=snapshot, returns=Upid)
-    async def remove_snapshot(call: Call, params: RemoveSnapshotParams) -> str:
-        """Not supported yet."""
-        raise _refusal(call, params.vmid)
-
-    def _refusal(call: Call, vmid: int) -> ApplianceError:
-        stored_config(call, kind, vmid)
-        return no_snapshots(kind, vmid)

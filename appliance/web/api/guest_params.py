@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from appliance.errors import InvalidParameter, Unsupported
+from appliance.errors import InvalidParameter
 from appliance.model.guest import GuestId, GuestKind
 from appliance.services import guest_config
 from appliance.web.registry import Allow, Call, GuestParams, PveBool
@@ -58,11 +58,6 @@ def refuse(call_path: str, given: Mapping[str, object]) -> None:
     errors = {name: f"not supported by this appliance yet ({call_path})" for name, value in given.items() if value}
     if errors:
         raise InvalidParameter(errors)
-
-
-def no_snapshots(kind: GuestKind, vmid: int) -> Unsupported:
-    """The answer to everything about snapshots but listing them."""
-    return Unsupported(f"{kind.prefix} {vmid}: snapshots are not supported by this appliance yet")
 
 
 def stored_config(call: Call, kind: GuestKind, vmid: int) -> tuple[dict[str, str], str]:

@@ -72,6 +72,7 @@ class SnapshotRow(msgspec.Struct, kw_only=True):
     parent: str | None = None
     snaptime: int | None = None
     vmstate: bool | None = None
+    snapstate: str | None = None
     running: bool | None = None
     digest: str | None = None
 

@@ -11,7 +11,6 @@ import msgspec
 from appliance.errors import Conflict, InvalidParameter, NotFound, TimedOut
 from appliance.model.volume import ContentType, VolumeFormat, VolumeId, VolumeInfo
 from appliance.services import download
-from appliance.services.guest_volumes import volumes_in_use
 from appliance.web.api.storage import READ, NodeStorageParams, StorageId
 from appliance.web.registry import LOGGED_IN, Allow, Call, NodeParams, Resource, Vmid
 
@@ -312,9 +311,7 @@ def _check_delete(call: Call, info: VolumeInfo) -> None:
 
 
 def _check_unused(call: Call, info: VolumeInfo) -> None:
-    guests = call.services.guests
-    configs = ((view.kind, guests.config(view.guest_id)[0]) for view in guests.list())
-    if info.volume_id in volumes_in_use(configs):
+    if info.volume_id in call.services.guests.named_volumes():
         raise Conflict(f"volume {info.volume_id}: in use by a guest's configuration")
 
 
