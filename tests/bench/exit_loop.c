@@ -1,5 +1,6 @@
-/* The cost of an exit without us: the guest `tests/bench/vmm.py` runs, in the same kind of machine, its exits taken by the
- * shortest loop there is. Prints microseconds an exit, a line for each window. */
+/* The cost of an exit without us: the guest `tests/bench/vmm_exits.py` runs, in the same kind of machine, its exits taken by
+ * the shortest loop there is. For each line it reads it takes `WARM_UP` exits, then a window of them, and prints what one of
+ * these took: microseconds by the clock, and of this thread's processor time. */
 #include <fcntl.h>
 #include <linux/kvm.h>
 #include <stdio.h>
@@ -9,11 +10,11 @@
 #include <sys/mman.h>
 #include <time.h>
 
-static double now_us(void)
+static double now_us(clockid_t clock)
 {
 	struct timespec now;
 
-	clock_gettime(CLOCK_MONOTONIC, &now);
+	clock_gettime(clock, &now);
 	return now.tv_sec * 1e6 + now.tv_nsec / 1e3;
 }
 
@@ -25,20 +26,41 @@ static void check(int failed, const char *what)
 	}
 }
 
-/* argv: exits in a window, windows (the first warms up), the guest's code in hexadecimal, which runs in real mode at 0x1000 */
+static struct kvm_run *run;
+static int vcpu;
+
+static void take(unsigned long exits)
+{
+	unsigned long writes = 0;
+
+	while (writes < exits) {
+		check(ioctl(vcpu, KVM_RUN, 0) < 0, "KVM_RUN");
+		switch (run->exit_reason) {
+		case KVM_EXIT_IO:
+			if (run->io.direction == KVM_EXIT_IO_OUT && run->io.port == 0x80)
+				writes++;
+			break;
+		default:
+			fprintf(stderr, "exit %u\n", run->exit_reason);
+			exit(1);
+		}
+	}
+}
+
+/* argv: exits of the warm-up, exits of a window, the guest's code in hexadecimal, which runs in real mode at 0x1000 */
 int main(int argc, char **argv)
 {
-	unsigned long window = strtoul(argv[1], NULL, 10), windows = strtoul(argv[2], NULL, 10), writes = 0;
+	unsigned long warm_up = strtoul(argv[1], NULL, 10), window = strtoul(argv[2], NULL, 10);
 	const size_t size = 1 << 20;
 	struct kvm_pit_config pit = { .flags = KVM_PIT_SPEAKER_DUMMY };
 	struct kvm_userspace_memory_region ram = { .memory_size = size };
 	struct kvm_sregs sregs;
 	struct kvm_regs regs = { .rip = 0x1000, .rsp = 0x1000, .rflags = 2 };
-	struct kvm_run *run;
 	unsigned char *memory;
-	double began = 0, now;
-	int kvm, vm, vcpu;
+	double began, began_cpu;
+	int kvm, vm;
 	unsigned int byte;
+	char line[16];
 
 	kvm = open("/dev/kvm", O_RDWR);
 	check(kvm < 0, "/dev/kvm");
@@ -62,25 +84,14 @@ int main(int argc, char **argv)
 	ioctl(vcpu, KVM_GET_SREGS, &sregs);
 	sregs.cs.base = sregs.cs.selector = 0;
 	check(ioctl(vcpu, KVM_SET_SREGS, &sregs) < 0 || ioctl(vcpu, KVM_SET_REGS, &regs) < 0, "KVM_SET_REGS");
-	while (windows) {
-		check(ioctl(vcpu, KVM_RUN, 0) < 0, "KVM_RUN");
-		switch (run->exit_reason) {
-		case KVM_EXIT_IO:
-			if (run->io.direction == KVM_EXIT_IO_OUT && run->io.port == 0x80)
-				writes++;
-			break;
-		default:
-			fprintf(stderr, "exit %u\n", run->exit_reason);
-			return 1;
-		}
-		if (writes == window) {
-			now = now_us();
-			if (began)
-				printf("%.4f\n", (now - began) / window);
-			began = now;
-			writes = 0;
-			windows--;
-		}
+	while (fgets(line, sizeof(line), stdin)) {
+		take(warm_up);
+		began = now_us(CLOCK_MONOTONIC);
+		began_cpu = now_us(CLOCK_THREAD_CPUTIME_ID);
+		take(window);
+		printf("%.4f %.4f\n", (now_us(CLOCK_MONOTONIC) - began) / window,
+		       (now_us(CLOCK_THREAD_CPUTIME_ID) - began_cpu) / window);
+		fflush(stdout);
 	}
 	return 0;
 }

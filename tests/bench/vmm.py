@@ -1,176 +1,42 @@
-"""Figures of the native machine on this host's /dev/kvm: what an exit costs, pausing, and what an idle guest costs.
+"""Figures of the native machine on this host's /dev/kvm: what an exit costs, pausing, what an idle guest costs, saving.
 
-The machines are `appliance.vmm.machine.Machine` as the engine has them, with a device that counts; no appliance around.
+Those against QEMU with Linux in the guest need a processor with virtualization, or a lab host: `./dev bench vmm-lab`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import itertools
+import os
 import statistics
 import subprocess
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import psutil
 import uvloop
 
 from appliance.clock import SystemClock
+from appliance.kernel import tuntap
 from appliance.kernel.kvm_vcpu import Vcpu as KvmVcpu
-from appliance.serve import SWITCH_INTERVAL_S
+from appliance.model.guest import GuestId, NicSpec, VmDisk, VmResources, VmSpec
+from appliance.model.volume import OpenedVolume, VolumeFormat
 from appliance.tasks import TaskScope
-from appliance.vmm.board import BoardOptions
-from appliance.vmm.life import Boot
-from appliance.vmm.machine import Machine
-from tests.bench.figures import Benchmark, Figure, percentile
+from appliance.vmm.engine import NativeEngine
+from appliance.vmm.vm import NativeVm
+from tests.bench.figures import Benchmark, Figure
+from tests.bench.vmm_exits import exits
+from tests.bench.vmm_machine import MIB, REAL_CODE, in_real_mode, machine, switch_interval_of_the_appliance
 from tests.bench.vmm_saving import saving
-from tests.kvm import guests
+from tests.fakes.kernels import NOTE_PVH, elf_kernel, note
 from tests.kvm.guests import Asm
 
-MIB = 1 << 20
-REAL_CODE, PORT, MMIO = 0x1000, 0x80, 0xD000_0000
-OUT_FOR_EVER = Asm(16).raw("e680").jump(0)  # out 0x80, al
-WINDOW, WINDOWS, ROUNDS = 500, 40, 9  # 7 ms each
 IDLE_GUESTS, IDLE_S = 50, 10.0
-
-
-class Meter:
-    """A bus handler that notes the time of every `WINDOW`th access; after `WINDOWS` of them it calls `done`."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.times: list[float] = []
-        self.done: Callable[[], None] = lambda: None
-
-    def read(self, offset: int, size: int) -> int:
-        self.write(offset, size, 0)
-        return 0
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        self.count += 1
-        if self.count == WINDOW:
-            self.count = 0
-            self.times.append(time.perf_counter())
-            if len(self.times) == WINDOWS:
-                self.done()
-
-
-class Stopwatch(Meter):
-    """Notes the time of every access as well."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.every: list[float] = []
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        self.every.append(time.perf_counter())
-        super().write(offset, size, value)
-
-
-@asynccontextmanager
-async def machine(
-    code: Asm, prepare: Callable[[KvmVcpu], None], *, at: int, label: str = "vm 101", vcpus: int = 1
-) -> AsyncIterator[Machine]:
-    """Built, with `code` in its memory; stopped afterwards."""
-    scope = TaskScope("bench")
-    options = BoardOptions(label=label, memory_bytes=MIB, vcpus=vcpus)
-    made = await Machine.create(options, scope=scope, clock=SystemClock(), write_log=print)
-    made.boot = Boot(load=lambda: made.board.memory.write(at, code.bytes()), prepare_vcpu=prepare)
-    try:
-        yield made
-    finally:
-        await made.stop()
-        await scope.close()
-
-
-def in_real_mode(vcpu: KvmVcpu) -> None:
-    guests.real(vcpu, entry=REAL_CODE)
-
-
-@contextmanager
-def switch_interval_of_the_appliance() -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
-
-
-def exits() -> Iterable[Figure]:
-    """A port write's exit through the run loop and the bus to a device, over the shortest loop in C on the same /dev/kvm.
-
-    The two alternate, in windows so short that most are undisturbed on a busy host; of these each side's lower quartile
-    counts, for a mean would compare what others did meanwhile. `busy`: from one exit to the next while another thread
-    runs Python.
-    """
-    with switch_interval_of_the_appliance(), tempfile.TemporaryDirectory() as directory:
-        program = Path(directory) / "exit_loop"
-        source = Path(__file__).with_name("exit_loop.c")
-        subprocess.run(["gcc", "-O2", "-o", program, source], check=True)
-        ours, bare = uvloop.run(_alternate(program))
-        busy = uvloop.run(_busy())
-    ours_us, bare_us = percentile(ours, 0.25), percentile(bare, 0.25)
-    yield Figure("exit_us", ours_us, "us", 30)
-    yield Figure("exit_c_us", bare_us, "us", 30)
-    yield Figure("exit_ratio", ours_us / bare_us, "ratio", 1.3)
-    yield Figure("exit_p99_us_busy", percentile(busy, 0.99) * 1e6, "us", 500)
-
-
-async def _alternate(program: Path) -> tuple[list[float], list[float]]:
-    """Microseconds an exit, of each window."""
-    ours: list[float] = []
-    bare: list[float] = []
-    for _ in range(ROUNDS):
-        meter = Meter()
-        await _measure(meter)
-        ours += [(later - earlier) / WINDOW * 1e6 for earlier, later in itertools.pairwise(meter.times)]
-        bare += await asyncio.to_thread(_bare, program)
-    return ours, bare
-
-
-def _bare(program: Path) -> list[float]:
-    run: list[str | Path] = [program, str(WINDOW), str(WINDOWS), OUT_FOR_EVER.bytes().hex()]
-    printed = subprocess.run(run, check=True, capture_output=True, text=True).stdout
-    return [float(line) for line in printed.split()]
-
-
-async def _measure(meter: Meter) -> None:
-    """Until `meter` is done."""
-    loop, done = asyncio.get_running_loop(), asyncio.Event()
-
-    def enough() -> None:
-        loop.call_soon_threadsafe(done.set)
-
-    meter.done = enough
-    async with machine(OUT_FOR_EVER, in_real_mode, at=REAL_CODE) as made:
-        made.ports.add(PORT, 1, meter, name="meter")
-        await made.start()
-        async with asyncio.timeout(60):
-            await done.wait()
-
-
-async def _busy() -> list[float]:
-    stopwatch, stopping = Stopwatch(), threading.Event()
-
-    def work() -> None:
-        while not stopping.is_set():
-            sum(number * number for number in range(1000))
-
-    thread = threading.Thread(target=work, name="busy")
-    thread.start()
-    try:
-        await _measure(stopwatch)
-    finally:
-        stopping.set()
-        thread.join()
-    return [later - earlier for earlier, later in itertools.pairwise(stopwatch.every[WINDOW:])]
+IDLE_MEMORY_MIB = 64
+FIRST = 200
 
 
 def pause() -> Iterable[Figure]:
@@ -199,32 +65,102 @@ async def _pause() -> list[float]:
 
 
 def idle() -> Iterable[Figure]:
-    """Fifty halted guests in one process: its own memory beside theirs, for each, and its CPU over ten seconds."""
-    with switch_interval_of_the_appliance():
-        overhead, spent = uvloop.run(_idle())
-    yield Figure("guest_overhead_mib", overhead / MIB, "MiB", 5)
-    yield Figure("guest_idle_cpu_pct", 100 * spent, "%", 1.0)
+    """Fifty guests of the engine in one process, each with a disk, a NIC, serial line, agent, balloon and random numbers,
+    whose kernel halts: the process's own memory beside theirs, for each, and its processor time over ten seconds, for each.
+    """
+    with (
+        switch_interval_of_the_appliance(),
+        tempfile.TemporaryDirectory() as directory,
+        _taps(range(FIRST, FIRST + IDLE_GUESTS + 1)),
+    ):
+        overhead, spent, stopping_s = uvloop.run(_idle(Path(directory)))
+    yield Figure("guest_overhead_mib", overhead / MIB, "MiB", 8)
+    yield Figure("guest_idle_cpu_pct", 100 * spent, "%", 0.2)
+    yield Figure("guests_stop_s", stopping_s, "s", 30)
 
 
-async def _idle() -> tuple[float, float]:
+async def _idle(directory: Path) -> tuple[float, float, float]:
     process = psutil.Process()
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(
-            machine(Asm(16).halt(), in_real_mode, at=REAL_CODE)
-        )  # what the first one imports
+    async with _engine(directory) as engine:
+        await (await _start(engine, directory, FIRST)).stop()  # what the first one imports
         gc.collect()
         before = _own_memory()
-        for number in range(IDLE_GUESTS):
-            made = await stack.enter_async_context(
-                machine(Asm(16).halt(), in_real_mode, at=REAL_CODE, label=f"vm {200 + number}")
-            )
-            await made.start()
+        vms = [await _start(engine, directory, FIRST + 1 + number) for number in range(IDLE_GUESTS)]
+        await asyncio.sleep(1)
         gc.collect()
         overhead = (_own_memory() - before) / IDLE_GUESTS
-        await asyncio.sleep(1)
         cpu, began = sum(process.cpu_times()[:2]), time.monotonic()
         await asyncio.sleep(IDLE_S)
-        return overhead, (sum(process.cpu_times()[:2]) - cpu) / (time.monotonic() - began)
+        spent = (sum(process.cpu_times()[:2]) - cpu) / (time.monotonic() - began)
+        if any(vm.ended for vm in vms):
+            raise RuntimeError("a guest has ended")
+        began = time.monotonic()
+        await asyncio.gather(*(vm.stop() for vm in vms))
+        return overhead, spent / IDLE_GUESTS, time.monotonic() - began
+
+
+@asynccontextmanager
+async def _engine(directory: Path) -> AsyncIterator[NativeEngine]:
+    scope = TaskScope("bench")
+    engine = NativeEngine(directory / "run", directory / "data", scope, SystemClock())
+    await engine.probe()
+    try:
+        yield engine
+    finally:
+        await engine.close()
+        await scope.close()
+
+
+async def _start(engine: NativeEngine, directory: Path, number: int) -> NativeVm:
+    """A guest whose kernel halts at once."""
+    disk, kernel = directory / f"{number}.raw", directory / "kernel"
+    disk.touch()
+    os.truncate(disk, 16 * MIB)
+    kernel.write_bytes(elf_kernel(Asm(32).halt().bytes(), notes=note(b"Xen", NOTE_PVH, 2 * MIB)))
+    spec = VmSpec(
+        guest_id=GuestId(number),
+        name="idle",
+        uuid=f"3f2504e0-4f89-41d3-9a0c-0305e82c{number:04}",
+        engine="native",
+        cpu_model="host",
+        memory_mib=IDLE_MEMORY_MIB,
+        balloon_min_mib=IDLE_MEMORY_MIB,
+        serials=(0,),
+        display="none",
+        agent=True,
+        rng=True,
+        disks=(VmDisk(slot="virtio0", volume=f"local:{number}/disk.raw"),),
+        nics=(
+            NicSpec(slot="net0", model="virtio", mac=f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}", bridge="x"),
+        ),
+        kernel="local:kernel",
+    )
+    volumes = {"virtio0": _raw(disk), "kernel": _raw(kernel)}
+    resources = VmResources(disks=volumes, taps={"net0": _tap(number)})
+    return await engine.start(spec, resources, on_state=lambda state, why: None, log=lambda line: None)
+
+
+@contextmanager
+def _taps(numbers: Iterable[int]) -> Iterator[None]:
+    """One for each guest, gone afterwards."""
+    made: list[str] = []
+    try:
+        for name in map(_tap, numbers):
+            with tuntap.new_tap(name, multi_queue=False) as tap:
+                tap.persist()
+            made.append(name)
+        yield
+    finally:
+        for name in made:
+            subprocess.run(["ip", "link", "delete", name], check=True)
+
+
+def _tap(number: int) -> str:
+    return f"bench{os.getpid() % 100_000}-{number}"
+
+
+def _raw(path: Path) -> OpenedVolume:
+    return OpenedVolume(volume_id=None, path=path, format=VolumeFormat.RAW, size_bytes=path.stat().st_size)
 
 
 def _own_memory() -> int:

@@ -1,5 +1,5 @@
 """The machine that `vmm` attacks: every device there is, those on PCI plugged and taken out as it goes, and what the host
-does meanwhile. No KVM, no display."""
+does meanwhile. No KVM; a display without viewers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from typing import Final
 from appliance.vmm import layout
 from appliance.vmm.block.backend import CACHE_MODES
 from appliance.vmm.block.raw import RawImage
+from appliance.vmm.boot.pflash import Pflash
 from appliance.vmm.console import ByteChannel
 from appliance.vmm.device import Device
+from appliance.vmm.display.bochs_display import BochsDisplay
+from appliance.vmm.display.virtio_input import VirtioTablet
 from appliance.vmm.legacy.acpi_pm import AcpiPm
 from appliance.vmm.legacy.debug_port import DebugPort
 from appliance.vmm.legacy.fw_cfg import FwCfg
@@ -50,6 +53,8 @@ MEMORY_MIB = 16
 DISK_BYTES: Final = 1 << 20
 SERVICE_PORT: Final = 52
 MAX_CLIENTS: Final = 8
+FLASH_BYTES: Final = 4 * layout.PAGE
+FLASH: Final = layout.FIRMWARE_END - FLASH_BYTES
 _MAC = b"\x02\0\0\0\0\x01"
 _ERRNOS = (0, 0, errno.EIO, errno.ENOSPC)
 
@@ -75,6 +80,8 @@ class FuzzMachine:
             "disk0": self._make_disk,
             "disk1": self._make_failing_disk,
             "vsock": self._make_vsock,
+            "display": lambda: BochsDisplay("display", self.fake.context),
+            "tablet": self._make_tablet,
         }
         self._make_board()
         for name in self._makers:
@@ -103,6 +110,7 @@ class FuzzMachine:
             Rtc("rtc", context),
             DebugPort("debug-port", context),
             PvPanic("pvpanic", context),
+            Pflash("pflash", context, FLASH, b"\xff" * FLASH_BYTES, writable=True),
             *self.serials,
         ]
 
@@ -119,6 +127,10 @@ class FuzzMachine:
     def _make_balloon(self) -> PciFunction:
         self.balloon = VirtioBalloon("balloon", self.fake.context)
         return self._virtio(self.balloon)
+
+    def _make_tablet(self) -> PciFunction:
+        self.tablet = VirtioTablet("tablet", self.fake.context)
+        return self._virtio(self.tablet)
 
     def _make_net(self) -> PciFunction:
         self.cable = FakeCable()
@@ -238,6 +250,7 @@ class FuzzMachine:
     def _type(self) -> None:
         self.keyboard.key(self.random.getrandbits(8), down=self.random.random() < 0.5)
         self.keyboard.pointer(self.random.randrange(-300, 300), self.random.randrange(-300, 300), 1, 0)
+        self.tablet.pointer(self.random.random(), self.random.random(), self.random.randrange(8))
         serial = self.random.choice(self.serials)
         serial.receive(self.random.randbytes(self.random.randrange(1, 40)))
 
