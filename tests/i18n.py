@@ -10,7 +10,7 @@ from appliance.services.guest_config.ct_schema import CT_KEYS
 from appliance.services.guest_config.property_string import PropertySchema
 from appliance.services.guest_config.schema import ConfigKey
 from appliance.services.guest_config.vm_schema import VM_KEYS
-from appliance.web.pages import contexts, guests, language, render
+from appliance.web.pages import areas, contexts, guests, language, render
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATES, SCRIPTS = ROOT / "templates", ROOT / "static" / "js"
@@ -32,6 +32,7 @@ def sources() -> dict[str, list[str]]:
 def tables() -> list[str]:
     """The words Python gives to templates, which say them by `_(…)`."""
     words: list[str] = [*contexts.LABELS.values(), *contexts.CONTENT_WORDS.values(), *STATES]
+    words += areas.words()
     words += [*guests.TAB_WORDS.values(), *render.TASK_WORDS.values(), "VM", "Container", "Guest"]
     for key in (*VM_KEYS, *CT_KEYS):
         if key.supported and not key.read_only:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from aiohttp import WSCloseCode, web
@@ -27,6 +27,11 @@ class SocketRegistry:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    @property
+    def open_now(self) -> Sequence[web.WebSocketResponse]:
+        """Those that are open now."""
+        return tuple(self._open)
 
     @contextmanager
     def register(self, socket: web.WebSocketResponse, remote: str) -> Iterator[None]:

@@ -1,8 +1,13 @@
-// What every page needs: theme, the one dialog, times in the reader's zone, filters, the websocket.
+// What every page needs: theme, the one dialog, resources, bell, times in the reader's zone, the websocket.
 
 import * as forms from "./forms.js";
 import { connect, onChange } from "./live.js";
+import * as list from "./list.js";
+import * as palette from "./palette.js";
+import { colourTags } from "./parts.js";
 import * as tasks from "./tasks.js";
+import * as tree from "./tree.js";
+import { t } from "./words.js";
 
 const THEMES = { system: "light", light: "dark", dark: "system" };
 
@@ -54,34 +59,55 @@ function times() {
   }
 }
 
-function filter() {
-  const input = document.querySelector("[data-filter]");
-  if (!input) return;
-  const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
-  const state = document.querySelector("[data-filter-state]:checked")?.value ?? "";
-  const rows = [...document.querySelectorAll(`${input.dataset.filter} > tr`)];
-  let shown = 0;
-  for (const row of rows) {
-    const text = row.dataset.find.toLowerCase();
-    row.hidden = !words.every((word) => text.includes(word)) || (state !== "" && row.dataset.state !== state);
-    if (!row.hidden) shown += 1;
-  }
-  document.querySelector("[data-empty-for]").hidden = rows.length > 0;
-  document.querySelector("[data-none-for]").hidden = rows.length === 0 || shown > 0;
-  document.getElementById("guest-table").hidden = shown === 0;
-}
-
-function filters() {
-  document.addEventListener("input", (event) => {
-    if (event.target.matches?.("[data-filter], [data-filter-state]")) filter();
+/** The resources beside the page, or over it where there is no room; whether they show is remembered. */
+function sidebar() {
+  const root = document.documentElement;
+  const narrow = () => matchMedia("(max-width: 1023px)").matches;
+  const shows = () => (narrow() ? root.dataset.treeOver === "true" : root.dataset.tree !== "closed");
+  const tell = () => {
+    document.getElementById("tree-toggle").ariaExpanded = String(shows());
+  };
+  const set = (open) => {
+    if (narrow()) root.dataset.treeOver = String(open);
+    else if (open) delete root.dataset.tree;
+    else root.dataset.tree = "closed";
+    if (!narrow()) localStorage.setItem("tree", open ? "open" : "closed");
+    tell();
+    if (open && narrow()) document.getElementById("tree-filter").focus();
+  };
+  document.addEventListener("click", (event) => {
+    if (event.target.closest("[data-tree-toggle]")) set(!shows());
+    else if (root.dataset.treeOver === "true" && !event.target.closest("#sidebar")) set(false);
   });
   document.addEventListener("keydown", (event) => {
-    const input = document.querySelector("[data-filter]");
-    if (event.key !== "/" || !input || event.target.closest("input, textarea, select, dialog, .console")) return;
-    event.preventDefault();
-    input.focus();
+    if (event.key === "Escape" && root.dataset.treeOver === "true") {
+      set(false);
+      document.getElementById("tree-toggle").focus();
+    }
   });
-  filter();
+  tell();
+}
+
+/** The bell's number: what is wrong now, and failures since it was opened last. */
+function bell() {
+  const KEY = "notices-seen";
+  const show = () => {
+    const seen = Number(localStorage.getItem(KEY) ?? 0);
+    const fresh = [...document.querySelectorAll("#notices li")].filter((line) => {
+      const time = line.querySelector("[data-time]")?.dataset.time;
+      return time === undefined || Number(time) > seen;
+    }).length;
+    const count = document.getElementById("bell-count");
+    count.hidden = fresh === 0;
+    count.textContent = fresh > 99 ? "99+" : String(fresh);
+    document.querySelector("#bell summary").ariaLabel = fresh > 0 ? t("Notifications, {count} new", { count: fresh }) : t("Notifications");
+  };
+  document.getElementById("bell").addEventListener("toggle", (event) => {
+    if (event.target.open) localStorage.setItem(KEY, String(Math.floor(Date.now() / 1000)));
+    else show();
+  });
+  onChange(show);
+  show();
 }
 
 function fullscreen() {
@@ -100,14 +126,19 @@ function gone() {
 
 theme();
 dialogs();
+sidebar();
 forms.setUp();
 tasks.setUp();
-filters();
+tree.setUp();
+palette.setUp();
+list.setUp();
+bell();
 fullscreen();
 times();
+colourTags();
 onChange(() => {
   times();
-  filter();
+  colourTags();
   gone();
 });
 document.querySelector('.tabs [aria-current="page"]')?.scrollIntoView({ inline: "center", block: "nearest" });

@@ -2,6 +2,7 @@
 
 import { renew, toLogin } from "./api.js";
 import { socketAt } from "./place.js";
+import { t } from "./words.js";
 
 const FIRST_RETRY_MS = 400;
 const LONGEST_RETRY_MS = 15000;
@@ -12,13 +13,28 @@ const extra = new Set();
 let socket = null;
 let told = "";
 let retries = 0;
+let retry = 0;
 
-const topics = () => [...new Set([...(document.body.dataset.topics ?? "").split(" ").filter(Boolean), ...extra])];
+const base = (document.body.dataset.topics ?? "").split(" ").filter(Boolean);
+const topics = () => [...new Set([...base, ...extra])];
+const kindOf = (topic) => topic.split(":", 1)[0];
+
+/** Follow `topic` in place of the page's own one of this kind. `quiet`: the server knows already. */
+export function setTopic(kind, topic, { quiet = false } = {}) {
+  const at = base.findIndex((each) => kindOf(each) === kind);
+  if (at < 0) base.push(topic);
+  else base[at] = topic;
+  if (!quiet) tell();
+}
+
+/** Call `listener` with each datum of this kind that is pushed. */
+export function onData(kind, listener) {
+  document.addEventListener(`live:${kind}`, (event) => listener(event.detail));
+}
 
 /** Follow one more topic ("log:UPID"), in place of others of its kind. */
 export function follow(topic) {
-  const kind = topic.split(":", 1)[0];
-  for (const other of extra) if (other.startsWith(`${kind}:`)) extra.delete(other);
+  for (const other of extra) if (kindOf(other) === kindOf(topic)) extra.delete(other);
   extra.add(topic);
   tell();
 }
@@ -34,11 +50,27 @@ export function connect() {
   socket.addEventListener("open", () => {
     retries = 0;
     document.body.dataset.live = "connected";
-    document.getElementById("offline").hidden = true;
+    lost(false);
     tell();
+    document.dispatchEvent(new CustomEvent("live:again"));
   });
   socket.addEventListener("message", (message) => apply(JSON.parse(message.data)));
   socket.addEventListener("close", closed);
+}
+
+addEventListener("online", () => {
+  // no need to wait for the next try
+  if (socket?.readyState === WebSocket.CLOSED) {
+    clearTimeout(retry);
+    retries = 0;
+    connect();
+  }
+});
+
+function lost(is, waitMs = 0) {
+  const notice = document.getElementById("offline");
+  notice.hidden = !is;
+  if (is) notice.textContent = t("Connection lost. What you see may be old. Trying again in {seconds} s…", { seconds: Math.ceil(waitMs / 1000) });
 }
 
 function tell() {
@@ -54,15 +86,20 @@ async function closed(event) {
   const wait = Math.min(LONGEST_RETRY_MS, FIRST_RETRY_MS * 2 ** retries);
   retries += 1;
   if (retries > 1) {
-    document.getElementById("offline").hidden = false;
+    lost(true, wait);
     // a browser does not tell why a websocket was refused: ask whether there is still a session
     if (!(await renew())) return toLogin();
   }
-  setTimeout(connect, wait * (0.75 + Math.random() / 2));
+  clearTimeout(retry);
+  retry = setTimeout(connect, wait * (0.75 + Math.random() / 2));
 }
 
 function apply(fragments) {
   for (const html of fragments) {
+    if (typeof html === "object") {
+      document.dispatchEvent(new CustomEvent(`live:${html.kind}`, { detail: html }));
+      continue;
+    }
     // each by itself: after a <div> a parser takes no <tr> any more
     const template = document.createElement("template");
     template.innerHTML = html;

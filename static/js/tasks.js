@@ -1,6 +1,7 @@
 // The tasks drawer: opening it, reading a log that is pushed line by line, and waiting for a task's end.
 
-import { follow, onChange } from "./live.js";
+import { call } from "./api.js";
+import { follow, onChange, onData } from "./live.js";
 import { toast } from "./toast.js";
 
 const OPEN_KEY = "drawer-open";
@@ -18,7 +19,25 @@ export function setUp() {
     if (chosen) open(chosen.dataset.openTask ?? chosen.dataset.upid);
   });
   onChange(refresh);
+  onData("task", ({ upid, status }) => finished(upid, status));
+  // ends that happened while there was no connection are asked for once
+  document.addEventListener("live:again", () => [...waiting.keys()].forEach(ask));
   refresh();
+}
+
+function finished(upid, status) {
+  const tell = waiting.get(upid);
+  waiting.delete(upid);
+  tell?.(status);
+}
+
+async function ask(upid) {
+  try {
+    const task = await call("GET", `/nodes/${upid.split(":")[1]}/tasks/${encodeURIComponent(upid)}/status`);
+    if (task.status === "stopped") finished(upid, task.exitstatus);
+  } catch {
+    // gone, or no connection again: what is pushed will tell
+  }
 }
 
 /** Show a task's log in the drawer. */
@@ -40,6 +59,7 @@ export function ended(upid) {
       else reject(new Error(status));
     });
     refresh();
+    if (waiting.has(upid)) ask(upid); // it may have ended before anybody waited
   });
 }
 
@@ -59,10 +79,8 @@ function refresh() {
   for (const each of document.querySelectorAll(".task-row")) {
     each.setAttribute("aria-current", String(each.dataset.upid === current));
   }
-  for (const [upid, tell] of [...waiting]) {
+  for (const upid of [...waiting.keys()]) {
     const status = row(upid)?.dataset.status;
-    if (status === undefined) continue;
-    waiting.delete(upid);
-    tell(status);
+    if (status !== undefined) finished(upid, status);
   }
 }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from playwright.async_api import Browser as AsyncBrowser
 from playwright.async_api import async_playwright
 from playwright.sync_api import Browser, sync_playwright
@@ -30,6 +33,17 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 async def loop_browser() -> AsyncIterator[AsyncBrowser]:
     """For tests whose server runs on the test's own loop."""
+    async with async_playwright() as playwright:
+        chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield chromium
+        await chromium.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def file_browser() -> AsyncIterator[AsyncBrowser]:
+    """One browser for all tests of a file; these are marked `asyncio(loop_scope="module")`."""
+    # the loop's pool stays as long as the file: its threads are there before the first test counts threads
+    await asyncio.gather(*(asyncio.to_thread(time.sleep, 0.02) for _ in range(64)))
     async with async_playwright() as playwright:
         chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield chromium

@@ -102,6 +102,9 @@ class HouseStorage:
         self.storage(storage_id)
         return [info for info in self.volumes if content in (None, info.content)]
 
+    def cached_usage(self, storage_id: str) -> StorageUsage | None:
+        return StorageUsage(total_bytes=100 * GIB, used_bytes=37 * GIB, available_bytes=63 * GIB)
+
     async def usage(self, storage_id: str) -> StorageUsage:
         self.storage(storage_id)
         return StorageUsage(total_bytes=100 * GIB, used_bytes=37 * GIB, available_bytes=63 * GIB)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 from appliance.errors import ApplianceError, HostError
 from appliance.model.guest import GuestKind, GuestState
 from appliance.model.volume import ContentType
-from appliance.services import guest_config
+from appliance.services import cluster_options, guest_config
+from appliance.web.pages import guest_window, notices
 from appliance.web.pages.viewer import GuestRights, Viewer, kind_word
 
 if TYPE_CHECKING:
@@ -63,21 +64,36 @@ class ConfigRow:
     is_disk: bool
 
 
-async def guest_list(viewer: Viewer) -> Context:
-    """Every guest the viewer may see, and how many run."""
-    guests = viewer.guests()
+async def guest_list(viewer: Viewer, wanted: guest_window.Wanted) -> Context:
+    """The window of the list that is wanted, and how many there are."""
+    everything = viewer.guests()
+    window = guest_window.choose(everything, wanted)
+    running = sum(1 for guest in everything if guest.state in (GuestState.RUNNING, GuestState.PAUSED))
     return {
-        "guests": guests,
-        "rights": {guest.guest_id: viewer.rights(guest.guest_id) for guest in guests},
+        "guests": window.guests,
+        "rights": {guest.guest_id: viewer.rights(guest.guest_id) for guest in window.guests},
+        "matching": window.matching,
+        "total": window.total,
+        "running": running,
+        "wanted": wanted,
+        "may_create": viewer.may_create(),
         "node": viewer.node,
     }
 
 
-def guest_counts(viewer: Viewer) -> Context:
-    """How many there are, and run."""
-    guests = viewer.guests()
-    running = sum(1 for guest in guests if guest.state in (GuestState.RUNNING, GuestState.PAUSED))
-    return {"running": running, "total": len(guests)}
+async def notice_list(viewer: Viewer) -> Context:
+    """What is wrong now, and what has failed lately."""
+    return {"present_notices": await notices.present(viewer), "recent_notices": await notices.recent(viewer)}
+
+
+async def tag_colors(viewer: Viewer) -> str:
+    """The colours chosen for tags, as `tag:RRGGBB[:RRGGBB];…`: the part "color-map" of the option "tag-style"."""
+    options, _ = await cluster_options.read(viewer.services.store)
+    for part in str(options.get("tag-style", "")).split(","):
+        name, _, value = part.partition("=")
+        if name == "color-map":
+            return value
+    return ""
 
 
 def guest_row(viewer: Viewer, guest: GuestView) -> Context:

@@ -1,28 +1,35 @@
 """The parts of a page that change by themselves, by topic. A page's websocket names its topics; this renders them.
 
-    tasks                     the tasks drawer
+    tasks                     the tasks drawer; each task's end as data, for scripts that wait for it
+    notices                   what needs attention (the bell)
+    tree:DIGEST               the resource tree, as data; nothing when the page's rows have this digest
+    overview                  the state of everything
     host · node               the node's figures, small and large
-    guests                    the list, row by row
+    guests:QUERY              the list, row by row: what `guest_window` makes of the query
     guest:ID:TAB              head and tab of a guest's page
     storage:ID:CONTENT        the list of volumes
     log:UPID                  a task's log, line by line
 
 Each fragment is one element with an id, which replaces the element of that id (`static/js/live.js`);
 `data-push="append"` adds its children instead. A fragment that would be sent unchanged is not sent.
+Data for scripts are structs, objects with a `kind` on the wire.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import typing
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from appliance import events as bus
 from appliance.errors import ApplianceError
 from appliance.model.guest import GuestState
-from appliance.web.pages import contexts
+from appliance.web.pages import contexts, datacenter, guest_window, tree
 from appliance.web.pages.render import Voice
 from appliance.web.pages.viewer import Viewer
 
@@ -35,9 +42,18 @@ TOPIC_LIMIT = 12
 LOG_LINES_LIMIT = 1000
 ROWS_AT_ONCE = 20
 _TASK_EVENTS = (bus.TaskStarted, bus.TaskProgressed, bus.TaskFinished)
+_NOTICE_EVENTS = (bus.TaskFinished, bus.NodeStatsSampled, bus.GuestConfigChanged, bus.StorageContentChanged)
 _GUEST_EVENTS = (bus.GuestStateChanged, bus.GuestConfigChanged, bus.GuestListChanged)
 GuestEvent = bus.GuestStateChanged | bus.GuestConfigChanged | bus.GuestListChanged
 TaskEvent = bus.TaskStarted | bus.TaskProgressed | bus.TaskFinished
+Fragment = str | msgspec.Struct
+
+
+class TaskEnd(msgspec.Struct, tag_field="kind", tag="task", kw_only=True):
+    """A task has ended, for the script that waits for it."""
+
+    upid: str
+    status: str
 
 
 @dataclass(slots=True)
@@ -49,8 +65,10 @@ class PageFeed:
     topics: tuple[str, ...] = ()
     _sent: dict[str, int] = field(default_factory=dict)
     _log_lines: dict[str, int] = field(default_factory=dict)
+    _tree: dict[str, tree.TreeRow] = field(default_factory=dict)
+    _window: tuple[int, ...] = ()
 
-    async def follow(self, topics: Iterable[str]) -> Sequence[str]:
+    async def follow(self, topics: Iterable[str]) -> Sequence[Fragment]:
         """Follow these topics from now on; returns the fragments of those that are new."""
         wanted = tuple(dict.fromkeys(topics))[:TOPIC_LIMIT]
         new = [topic for topic in wanted if topic not in self.topics]
@@ -59,16 +77,16 @@ class PageFeed:
         self.topics = wanted
         return await self._collect(self._whole(topic) for topic in new)
 
-    async def after(self, batch: Sequence[bus.Event]) -> Sequence[str]:
+    async def after(self, batch: Sequence[bus.Event]) -> Sequence[Fragment]:
         """What the events change on the page. After `Lagged` or a change of permissions: everything."""
         if any(isinstance(event, (bus.Lagged, bus.AccessChanged)) for event in batch):
             self._sent.clear()
             return await self._collect(self._whole(topic) for topic in self.topics)
         return await self._collect(self._changed(topic, batch) for topic in self.topics)
 
-    async def _collect(self, parts: Iterable[Awaitable[Sequence[str]]]) -> Sequence[str]:
+    async def _collect(self, parts: Iterable[Awaitable[Sequence[Fragment]]]) -> Sequence[Fragment]:
         """All fragments of `parts`; a topic the viewer may not see, or that is gone, yields none."""
-        found: list[str] = []
+        found: list[Fragment] = []
         for part in parts:
             try:
                 found += await part
@@ -78,16 +96,22 @@ class PageFeed:
 
     # --- which fragments ----------------------------------------------------------------------------------------------
 
-    async def _whole(self, topic: str) -> Sequence[str]:
+    async def _whole(self, topic: str) -> Sequence[Fragment]:
         match topic.split(":", 1)[0]:
             case "tasks":
                 return await self._render("tasks", await contexts.tasks(self.viewer))
+            case "notices":
+                return await self._render("notices", await contexts.notice_list(self.viewer))
+            case "overview":
+                return await self._render("overview", await datacenter.overview(self.viewer))
+            case "tree":
+                return self._whole_tree(topic.partition(":")[2])
             case "host":
                 return await self._render("host", await contexts.host(self.viewer))
             case "node":
                 return await self._render("node", await contexts.node(self.viewer))
             case "guests":
-                return await self._guest_list()
+                return await self._guest_list(topic)
             case "guest":
                 return await self._guest(*_guest_topic(topic))
             case "storage":
@@ -96,15 +120,23 @@ class PageFeed:
                 return await self._log(topic)
         return ()
 
-    async def _changed(self, topic: str, batch: Sequence[bus.Event]) -> Sequence[str]:
+    async def _changed(self, topic: str, batch: Sequence[bus.Event]) -> Sequence[Fragment]:
         whole: Callable[[bus.Event], bool]
         match topic.split(":", 1)[0]:
             case "guests":
-                return await self._guest_rows(batch)
+                return await self._guest_rows(topic, batch)
+            case "tree":
+                return self._tree_after(batch)
             case "tasks":
+                return await self._tasks_after(batch)
+            case "notices":
 
                 def whole(event: bus.Event) -> bool:
-                    return isinstance(event, _TASK_EVENTS)
+                    return isinstance(event, _NOTICE_EVENTS)
+            case "overview":
+
+                def whole(event: bus.Event) -> bool:
+                    return isinstance(event, (*_GUEST_EVENTS, *_NOTICE_EVENTS))
             case "host" | "node":
 
                 def whole(event: bus.Event) -> bool:
@@ -127,31 +159,35 @@ class PageFeed:
 
     # --- guests -------------------------------------------------------------------------------------------------------
 
-    async def _guest_list(self) -> Sequence[str]:
-        self._forget("guest_row:")
-        rows = await self._render("guest_rows", await contexts.guest_list(self.viewer))
-        return [*rows, *await self._render("guest_counts", contexts.guest_counts(self.viewer))]
+    async def _guest_list(self, topic: str) -> Sequence[Fragment]:
+        self._forget("guest_row")
+        context = await contexts.guest_list(self.viewer, _query(topic))
+        self._window = tuple(guest.guest_id for guest in _guests_of(context))
+        found = [*await self._render("guest_rows", context), *await self._render("guest_counts", context)]
+        return [*found, *await self._render("guest_foot", context)]
 
-    async def _guest_rows(self, batch: Sequence[bus.Event]) -> Sequence[str]:
-        if any(isinstance(event, bus.GuestListChanged) for event in batch):
-            self._sent.pop("guest_rows:", None)
-            return await self._guest_list()
+    async def _guest_rows(self, topic: str, batch: Sequence[bus.Event]) -> Sequence[Fragment]:
         changed = {int(event.guest_id) for event in batch if isinstance(event, _GUEST_EVENTS)}
         sampled = any(isinstance(event, bus.GuestStatsSampled) for event in batch)
         if not changed and not sampled:
             return ()
-        found: list[str] = []
-        for guest in self.viewer.guests():
+        context = await contexts.guest_list(self.viewer, _query(topic))
+        shown = _guests_of(context)
+        listed = any(isinstance(event, bus.GuestListChanged) for event in batch)
+        if listed or tuple(guest.guest_id for guest in shown) != self._window:
+            return await self._guest_list(topic)
+        found: list[Fragment] = []
+        for guest in shown:
             if guest.guest_id not in changed and not (sampled and guest.state is GuestState.RUNNING):
                 continue
             found += await self._guest_row(guest)
             if len(found) % ROWS_AT_ONCE == 0:
-                await asyncio.sleep(0)  # a thousand rows take a while: others have their turn in between
+                await asyncio.sleep(0)  # hundreds of rows take a while: others have their turn in between
         if changed:
-            found += await self._render("guest_counts", contexts.guest_counts(self.viewer))
+            found += await self._render("guest_counts", context)
         return found
 
-    async def _guest_row(self, guest: GuestView) -> Sequence[str]:
+    async def _guest_row(self, guest: GuestView) -> Sequence[Fragment]:
         """Rendered once for all pages that show the same."""
         context = contexts.guest_row(self.viewer, guest)
         key = contexts.guest_row_key(guest, self.viewer.rights(guest.guest_id))
@@ -159,7 +195,32 @@ class PageFeed:
             f"guest_row:{guest.guest_id}", await self.renderer.shared("fragments/guest_row.html", context, key)
         )
 
-    async def _guest(self, guest_id: int, tab: str) -> Sequence[str]:
+    # --- frame --------------------------------------------------------------------------------------------------------
+
+    async def _tasks_after(self, batch: Sequence[bus.Event]) -> Sequence[Fragment]:
+        """The drawer, and the ends for whoever waits. Events of tasks the viewer may not see never get here."""
+        if not any(isinstance(event, _TASK_EVENTS) for event in batch):
+            return ()
+        ends = [TaskEnd(upid=each.upid, status=each.status) for each in batch if isinstance(each, bus.TaskFinished)]
+        return [*await self._render("tasks", await contexts.tasks(self.viewer)), *ends]
+
+    def _whole_tree(self, known: str) -> Sequence[Fragment]:
+        rows = tree.rows(self.viewer)
+        self._tree = {row.id: row for row in rows}
+        digest = tree.digest(rows)
+        return () if digest == known else [tree.TreeChange(rows=rows, digest=digest, whole=True)]
+
+    def _tree_after(self, batch: Sequence[bus.Event]) -> Sequence[Fragment]:
+        if not any(isinstance(event, (*_GUEST_EVENTS, bus.StorageContentChanged)) for event in batch):
+            return ()
+        rows = tree.rows(self.viewer)
+        change = tree.difference(self._tree, rows)
+        self._tree = {row.id: row for row in rows}
+        return () if change is None else [change]
+
+    # --- one guest ----------------------------------------------------------------------------------------------------
+
+    async def _guest(self, guest_id: int, tab: str) -> Sequence[Fragment]:
         found = [*await self._render("guest_head", contexts.guest_head(self.viewer, guest_id))]
         match tab:
             case "summary":
@@ -170,7 +231,7 @@ class PageFeed:
                 found += await self._render("guest_tasks", await contexts.guest_tasks(self.viewer, guest_id))
         return found
 
-    async def _guest_after(self, topic: str, batch: Sequence[bus.Event]) -> Sequence[str]:
+    async def _guest_after(self, topic: str, batch: Sequence[bus.Event]) -> Sequence[Fragment]:
         guest_id, tab = _guest_topic(topic)
         mine = [event for event in batch if isinstance(event, _GUEST_EVENTS) and event.guest_id == guest_id]
         if any(isinstance(event, bus.GuestListChanged) and not event.exists for event in mine):
@@ -181,13 +242,13 @@ class PageFeed:
 
     # --- storages and logs --------------------------------------------------------------------------------------------
 
-    async def _storage(self, topic: str) -> Sequence[str]:
+    async def _storage(self, topic: str) -> Sequence[Fragment]:
         _, storage, content = (*topic.split(":"), "", "")[:3]
         return await self._render(
             "storage_content", await contexts.storage_content(self.viewer, storage, content), key=content
         )
 
-    async def _log(self, topic: str) -> Sequence[str]:
+    async def _log(self, topic: str) -> Sequence[Fragment]:
         upid = topic.partition(":")[2]
         task = await self.viewer.task(upid)
         start = self._log_lines.get(topic, 0)
@@ -201,12 +262,12 @@ class PageFeed:
 
     # --- rendering ----------------------------------------------------------------------------------------------------
 
-    async def _render(self, name: str, context: contexts.Context, *, key: str = "") -> Sequence[str]:
+    async def _render(self, name: str, context: contexts.Context, *, key: str = "") -> Sequence[Fragment]:
         """The fragment, unless the page has it already."""
         html = await self.renderer.fragment(f"fragments/{name}.html", context)
         return self._unless_sent(f"{name}:{key}", html)
 
-    def _unless_sent(self, known: str, html: str) -> Sequence[str]:
+    def _unless_sent(self, known: str, html: str) -> Sequence[Fragment]:
         if self._sent.get(known) == hash(html):
             return ()
         self._sent[known] = hash(html)
@@ -215,6 +276,15 @@ class PageFeed:
     def _forget(self, prefix: str) -> None:
         for key in [key for key in self._sent if key.startswith(prefix)]:
             del self._sent[key]
+
+
+def _query(topic: str) -> guest_window.Wanted:
+    """ "guests:q=web" as what is wanted."""
+    return guest_window.Wanted.parse(topic.partition(":")[2])
+
+
+def _guests_of(context: contexts.Context) -> Sequence[GuestView]:
+    return typing.cast("Sequence[GuestView]", context["guests"])
 
 
 def _guest_topic(topic: str) -> tuple[int, str]:

@@ -6,7 +6,9 @@ from aiohttp import web
 
 from appliance.errors import NotFound
 from appliance.model.guest import GuestKind
-from appliance.web.pages import contexts
+from appliance.web import keys
+from appliance.web.pages import areas, contexts
+from appliance.web.pages.guest_window import Wanted
 from appliance.web.pages.visit import Visit, visited
 
 TABS = {
@@ -22,11 +24,12 @@ TAB_WORDS = {
 async def show_list(visit: Visit) -> web.StreamResponse:
     """GET /"""
     viewer = visit.viewer
-    context = await contexts.guest_list(viewer) | contexts.guest_counts(viewer) | await contexts.host(viewer)
-    topics = "guests host" if viewer.sees_node else "guests"
-    return await visit.page(
-        "guests", active="guests", title="Guests", topics=topics, may_create=viewer.may_create(), **context
-    )
+    wanted = Wanted.of(visit.request.query)
+    context = await contexts.guest_list(viewer, wanted) | await contexts.host(viewer)
+    topics = f"guests:{wanted.query}" + (" host" if viewer.sees_node else "")
+    table = visit.request.app[keys.TABLE]
+    context["has_snapshots"] = any(method.path.endswith("/qemu/{vmid}/snapshot") for method in table.methods())
+    return await visit.page("guests", active="guests", title="Guests", topics=topics, **context)
 
 
 @visited
@@ -52,6 +55,9 @@ async def show_guest(visit: Visit) -> web.StreamResponse:
         active="guests",
         title=f"{guest.name} ({guest_id})",
         topics=f"guest:{guest_id}:{tab}",
+        crumbs=areas.trail(
+            (guest.node, "/node"), (f"{guest.name} ({guest_id})", f"/guests/{guest_id}"), here=TAB_WORDS[tab]
+        ),
         tab=tab,
         tabs=[(name, TAB_WORDS[name]) for name in tabs],
         **context,

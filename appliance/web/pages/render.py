@@ -43,8 +43,9 @@ TASK_WORDS: Mapping[str, str] = {
     "startall": "Start all guests", "stopall": "Stop all guests", "vzdump": "Back up",
 }  # fmt: skip
 SHARED_LIMIT = 4096
+TAG_HUES = 12
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-_FROM_ROOT = re.compile(r'(\s(?:href|src|action|hx-get|hx-post|data-next|data-gone|data-href)=")/(?!/)')
+_FROM_ROOT = re.compile(r'(\s(?:href|src|action|hx-get|hx-post|data-next|data-gone|data-href|data-icons)=")/(?!/)')
 """Addresses in what was rendered: no text of a user can look like one, its quotes are escaped."""
 
 
@@ -100,7 +101,7 @@ class Renderer:
             "static": self._static.url, "version": VERSION, "_": catalogue, "language": catalogue.language,
             "languages": language.LANGUAGES, "script_words": catalogue.of_scripts(self._static.root / "js"),
         }  # fmt: skip
-        filters: dict[str, Callable[..., str]] = {
+        filters: dict[str, Callable[..., str | int]] = {
             "size": _localized(size, catalogue),
             "percent": _localized(percent, catalogue),
             "duration": duration,
@@ -109,6 +110,8 @@ class Renderer:
             "task_title": lambda task: task_title(task, catalogue),
             "task_outcome": task_outcome,
             "number": number,
+            "tag_hue": tag_hue,
+            "cpus": cpus,
         }
         environment.filters |= filters
         for name in environment.list_templates(extensions=["html"]):
@@ -185,6 +188,11 @@ def percent(ratio: float) -> str:
     return f"{value:.1f} %" if 0.05 <= value < 9.95 else f"{value:.0f} %"
 
 
+def cpus(value: float) -> str:
+    """How many CPUs' worth of work: "1.3 CPUs"."""
+    return f"{value:.2f} CPUs" if value < 9.995 else f"{value:.0f} CPUs"
+
+
 def number(value: float) -> str:
     """2.0 is "2", 1.5 is "1.5"."""
     return f"{value:g}"
@@ -215,6 +223,14 @@ def duration(seconds: float) -> str:
 def moment(epoch_s: float) -> str:
     """ISO 8601 in UTC, which `<time>` elements carry and the page's script shows in the reader's zone."""
     return datetime.fromtimestamp(int(epoch_s), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def tag_hue(tag: str) -> int:
+    """Which of the theme's colours a tag has: FNV-1a of its UTF-8 (`static/js/parts.js` computes the same)."""
+    value = 2166136261
+    for byte in tag.encode("utf-8", "surrogatepass"):
+        value = ((value ^ byte) * 16777619) & 0xFFFFFFFF
+    return value % TAG_HUES
 
 
 def task_title(task: TaskInfo, say: Callable[[str], str] = str) -> str:

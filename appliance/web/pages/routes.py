@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from appliance.web.pages import dialogs, guests, places, session
+from appliance.web.pages import datacenter, dialogs, guests, places, session
 from appliance.web.ws import page
 
 
@@ -16,6 +16,7 @@ def routes() -> list[web.RouteDef]:
         web.post("/logout", session.log_out),
         web.post("/session/renew", session.renew),
         web.get("/", guests.show_list),
+        web.get("/overview", datacenter.show_overview),
         web.get("/guests/{vmid}", guests.show_guest),
         web.get("/guests/{vmid}/{tab}", guests.show_guest),
         web.get("/node", places.show_node),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
 
 from appliance.errors import NotFound, PermissionDenied
 from appliance.model.guest import GuestId, GuestKind
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 STORAGE_PRIVILEGES = ("Datastore.Audit", "Datastore.AllocateSpace", "Datastore.Allocate")
 RECENT_TASKS = 30
+KEEP_S: Final = 1.0
+KEEP_LIMIT: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +35,39 @@ class GuestRights:
     delete: bool
 
 
+@dataclass(slots=True)
+class KeptGuests:
+    """The lists of guests that were made for somebody, while they hold: fifty open pages of one user need one.
+
+    A list holds until something happens, for at most `KEEP_S`.
+    """
+
+    _lists: dict[str, tuple[int, float, Sequence[GuestView]]] = field(default_factory=dict)
+
+    def get(self, viewer: Viewer) -> Sequence[GuestView]:
+        """The guests `viewer` may see."""
+        services, who = viewer.services, viewer.identity.auth_id
+        published, now = services.events.published, services.clock.monotonic()
+        known = self._lists.get(who)
+        if known is not None and known[0] == published and now < known[1]:
+            return known[2]
+        if len(self._lists) >= KEEP_LIMIT:
+            self._lists.clear()
+        found = viewer.read_guests()
+        self._lists[who] = (published, now + KEEP_S, found)
+        return found
+
+
+KEPT_GUESTS: web.AppKey[KeptGuests] = web.AppKey("kept_guests")
+
+
 @dataclass(frozen=True, slots=True)
 class Viewer:
     """One identity looking at the services."""
 
     services: Services
     identity: Identity
+    kept: KeptGuests = field(default_factory=KeptGuests)
 
     @property
     def node(self) -> str:
@@ -49,6 +80,10 @@ class Viewer:
 
     def guests(self) -> Sequence[GuestView]:
         """The guests the viewer may see, by id."""
+        return self.kept.get(self)
+
+    def read_guests(self) -> Sequence[GuestView]:
+        """The same, made anew."""
         return [guest for guest in self.services.guests.list() if self.may(f"/vms/{guest.guest_id}", "VM.Audit")]
 
     def guest(self, guest_id: int) -> GuestView:
@@ -78,6 +113,10 @@ class Viewer:
     def require_node(self) -> None:
         """Raises `PermissionDenied`."""
         self._require(f"/nodes/{self.node}", "Sys.Audit")
+
+    def pools(self) -> Sequence[str]:
+        """The names of the pools the viewer may see."""
+        return [name for name, _ in self.services.access.pools.visible(self.identity)]
 
     def storages(self) -> Sequence[StorageConfig]:
         """The storages the viewer may see."""

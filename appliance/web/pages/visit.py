@@ -11,9 +11,9 @@ from aiohttp import web
 
 from appliance.errors import ApplianceError, NotFound
 from appliance.web import keys, proxy
-from appliance.web.pages import contexts
+from appliance.web.pages import areas, contexts
 from appliance.web.pages.render import Voice, voice
-from appliance.web.pages.viewer import Viewer
+from appliance.web.pages.viewer import KEPT_GUESTS, Viewer
 
 LOGIN = "/login"
 
@@ -42,16 +42,26 @@ class Visit:
     async def page(
         self, template: str, *, active: str, title: str, topics: str = "", **context: object
     ) -> web.Response:
-        """A whole page: the frame with its navigation, drawer and topics, around `template`."""
+        """A whole page: the frame with tree, breadcrumbs, drawer and topics, around `template`.
+
+        `active` is the id of the page's area; `crumbs` in the context (`areas.trail`) are
+        the way to it; without, it is just below "Datacenter".
+        """
+        known = areas.areas(self.viewer)
         frame = {
             "active": active,
             "title": title,
-            "topics": f"tasks {topics}".strip(),
+            "topics": f"tasks notices {topics}".strip(),
+            "crumbs": areas.trail(here=title),
+            "areas": known,
+            "places": areas.places(self.viewer, known),
             "user": self.viewer.identity.user,
             "csrf": self.viewer.services.access.csrf_token(self.ticket),
             "node": self.viewer.node,
             "sees_node": self.viewer.sees_node,
             "sees_storage": bool(self.viewer.storages()),
+            "tag_colors": await contexts.tag_colors(self.viewer),
+            **await contexts.notice_list(self.viewer),
             **await contexts.tasks(self.viewer),
         }
         return _html(await self.renderer.page(f"pages/{template}.html", frame | context))
@@ -73,7 +83,8 @@ def visited(handler: Handler) -> Route:
         caller = request[keys.CALLER]
         if caller.identity is None or not caller.ticket:
             return _to_login(request)
-        visit = Visit(request, Viewer(request.app[keys.SERVICES], caller.identity), voice(request), caller.ticket)
+        viewer = Viewer(request.app[keys.SERVICES], caller.identity, request.app[KEPT_GUESTS])
+        visit = Visit(request, viewer, voice(request), caller.ticket)
         try:
             return await handler(visit)
         except ApplianceError as error:

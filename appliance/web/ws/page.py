@@ -1,7 +1,8 @@
 """The one websocket of a page: GET /ws/page.
 
     page → server    {"topics": ["tasks", "guest:100:summary", …]}   at most `MESSAGES_LIMIT_BYTES`
-    server → page    ["HTML", …]: fragments, each of one or more elements with ids that replace their namesakes
+    server → page    ["HTML", {"kind": "tree", …}, …]: fragments, each of one or more elements with ids that replace their
+                     namesakes; and data for scripts, by kind
 
 What changes while the page is open is rendered again and pushed, for what the viewer may see at that moment. A viewer
 whose session has ended is sent away with `events.SESSION_ENDED`.
@@ -16,9 +17,9 @@ import msgspec
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from appliance.web import keys, middleware
-from appliance.web.pages.fragments import PageFeed
+from appliance.web.pages.fragments import Fragment, PageFeed
 from appliance.web.pages.render import voice
-from appliance.web.pages.viewer import Viewer
+from appliance.web.pages.viewer import KEPT_GUESTS, Viewer
 from appliance.web.ws import events
 
 MESSAGES_LIMIT_BYTES = 8192
@@ -43,7 +44,8 @@ async def serve(request: web.Request) -> web.StreamResponse:
     ):
         await socket.prepare(request)
         request[keys.UPGRADED] = socket
-        page = OpenPage(request, socket, PageFeed(Viewer(services, identity), voice(request)))
+        viewer = Viewer(services, identity, request.app[KEPT_GUESTS])
+        page = OpenPage(request, socket, PageFeed(viewer, voice(request)))
         async with asyncio.TaskGroup() as group:
             pushing = group.create_task(page.push(events.Feed(services, identity, seen)))
             await page.listen()
@@ -82,7 +84,7 @@ class OpenPage:
             async with self._turn:
                 await self._send(await self._feed.after(batch))
 
-    async def _send(self, fragments: Sequence[str]) -> None:
+    async def _send(self, fragments: Sequence[Fragment]) -> None:
         if not fragments:
             return
         try:

@@ -1,0 +1,80 @@
+"""Where one can go: the pages that concern everything (tabs of "Datacenter", the bar on phones) and what the palette offers.
+
+A new page is one entry here. Entries are shown to whom they are of use; pages themselves check again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from appliance.web.pages.viewer import Viewer
+
+Crumb = tuple[str, str]
+"""A word and where it leads; the last one leads nowhere ("")."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Area:
+    """One page that concerns everything. `search` are other words it is found by; `seen_by` whom it is of use to."""
+
+    id: str
+    href: str
+    icon: str
+    word: str
+    search: str = ""
+    seen_by: Callable[[Viewer], bool] = lambda viewer: True
+    is_tab: bool = True
+    in_bottom_bar: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """One line of the palette: a page (`href`) or a dialog (`dialog`)."""
+
+    word: str
+    note: str
+    icon: str
+    search: str = ""
+    href: str = ""
+    dialog: str = ""
+
+
+AREAS: Final = (
+    Area(id="overview", href="/overview", icon="layout-dashboard", word="Overview", in_bottom_bar=True,
+         search="datacenter health capacity"),
+    Area(id="guests", href="/", icon="monitor", word="Guests", in_bottom_bar=True,
+         search="virtual machines containers list"),
+    Area(id="storage", href="/storage", icon="hard-drive", word="Storage", in_bottom_bar=True,
+         search="volumes iso templates images uploads", seen_by=lambda viewer: bool(viewer.storages())),
+    Area(id="node", href="/node", icon="server", word="Node", is_tab=False, in_bottom_bar=True, search="host",
+         seen_by=lambda viewer: viewer.sees_node),
+    Area(id="api", href="/api-docs", icon="book-open", word="API", search="reference documentation explorer"),
+)  # fmt: skip
+"""In the order of the tabs."""
+CREATIONS: Final = (
+    Place(word="Create a virtual machine", note="Action", icon="plus", search="new vm", dialog="/dialogs/create-vm"),
+    Place(word="Create a container", note="Action", icon="plus", search="new ct lxc", dialog="/dialogs/create-ct"),
+)
+
+
+def trail(*before: Crumb, here: str) -> Sequence[Crumb]:
+    """Breadcrumbs from "Datacenter" over `before` to `here`."""
+    return [("Datacenter", "/overview"), *before, (here, "")]
+
+
+def areas(viewer: Viewer) -> Sequence[Area]:
+    """The areas of use to the viewer."""
+    return [area for area in AREAS if area.seen_by(viewer)]
+
+
+def places(viewer: Viewer, known: Sequence[Area]) -> Sequence[Place]:
+    """What the palette offers besides guests, nodes, storages and tags."""
+    pages = [Place(word=area.word, note="Page", icon=area.icon, search=area.search, href=area.href) for area in known]
+    return [*pages, *(CREATIONS if viewer.may_create() else ())]
+
+
+def words() -> Sequence[str]:
+    """What templates translate at run time."""
+    return ["Datacenter", "Page", "Action", *(each.word for each in (*AREAS, *CREATIONS))]

@@ -1,0 +1,88 @@
+"""The pages that concern everything: overview."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from appliance.model.guest import GuestKind, GuestState
+from appliance.web.pages import contexts
+from appliance.web.pages.viewer import Viewer
+from appliance.web.pages.visit import Visit, visited
+
+if TYPE_CHECKING:
+    from appliance.model.volume import StorageUsage
+    from appliance.services.guest_view import GuestView
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How many guests of a kind are in a state; `query` finds them in the list."""
+
+    state: str
+    word: str
+    vms: int
+    containers: int
+
+    @property
+    def count(self) -> int:
+        return self.vms + self.containers
+
+
+@dataclass(frozen=True, slots=True)
+class StorageLine:
+    """One storage's space; `usage` is None while it is not known."""
+
+    storage_id: str
+    kind: str
+    usage: StorageUsage | None
+    problem: str
+
+
+def shares(guests: Iterable[GuestView]) -> Sequence[Share]:
+    """Guests by state; templates are a state of their own here. Pure."""
+    counts = Counter(("template" if guest.template else guest.state.value, guest.kind) for guest in guests)
+    words = {**{state.value: state.value.capitalize() for state in GuestState}, "template": "Template"}
+    found = [
+        Share(state, word, counts[state, GuestKind.QEMU], counts[state, GuestKind.LXC]) for state, word in words.items()
+    ]
+    return [share for share in found if share.count or share.state in ("running", "stopped")]
+
+
+async def overview(viewer: Viewer) -> contexts.Context:
+    """What the overview shows. Also pushed."""
+    guests = viewer.guests()
+    lines = [
+        StorageLine(
+            config.storage_id,
+            config.kind,
+            viewer.services.storage.cached_usage(config.storage_id),
+            config.problem or ("" if config.enabled else "disabled"),
+        )
+        for config in viewer.storages()
+    ]
+    active = [guest for guest in guests if guest.state in (GuestState.RUNNING, GuestState.PAUSED)]
+    return {
+        "shares": shares(guests),
+        "total": len(guests),
+        "storage_lines": lines,
+        "given_cpus": sum(guest.cpus for guest in active),
+        "given_memory": sum(guest.maxmem for guest in active),
+        "busiest": sorted(active, key=lambda guest: -guest.cpu_ratio * guest.cpus)[:5],
+        "nodes": sorted({viewer.node} | {guest.node for guest in guests}),
+        "node": viewer.node,
+        **await contexts.host(viewer),
+        **await contexts.notice_list(viewer),
+    }
+
+
+@visited
+async def show_overview(visit: Visit) -> web.StreamResponse:
+    """GET /overview"""
+    return await visit.page(
+        "overview", active="overview", title="Overview", topics="overview", **await overview(visit.viewer)
+    )

@@ -1,0 +1,176 @@
+"""The frame of every page in real Chromium: resource tree, palette, bell, drawer, list of guests, many guests at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, expect
+
+from appliance.model.guest import GuestKind, GuestState
+from appliance.web import keys
+from tests.browser.fake_site import FakeSite, open_site
+from tests.fakes.house import HOSTILE
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
+
+HOSTILE_NAMES = [HOSTILE, "\u202eevil\u202c", "tab\there\x07", "<img src=x onerror=alert(1)>"]
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def site(file_browser: Browser, tmp_path: Path, screenshots: Path) -> AsyncIterator[FakeSite]:
+    async with open_site(file_browser, tmp_path, screenshots) as opened:
+        yield opened
+    assert not opened.faults
+
+
+@pytest.mark.parametrize(("size", "scheme"), [("wide", "light"), ("phone", "dark")])
+async def test_the_frame_and_what_it_opens_are_accessible(site: FakeSite, size: str, scheme: str) -> None:
+    async with site.page(size, "dark" if scheme == "dark" else "light") as page:
+        for name, path in {"guests": "/", "overview": "/overview"}.items():
+            await site.visit(page, path)
+            await expect(page.locator("#tree")).to_have_attribute("aria-busy", "false")
+            await site.look(page, f"shell-{name}-{size}")
+        if size == "phone":
+            await page.click("#tree-toggle")
+        await expect(page.locator(".tree-item")).not_to_have_count(0)
+        await site.look(page, f"shell-tree-{size}")
+        await page.keyboard.press("Escape")
+        await page.keyboard.press("Control+k")
+        await page.keyboard.type("sho")
+        await expect(page.locator("#palette-list [role=option]").first).to_contain_text("shop")
+        await site.look(page, f"shell-palette-{size}")
+        await page.keyboard.press("Escape")
+        await page.click("#bell summary")
+        await expect(page.locator("#notices")).to_contain_text("veth103i0 is gone")
+        await site.look(page, f"shell-bell-{size}")
+        await page.click("#drawer-bar")
+        await site.look(page, f"shell-drawer-{size}")
+
+
+async def test_the_tree_is_walked_by_keys_grouped_four_ways_and_follows_what_happens(site: FakeSite) -> None:
+    site.world.guests.views[101].pool = "office"  # type: ignore[misc]  # the fake's views are plain
+    site.world.access.pool_names.append("office")
+    async with site.page() as page:
+        await site.visit(page, "/overview")
+        tree = page.locator("#tree")
+        await page.focus("#tree")
+        for key in ("ArrowDown", "ArrowDown", "ArrowDown"):
+            await page.keyboard.press(key)
+        await expect(page.locator(".tree-item.active")).to_contain_text("dns")
+        await page.keyboard.press("ArrowLeft")
+        await page.keyboard.press("ArrowLeft")
+        await expect(page.locator(".tree-item[data-level='3']")).to_have_count(0)
+        await page.keyboard.press("ArrowRight")
+        await page.keyboard.type("sh")
+        await page.keyboard.press("Enter")
+        await page.wait_for_url("**/guests/100")
+        await expect(page.locator(".tree-item[aria-selected=true]")).to_contain_text("shop")
+        await page.go_back()
+        await page.wait_for_url("**/overview")
+        for view, words in {"folder": "Templates", "tag": "production", "pool": "office"}.items():
+            await page.select_option("#tree-view", view)
+            await expect(tree).to_contain_text(words)
+        await page.select_option("#tree-view", "server")
+        site.world.guests.set_state(103, GuestState.RUNNING)
+        await expect(page.locator("[data-state=running] + .tree-name", has_text="staging")).to_have_count(1)
+        site.world.guests.add(150, name="brand-new")
+        await expect(tree).to_contain_text("brand-new")
+        await page.fill("#tree-filter", "brand")
+        await expect(tree).not_to_contain_text("shop")
+
+
+async def test_the_palette_finds_guests_tags_pages_and_runs_actions(site: FakeSite) -> None:
+    async with site.page() as page:
+        await site.visit(page, "/")
+        await expect(page.locator("#tree")).to_have_attribute("aria-busy", "false")
+        for typed, found in {
+            "100": "shop",
+            "produc": "production",
+            "overv": "Overview",
+            "create con": "Create a container",
+        }.items():
+            await page.keyboard.press("Control+k")
+            await page.fill("#palette-input", typed)
+            await expect(page.locator("#palette-list [aria-selected=true]")).to_contain_text(found)
+            await page.keyboard.press("Escape")
+        await page.keyboard.press("Control+k")
+        await page.keyboard.type("start staging")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#guest-row-103")).to_have_attribute("data-state", "running")
+        await page.keyboard.press("Control+k")
+        await page.keyboard.type("stop staging")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#dialog #dialog-title")).to_contain_text("Stop staging")
+
+
+async def test_many_guests_are_started_at_once_with_a_result_for_each(site: FakeSite) -> None:
+    site.world.guests.add(110, GuestKind.LXC, name="one")
+    site.world.guests.add(111, GuestKind.LXC, name="two")
+    del site.world.guests.views[104]  # the template is no longer there
+    async with site.page(quiet=True) as page:
+        await site.visit(page, "/?q=ct")
+        await page.check("#select-all")
+        site.world.guests.views.pop(111)  # one goes before it can be started
+        await page.click("[data-bulk=start]")
+        await page.click("#bulk-go")
+        await expect(page.locator("#bulk-110")).to_have_attribute("data-outcome", "ok")
+        await expect(page.locator("#bulk-111")).to_have_attribute("data-outcome", "bad")
+        await expect(page.locator("#bulk-111")).to_contain_text("111")
+        await expect(page.locator("#bulk-101")).to_have_attribute("data-outcome", "skipped")
+        await site.look(page, "shell-bulk-wide")
+
+
+async def test_the_list_is_found_sorted_and_cut_by_the_server_and_its_address_says_how(site: FakeSite) -> None:
+    for number in range(200, 340):
+        site.world.guests.add(number, name=f"many-{number}")
+    async with site.page() as page:
+        await site.visit(page, "/")
+        await expect(page.locator("#guest-rows > tr")).to_have_count(100)
+        await page.click("[data-more]")
+        await expect(page.locator("#guest-rows > tr")).to_have_count(145)
+        await page.fill("#find", "many-33")
+        await expect(page.locator("#guest-rows > tr")).to_have_count(10)
+        await page.click("[data-sort=name]")
+        await page.click("[data-sort=name]")
+        await expect(page.locator("#guest-rows > tr").first).to_contain_text("many-339")
+        assert "q=many-33" in page.url
+        assert "sort=-name" in page.url
+        await page.reload()
+        await expect(page.locator("#guest-rows > tr").first).to_contain_text("many-339")
+        await page.click("#guest-rows a.name >> nth=0")
+        await page.wait_for_url("**/guests/339")
+        await page.go_back()
+        await expect(page.locator("#find")).to_have_value("many-33")
+
+
+async def test_names_with_markup_control_and_bidirectional_characters_are_shown_as_text(site: FakeSite) -> None:
+    for number, name in enumerate(HOSTILE_NAMES):
+        site.world.guests.add(300 + number, name=name, tags=(name,), pool=name)
+        site.world.tasks.finish(site.world.tasks.begin("qmstart", object_id=str(300 + number)), name)
+    async with site.page() as page:
+        await site.visit(page, "/")
+        for number, name in enumerate(HOSTILE_NAMES):
+            assert await page.locator(f"#guest-row-{300 + number} a.name").text_content() == name
+        await page.select_option("#tree-view", "tag")
+        await expect(page.locator("#tree")).to_contain_text("<img src=x")
+        await page.keyboard.press("Control+k")
+        await page.keyboard.type("<script>")
+        await expect(page.locator("#palette-list")).to_contain_text("<script>alert(1)</script>")
+        assert await page.locator("img[src=x]").count() == 0
+
+
+async def test_a_lost_connection_is_shown_and_found_again(site: FakeSite) -> None:
+    async with site.page(quiet=True) as page:
+        await site.visit(page, "/")
+        await page.context.set_offline(True)
+        await asyncio.gather(*(socket.close() for socket in list(site.application[keys.SOCKETS].open_now)))
+        await expect(page.locator("#offline")).to_be_visible(timeout=45_000)
+        await expect(page.locator("#offline")).to_contain_text("Trying again")
+        site.world.guests.set_state(103, GuestState.RUNNING)
+        await page.context.set_offline(False)
+        await expect(page.locator("#offline")).to_be_hidden(timeout=30_000)
+        await expect(page.locator("#guest-row-103")).to_have_attribute("data-state", "running")
