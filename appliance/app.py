@@ -32,6 +32,7 @@ from appliance.services import server_identity
 from appliance.services.access import AccessService
 from appliance.services.audit import AuditLog
 from appliance.services.console import ConsoleService
+from appliance.services.directory_mappings import DirectoryMappings
 from appliance.services.guest_runner import Engines
 from appliance.services.guests import GuestService
 from appliance.services.network import NetworkService
@@ -82,6 +83,7 @@ class Host:
     native: NativeEngine
     qemu: QemuEngine
     containers: CtEngine
+    directory_mappings: DirectoryMappings
 
 
 class App:
@@ -167,6 +169,7 @@ class App:
             native=native,
             qemu=qemu,
             containers=containers,
+            directory_mappings=DirectoryMappings(store, node=config.node_name, data_dir=config.data_dir),
         )
 
     async def _start_guests(self, ground: Ground, host: Host) -> GuestService:
@@ -184,6 +187,7 @@ class App:
             node=self._config.node_name,
             scope=ground.scope,
             new_mac=host.network.new_mac,
+            shared_directory=host.directory_mappings.directory,
         )
         self._on_close("guests", 60, guests.close)  # native ones are saved, at the speed of the disk
         await guests.load()
@@ -208,6 +212,7 @@ class App:
             node=host.node,
             consoles=host.consoles,
             templates=host.templates,
+            directory_mappings=host.directory_mappings,
         )
 
     async def _listen(self, app: web.Application, tls: ssl.SSLContext) -> int:

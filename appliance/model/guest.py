@@ -111,6 +111,47 @@ class VmDisk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VmShare:
+    """A directory of the host that the guest mounts: `mount -t virtiofs MAPPING /mnt`. `slot` is "virtiofs0"; `cache` is
+    "auto", "always", "metadata" or "never"."""
+
+    slot: str
+    mapping: str
+    cache: str = "auto"
+    direct_io: bool = False
+    acl: bool = False
+    xattr: bool = False
+
+    @property
+    def index(self) -> int:
+        """The number in the slot's name."""
+        return int(self.slot.removeprefix("virtiofs"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NumaNode:
+    """A node of the guest's memory: which vCPUs are near to it, and where on the host it shall be. `policy` is
+    "preferred", "bind" or "interleave", of `host_nodes`; both are empty when the host may choose."""
+
+    index: int
+    cpus: tuple[int, ...]
+    memory_mib: int
+    host_nodes: tuple[int, ...] = ()
+    policy: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryBacking:
+    """What the host makes a guest's memory of. `hugepages` is PVE's word: "" (none), "2", "1024" (MiB) or "any";
+    `keep_hugepages`: they stay reserved after the guest. `prealloc`: all of it is taken at the start."""
+
+    hugepages: str = ""
+    keep_hugepages: bool = False
+    prealloc: bool = False
+    numa: tuple[NumaNode, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CloudInitSpec:
     """What the cloud-init drive tells the guest. `ip_configs` maps NIC index to "ip=dhcp" or "ip=CIDR,gw=…"."""
 
@@ -144,6 +185,8 @@ class VmSpec:
     cpu_units: int = 100
     memory_mib: int = 512
     balloon_min_mib: int | None = None
+    memory_backing: MemoryBacking = MemoryBacking()
+    shares: tuple[VmShare, ...] = ()
     disks: tuple[VmDisk, ...] = ()
     efi_disk: VmDisk | None = None
     scsi_controller: str = "virtio-scsi-pci"
@@ -185,12 +228,13 @@ class VmResources:
     """The host's side of one start of a VM, by slot. `taps` maps "net0" to an existing tap device's name.
 
     `disks` also has "kernel" and "initrd" where the specification names them. `state` is a snapshot with the machine's
-    memory, to go on from instead of booting.
+    memory, to go on from instead of booting. `directories` maps "virtiofs0" to what is shared.
     """
 
     disks: Mapping[str, OpenedVolume] = field(default_factory=dict)
     taps: Mapping[str, str] = field(default_factory=dict)
     state: SavedState | None = None
+    directories: Mapping[str, Path] = field(default_factory=dict)
 
 
 # --- containers -------------------------------------------------------------------------------------------------

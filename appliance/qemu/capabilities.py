@@ -16,6 +16,7 @@ from pathlib import Path
 
 from appliance.command import run
 from appliance.errors import CommandFailed, HostError
+from appliance.kernel import hugepages, virtiofsd
 from appliance.kernel.virtualization import KVM_DEVICE, kvm_problem, open_error
 from appliance.model.guest import Capabilities
 from appliance.qemu.firmware import Firmware, find_firmware
@@ -54,6 +55,8 @@ class HostFacts:
     no_cpu_limit: str = ""
     keymaps: frozenset[str] = frozenset()
     boot_roms: frozenset[str] = frozenset()
+    virtiofsd: str | None = None
+    huge_pages_kib: frozenset[int] = frozenset()
 
     def kvm_problem(self, arch: str) -> str:
         """Why a guest of `arch` cannot use KVM; empty when it can."""
@@ -159,6 +162,8 @@ def _local_facts(emulators: Mapping[str, Emulator], missing: Mapping[str, str]) 
         no_vhost=open_error("/dev/vhost-net"),
         keymaps=_names("/usr/share/qemu/keymaps"),
         boot_roms=_names("/usr/lib/ipxe/qemu", "/usr/share/qemu"),
+        virtiofsd=virtiofsd.find_program(),
+        huge_pages_kib=hugepages.sizes_kib(),
     )
 
 

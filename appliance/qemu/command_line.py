@@ -54,7 +54,7 @@ def _machine(spec: VmSpec, launch: Launch) -> Iterator[str]:
     board = board_of(spec.machine, spec.arch)
     serial_only = board != VIRT and not has_display(spec) and 0 in spec.serials
     options: Mapping[str, object] = {
-        "memory-backend": "ram",
+        "memory-backend": None if spec.memory_backing.numa else "ram",
         "pflash0": "pflash0" if launch.vars else None,
         "pflash1": "pflash1" if launch.vars else None,
         "acpi": None if spec.acpi else "off",
@@ -73,8 +73,7 @@ def _machine(spec: VmSpec, launch: Launch) -> Iterator[str]:
     topology = {"sockets": spec.sockets, "cores": maximum // spec.sockets, "threads": 1, "maxcpus": maximum}
     yield from ("-smp", as_list(f"cpus={spec.vcpus}", topology))
     yield from ("-m", str(spec.memory_mib))
-    ram = {"qom-type": "memory-backend-memfd", "id": "ram", "size": spec.memory_mib << 20, "share": True}
-    yield from ("-object", as_json(ram))
+    yield from _memory(spec, launch)
     is_x86 = spec.arch == "x86_64"
     clock = {"base": "localtime" if spec.local_time else "utc", "driftfix": "slew" if is_x86 else None}
     yield from ("-rtc", as_list("clock=host", clock))
@@ -82,6 +81,27 @@ def _machine(spec: VmSpec, launch: Launch) -> Iterator[str]:
         yield from ("-global", "kvm-pit.lost_tick_policy=discard")
     if spec.boot_order:
         yield from ("-boot", "strict=on")
+
+
+def _memory(spec: VmSpec, launch: Launch) -> Iterator[str]:
+    """One object, or one for each NUMA node. A memfd can be shared: with virtiofsd."""
+    kind: dict[str, object] = {"share": True}
+    if launch.hugepages_kib:
+        kind |= {"hugetlb": True, "hugetlbsize": launch.hugepages_kib << 10, "prealloc": True}
+    elif spec.memory_backing.prealloc:
+        kind |= {"prealloc": True}
+
+    def made(name: str, memory_mib: int, **more: object) -> str:
+        return as_json({"qom-type": "memory-backend-memfd", "id": name, "size": memory_mib << 20, **kind, **more})
+
+    if not spec.memory_backing.numa:
+        yield from ("-object", made("ram", spec.memory_mib))
+    for node in spec.memory_backing.numa:
+        name = f"ram-node{node.index}"
+        host = {"host-nodes": list(node.host_nodes), "policy": node.policy} if node.policy else {}
+        yield from ("-object", made(name, node.memory_mib, **host))
+        cpus = "".join(f",cpus={cpu}" for cpu in node.cpus)
+        yield from ("-numa", f"node,nodeid={node.index}{cpus},memdev={name}")
 
 
 def _firmware(launch: Launch) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 from appliance.errors import HostError
-from appliance.model.guest import NicSpec, VmResources, VmSpec
+from appliance.model.guest import NicSpec, VmResources, VmShare, VmSpec
 from appliance.qemu import pci
 from appliance.qemu.launch import I440FX, VIRT, Launch, board_of
 from appliance.qemu.options import as_json, as_list, escape
@@ -77,6 +77,8 @@ def device_arguments(spec: VmSpec, resources: VmResources, launch: Launch, devic
     yield from _serials(spec, launch, devices)
     for nic in spec.nics:
         yield from _nic(nic, resources, launch, devices)
+    for share in spec.shares:
+        yield from _share(share, launch, devices)
     if spec.balloon_min_mib is not None:
         yield from devices.add("virtio-balloon-pci", "balloon0", {"free-page-reporting": True})
     if spec.rng:
@@ -147,6 +149,12 @@ def _nic(nic: NicSpec, resources: VmResources, launch: Launch, devices: Devices)
         "host_mtu": nic.mtu if is_virtio else None,
     }
     yield from devices.add(driver, nic.slot, options)
+
+
+def _share(share: VmShare, launch: Launch, devices: Devices) -> Iterator[str]:
+    options = {"id": f"chardev-{share.slot}", "path": launch.paths.share(share.slot)}
+    yield from ("-chardev", as_list("socket", options))
+    yield from devices.add("vhost-user-fs-pci", share.slot, {"chardev": options["id"], "tag": share.mapping})
 
 
 def _agent(launch: Launch, devices: Devices) -> Iterator[str]:

@@ -35,8 +35,9 @@ from appliance.qemu.groups import VmGroup, VmGroups, limits_of
 from appliance.qemu.prepare import prepare
 from appliance.qemu.refusal import reasons
 from appliance.qemu.run_dir import RunDir, RunRecord
+from appliance.qemu.shares import ShareDaemons
 from appliance.qemu.vm import LogLine, RunningVm, StateCallback
-from appliance.tasks import TaskScope
+from appliance.tasks import TaskScope, to_its_end
 from appliance.threads import to_the_end
 
 TRIM_INTERVAL_S = 10.0
@@ -175,9 +176,23 @@ class QemuEngine:
         record = _record_of(spec, started_at=self._clock.now())
         await to_the_end(paths.write_record, record)
         unwanted = await asyncio.to_thread(inheritable, above=process.QMP_FD)
-        watch = _spawn(argv, paths, spec.guest_id, unwanted)
+        shares = ShareDaemons(f"vm {spec.guest_id}")
+        try:
+            await shares.start(spec, resources, paths)
+            watch = _spawn(argv, paths, spec.guest_id, unwanted)
+        except BaseException:
+            await to_its_end(shares.end(), name=f"vm {spec.guest_id} shares")
+            raise
         vm = RunningVm(
-            record, paths, group, watch, scope=self._scope, clock=self._clock, on_state=on_state, task_log=log
+            record,
+            paths,
+            group,
+            watch,
+            scope=self._scope,
+            clock=self._clock,
+            on_state=on_state,
+            task_log=log,
+            shares=shares,
         )
         try:
             await to_the_end(group.attach, watch.pid)

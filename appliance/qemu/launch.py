@@ -13,7 +13,8 @@ I440FX, Q35, VIRT = "i440fx", "q35", "virt"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """One launch. `accelerator` is "kvm" or "tcg"; `buffered` names the slots whose file system has no O_DIRECT."""
+    """One launch. `accelerator` is "kvm" or "tcg"; `buffered` names the slots whose file system has no O_DIRECT;
+    `hugepages_kib` is the size of the pages its memory is made of, 0 for usual ones."""
 
     facts: HostFacts
     emulator: Emulator
@@ -21,6 +22,7 @@ class Launch:
     accelerator: str
     vars: VarsStore | None = None
     buffered: frozenset[str] = frozenset()
+    hugepages_kib: int = 0
 
 
 def board_of(machine: str, arch: str) -> str:

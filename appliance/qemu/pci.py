@@ -54,6 +54,8 @@ def address_of(name: str) -> PciAddress:
             return _checked(name, PciAddress(BRIDGE_BLOCK, 0x10 + index))
         case "watchdog":
             return PciAddress(BRIDGE_NET, 0x1F)  # slot 31 of the root is the chipset's on q35
+        case "virtiofs":
+            return _checked(name, PciAddress(BRIDGE_BLOCK, 0x15 + index))
         case "virtioscsi":
             return _checked(name, PciAddress(BRIDGE_SCSI, 1 + index))
         case _:

@@ -15,6 +15,7 @@ from pathlib import Path
 from appliance.cloud_init import render, write_drive
 from appliance.errors import HostError
 from appliance.kernel.cgroup_limits import Limits
+from appliance.kernel.huge_page_room import chosen_kib, make_room
 from appliance.model.guest import VmResources, VmSpec
 from appliance.qemu.capabilities import HostFacts
 from appliance.qemu.drives import needs_direct_io
@@ -30,6 +31,7 @@ async def prepare(spec: VmSpec, resources: VmResources, facts: HostFacts, paths:
     buffered = await asyncio.to_thread(_check_resources, spec, resources)
     notes += [f"{slot}: no O_DIRECT on its file system, using the host's page cache" for slot in sorted(buffered)]
     await _write_cloud_init(spec, resources)
+    pages_kib = await asyncio.to_thread(_make_room, spec)
     problem = facts.kvm_problem(spec.arch)
     accelerator = "tcg" if spec.accelerator == "tcg" or problem else "kvm"
     if accelerator == "tcg" and spec.accelerator == "auto":
@@ -44,8 +46,21 @@ async def prepare(spec: VmSpec, resources: VmResources, facts: HostFacts, paths:
         accelerator=accelerator,
         vars=variables,
         buffered=buffered,
+        hugepages_kib=pages_kib,
     )
     return launch, notes
+
+
+def _make_room(spec: VmSpec) -> int:
+    """Blocking. The size of the pages its memory is made of, in KiB (0: usual ones); there is room for them now."""
+    backing, about = spec.memory_backing, f"vm {spec.guest_id}"
+    try:
+        size_kib = chosen_kib(backing.hugepages, [node.memory_mib for node in backing.numa] or [spec.memory_mib])
+    except OSError as error:
+        raise HostError.from_os_error(error, about) from error
+    if size_kib:
+        make_room(size_kib, spec.memory_mib, keep=backing.keep_hugepages, about=about)
+    return size_kib
 
 
 def _check_resources(spec: VmSpec, resources: VmResources) -> frozenset[str]:

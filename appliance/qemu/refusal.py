@@ -9,12 +9,14 @@ import re
 import uuid
 from collections.abc import Iterator
 
+from appliance.kernel import huge_page_room, virtiofsd
 from appliance.model.guest import NicSpec, VmDisk, VmSpec
 from appliance.qemu.capabilities import Emulator, HostFacts
 from appliance.qemu.cpu import FLAG, MODEL
 from appliance.qemu.devices import DISPLAYS, NIC_LIMIT, NIC_MODELS, SERIAL_LIMIT, display_driver, has_display
 from appliance.qemu.drives import CACHE_MODES, SCSI_CONTROLLERS, SLOT_LIMITS
 from appliance.qemu.launch import VIRT, board_of, machine_name
+from appliance.qemu.shares import options_of
 
 _MAC = re.compile(r"(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}")
 
@@ -30,6 +32,11 @@ def reasons(spec: VmSpec, facts: HostFacts) -> list[str]:
     found = [*_machine(spec, facts, emulator, board), *_processor(spec, facts), *_drives(spec, emulator, board)]
     for nic in spec.nics:
         found.extend(_nic(nic, emulator))
+    for share in spec.shares:
+        if "vhost-user-fs-pci" not in emulator.types:
+            found.append(f"{share.slot}: this QEMU was built without vhost-user-fs-pci")
+        elif problem := virtiofsd.problem(facts.virtiofsd, options_of(share)):
+            found.append(f"{share.slot}: {problem}")
     return found
 
 
@@ -74,6 +81,8 @@ def _processor(spec: VmSpec, facts: HostFacts) -> Iterator[str]:
         yield f"processor time cannot be limited: {facts.no_cpu_limit}"
     if spec.memory_mib < 1:
         yield f"{spec.memory_mib} MiB of memory"
+    if problem := huge_page_room.problem(spec.memory_backing.hugepages, facts.huge_pages_kib):
+        yield problem
 
 
 def _drives(spec: VmSpec, emulator: Emulator, board: str) -> Iterator[str]:

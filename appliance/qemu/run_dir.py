@@ -5,6 +5,7 @@
     qemu.log          QEMU's stderr
     qmp.sock          monitor       qga.sock    guest agent      vnc.sock   display
     serialN.sock      a serial console                           serialN.log  all it ever said
+    virtiofsN.sock    a shared directory's virtiofsd             virtiofsN.log  its complaints
     vars.fd           UEFI variables of a VM without an EFI disk
 
 Everything here blocks briefly: call it in a thread.
@@ -97,13 +98,17 @@ class RunDir:
         """The socket of serial port `number`."""
         return self.path / f"serial{number}.sock"
 
+    def share(self, slot: str) -> Path:
+        """The socket of a shared directory's daemon."""
+        return self.path / f"{slot}.sock"
+
     def serial_log(self, number: int) -> Path:
         """The log of serial port `number`."""
         return self.path / f"serial{number}.log"
 
     def socket_path_problem(self) -> str:
         """Why UNIX sockets cannot be made here; empty when they can."""
-        longest = max((self.serial(3), self.qmp, self.vnc), key=lambda path: len(os.fsencode(path)))
+        longest = max((self.share("virtiofs9"), self.qmp, self.vnc), key=lambda path: len(os.fsencode(path)))
         size = len(os.fsencode(longest))
         if size <= SOCKET_PATH_LIMIT_BYTES:
             return ""

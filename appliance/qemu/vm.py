@@ -25,6 +25,7 @@ from appliance.qemu.monitor import Monitor
 from appliance.qemu.ports import Ports
 from appliance.qemu.process import ProcessWatch, read_stat
 from appliance.qemu.run_dir import RunDir, RunRecord
+from appliance.qemu.shares import ShareDaemons
 from appliance.tasks import TaskScope
 from appliance.threads import to_the_end
 
@@ -58,7 +59,9 @@ class RunningVm:
         clock: Clock,
         on_state: StateCallback,
         task_log: LogLine,
+        shares: ShareDaemons | None = None,
     ) -> None:
+        """`shares`: those this appliance started; of an adopted VM they end with QEMU."""
         self._record, self._paths, self._group, self._watch = record, paths, group, watch
         self._scope, self._clock = scope, clock
         self._on_state, self._task_log = on_state, task_log
@@ -69,6 +72,7 @@ class RunningVm:
         self._last_words = LastWords()
         self._pause_reason = ""
         self._panic_noted_at = float("-inf")
+        self._shares = shares or ShareDaemons(self._name)
         self._tasks: list[asyncio.Task[None]] = []
         self._ended: asyncio.Future[ExitReason] = asyncio.get_running_loop().create_future()
 
@@ -155,6 +159,7 @@ class RunningVm:
         await self._ports.close_consoles()
         await self._monitor.close()
         self._watch.close()
+        self._shares.detach()
 
     # --- orders ------------------------------------------------------------------------------------------------
 
@@ -382,6 +387,7 @@ class RunningVm:
     async def _remove_remains(self) -> None:
         """The consoles stay open: the guest's last words are still in them, and they end by themselves after those."""
         await to_the_end(self._group.clear)
+        await self._shares.end()
         try:
             await to_the_end(self._paths.remove)
         except OSError as error:

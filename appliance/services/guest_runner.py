@@ -46,6 +46,9 @@ log = logging.getLogger(__name__)
 CLEAN_UP_LIMIT_S = 60.0
 """For each of a guest's consoles and its ports."""
 END_LIMIT_S = 2 * CLEAN_UP_LIMIT_S + 10.0
+SharedDirectory = Callable[[str], Awaitable[Path]]
+"""From a directory mapping's name to the directory on this node (`DirectoryMappings.directory`)."""
+
 RESTART_INTERVAL_S = 5.0
 """A guest that restarts itself starts at most this often: one that does so at once must not occupy the host."""
 
@@ -142,8 +145,10 @@ class GuestRunner:
         clock: Clock,
         scope: TaskScope,
         before_start: Callable[[GuestRuntime, LogLine], Awaitable[None]],
+        shared_directory: SharedDirectory,
     ) -> None:
         self._before_start = before_start
+        self._shared_directory = shared_directory
         self._engines = engines
         self._storage = storage
         self._network = network
@@ -289,8 +294,11 @@ class GuestRunner:
         wanted = {disk.slot: disk.volume for disk in (*spec.disks, spec.efi_disk) if disk is not None and disk.volume}
         wanted |= {slot: volume for slot, volume in (("kernel", spec.kernel), ("initrd", spec.initrd)) if volume}
         disks = await self._open(wanted)
+        directories = {share.slot: await self._shared_directory(share.mapping) for share in spec.shares}
         taps = {nic.slot: await self._network.plug_vm(guest.guest_id, nic) for nic in spec.nics}
-        resources = VmResources(disks=disks, taps=taps, state=state.saved if state is not None else None)
+        resources = VmResources(
+            disks=disks, taps=taps, directories=directories, state=state.saved if state is not None else None
+        )
         return await engine.start(spec, resources, on_state=partial(self._engine_state, guest), log=log_line)
 
     async def _start_ct(self, guest: GuestRuntime, log_line: LogLine) -> RunningGuest:
@@ -402,3 +410,8 @@ class GuestRunner:
         self._events.publish(
             GuestStateChanged(guest_id=guest.guest_id, kind=guest.kind, old=old, new=new, reason=reason)
         )
+
+
+async def no_shared_directory(name: str) -> Path:
+    """Where there are no directory mappings. Raises `NotFound`."""
+    raise NotFound(f"directory mapping '{name}'")

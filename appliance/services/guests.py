@@ -25,7 +25,13 @@ from appliance.services.guest_configuration import GuestConfiguration
 from appliance.services.guest_creation import GuestCreation
 from appliance.services.guest_inventory import GuestInventory
 from appliance.services.guest_power import GuestPower
-from appliance.services.guest_runner import Engines, GuestRunner, GuestRuntime
+from appliance.services.guest_runner import (
+    Engines,
+    GuestRunner,
+    GuestRuntime,
+    SharedDirectory,
+    no_shared_directory,
+)
 from appliance.services.guest_sampler import GuestSampler
 from appliance.services.guest_snapshots import GuestSnapshots
 from appliance.services.guest_view import GuestView, view
@@ -61,6 +67,7 @@ class GuestService:
         node: str,
         scope: TaskScope,
         new_mac: Callable[[frozenset[str]], str],
+        shared_directory: SharedDirectory = no_shared_directory,
     ) -> None:
         self._store, self._events, self._clock, self._tasks = store, events, clock, tasks
         self._access, self._storage, self._network, self._consoles = access, storage, network, consoles
@@ -76,6 +83,7 @@ class GuestService:
             clock=clock,
             scope=scope,
             before_start=self._before_start,
+            shared_directory=shared_directory,
         )
         self._configuration = GuestConfiguration(
             inventory=self._inventory,

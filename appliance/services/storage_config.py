@@ -86,14 +86,17 @@ def check_path(path: str, *, others: Mapping[str, Path]) -> Path:
     pure = PurePosixPath(path)
     if not pure.is_absolute() or ".." in pure.parts or "\0" in path or len(path) > 500:
         raise InvalidParameter({"path": f"'{path[:100]}' is not an absolute path"})
-    if str(pure) in ("/", "/var", "/srv", "/home", "/mnt", "/opt", "/media") or any(
-        pure.is_relative_to(directory) for directory in _SYSTEM_DIRECTORIES
-    ):
+    if str(pure) in ("/", "/var", "/srv", "/home", "/mnt", "/opt", "/media") or is_of_the_system(pure):
         raise InvalidParameter({"path": f"'{pure}' belongs to the system"})
     for owner, other in others.items():
         if pure.is_relative_to(other) or PurePosixPath(other).is_relative_to(pure):
             raise InvalidParameter({"path": f"'{pure}' overlaps with {owner} ({other})"})
     return Path(pure)
+
+
+def is_of_the_system(path: PurePosixPath) -> bool:
+    """Whether it lies in one of the directories that the distribution and the kernel own."""
+    return any(path.is_relative_to(directory) for directory in _SYSTEM_DIRECTORIES)
 
 
 def to_api(config: StorageConfig) -> dict[str, object]:

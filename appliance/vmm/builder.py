@@ -20,27 +20,30 @@ from pathlib import Path
 
 from appliance.clock import Clock
 from appliance.errors import HostError, ServiceStopping
-from appliance.model.guest import NicSpec, VmDisk, VmResources, VmSpec
+from appliance.kernel.virtiofsd import ShareOptions
+from appliance.model.guest import NicSpec, VmDisk, VmResources, VmShare, VmSpec
 from appliance.model.volume import OpenedVolume
 from appliance.tasks import TaskScope, to_its_end
 from appliance.threads import to_the_end
+from appliance.vmm.backing import memory_options
 from appliance.vmm.block.disk import Disk
 from appliance.vmm.board import BoardOptions
 from appliance.vmm.boot.cpuid import Topology
 from appliance.vmm.chipset import Chipset, add_chipset
 from appliance.vmm.console import ByteChannel
-from appliance.vmm.device import MachineRequest
+from appliance.vmm.device import MachineRequest, close_wholly
 from appliance.vmm.display.display import Display, make_display
 from appliance.vmm.legacy.acpi_pm import AcpiPm
 from appliance.vmm.legacy.watchdog import Watchdog
 from appliance.vmm.life import RESETS
 from appliance.vmm.machine import Machine
-from appliance.vmm.places import SLOTS
+from appliance.vmm.places import SLOTS, share_slot
 from appliance.vmm.plugs import Plugs
 from appliance.vmm.startup import make_boot
 from appliance.vmm.vhost.backend import DataPlane
 from appliance.vmm.virtio.balloon import VirtioBalloon
 from appliance.vmm.virtio.console import PortOptions, VirtioConsole
+from appliance.vmm.virtio.fs import VirtioFs, open_shared
 from appliance.vmm.virtio.net import VirtioNet
 from appliance.vmm.virtio.rng import VirtioRng
 from appliance.vmm.virtio.vsock import VirtioVsock, VsockOptions
@@ -114,10 +117,12 @@ def has_display(spec: VmSpec) -> bool:
 
 async def build(spec: VmSpec, resources: VmResources, options: BuildOptions) -> Built:
     """A machine BUILT of `spec`. Raises `HostError`, `Unsupported`, `InvalidParameter`; nothing is left then."""
+    memory = await to_the_end(memory_options, spec)
     machine = await Machine.create(
         BoardOptions(
             label=f"vm {spec.guest_id}",
             memory_bytes=spec.memory_mib << 20,
+            memory=memory,
             vcpus=spec.vcpus,
             apic_ids=Topology(sockets=spec.sockets, cores=spec.cores).apic_ids(spec.vcpus),
         ),
@@ -170,6 +175,8 @@ class _Builder:
         for disk in spec.disks:
             if disk.volume is not None:
                 await plugs.add_disk(disk, self._volume(disk))
+        for share in spec.shares:
+            await self._add_share(built, share)
         for nic in spec.nics:
             await plugs.add_nic(nic, self._tap(nic))
         slots = {name: each.slot for name, each in plugs.functions.items() if each.slot is not None}
@@ -213,6 +220,35 @@ class _Builder:
         display = built.display = await make_display("display", self._context, keyboard=built.chipset.keyboard)
         built.plugs.plug_function("display", display.function, SLOTS["display"])
         built.plugs.plug("tablet", display.tablet, SLOTS["tablet"])
+
+    async def _add_share(self, built: Built, share: VmShare) -> None:
+        """Served by a virtiofsd of its own, which ends with the machine."""
+        directory = self._resources.directories.get(share.slot)
+        if directory is None:
+            raise HostError(f"{self._machine.label}: {share.slot}: directory mapping {share.mapping} was not looked up")
+        options = ShareOptions(cache=share.cache, direct_io=share.direct_io, acl=share.acl, xattr=share.xattr)
+        made: list[VirtioFs] = []
+
+        def make() -> None:
+            socket_path = self._options.run_dir / f"{share.slot}.sock"
+            made.append(
+                open_shared(
+                    share.slot,
+                    self._context,
+                    tag=share.mapping,
+                    directory=directory,
+                    socket_path=socket_path,
+                    options=options,
+                )
+            )
+
+        try:
+            await to_the_end(make)
+        except asyncio.CancelledError:
+            for each in made:
+                await to_the_end(close_wholly, each)
+            raise
+        built.plugs.plug(share.slot, made[0], share_slot(share))
 
     async def _add_vsock(self, built: Built) -> None:
         """On UNIX sockets in the machine's run directory: `vsock.sock`, and `vsock.sock_PORT` for what the guest asks for."""

@@ -132,4 +132,14 @@ class Device:
         return None
 
     def close(self) -> None:
-        """Give back what it holds on the host; harmless when done twice."""
+        """On the loop: touch nothing any more, and give back what it holds on the host, as far as that does not block;
+        harmless when done twice."""
+
+    def give_back(self) -> None:
+        """The rest of `close`, which comes first: in a thread, for it may block. Harmless when done twice."""
+
+
+def close_wholly(device: Device) -> None:
+    """`close` and `give_back` of one that no machine has yet. Blocking."""
+    device.close()
+    device.give_back()

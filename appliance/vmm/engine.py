@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from appliance.clock import Clock
 from appliance.cloud_init import render, write_drive
 from appliance.errors import ApplianceError, Conflict, HostError, Unsupported
-from appliance.kernel import kvm_capabilities
+from appliance.kernel import hugepages, kvm_capabilities, virtiofsd
 from appliance.lazy import LazyModule, load
 from appliance.model.guest import Capabilities, GuestId, VmResources, VmSpec
 from appliance.tasks import TaskScope, to_its_end
@@ -222,6 +222,8 @@ def _look_at_host() -> HostFacts:
         kvm=kvm_capabilities.probe(),
         no_firmware=firmware.problem(),
         no_storage_daemon="" if shutil.which("qemu-storage-daemon") else "qemu-storage-daemon is not installed",
+        virtiofsd=virtiofsd.find_program(),
+        huge_pages_kib=hugepages.sizes_kib(),
     )
 
 

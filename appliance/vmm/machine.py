@@ -72,6 +72,7 @@ class Machine:
         self._requested = False  # under _guard: a request of the guest is being dealt with, further ones are the same
         self._failure: Exception | None = None  # under _guard: the first
         self._failed_vcpu: int | None = None
+        self._released: list[Device] = []  # closed, and to be released
         self._power_on: dict[int, VcpuState] = {}
         self._bridge = LoopBridge(asyncio.get_running_loop(), label=self.label, on_error=self._bridge_failed)
         number = self.label.split()[-1]
@@ -128,10 +129,13 @@ class Machine:
             device.pause()
 
     def remove(self, device: Device) -> None:
-        """Close a device that was unplugged; harmless when done twice."""
-        if device in self.devices:
-            self.devices.remove(device)
-            device.close()
+        """Close a device that was unplugged; harmless when done twice. What of it blocks is over before the machine is."""
+        if device not in self.devices:
+            return
+        self.devices.remove(device)
+        device.close()
+        self._released.append(device)
+        self._begin(self._release, f"{device.name} goes")
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -392,12 +396,19 @@ class Machine:
         await self._bridge.close()
         for device in reversed(self.devices):
             self._attempt(device.close, device.label)
+            self._released.append(device)
+        await self._release()
         if stuck:  # taking the memory from under it would take the whole process
             logger.error("%s: %s did not end; its memory stays until the process ends", self.label, ", ".join(stuck))
         else:
             await to_the_end(self._attempt, self.board.close, self.label)
         self._set_state(MachineState.STOPPED)
         self._ended.set_result(reason)
+
+    async def _release(self) -> None:
+        while self._released:
+            device = self._released.pop(0)
+            await to_the_end(self._attempt, device.give_back, device.label)
 
     @staticmethod
     def _attempt(work: Callable[[], None], label: str) -> None:

@@ -27,6 +27,7 @@ from typing import Protocol
 
 from appliance.errors import GuestFault, HostError
 from appliance.kernel.fallocate import punch_hole
+from appliance.kernel.mempolicy import Policy, mbind
 from appliance.vmm import layout
 from appliance.vmm.layout import PAGE
 
@@ -65,11 +66,23 @@ def regions_of(size_bytes: int) -> tuple[RamRegion, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class Placement:
+    """`size` bytes of RAM, from `offset` of the memfd on, shall be on these nodes of the host."""
+
+    offset: int
+    size: int
+    policy: Policy
+    nodes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryOptions:
-    """`hugepages_kib`: 0 (none), 2048 or 1048576. `prealloc`: take all of it now, failing here rather than later."""
+    """`hugepages_kib`: 0 (none), 2048 or 1048576. `prealloc`: take all of it now, failing here rather than later; huge
+    pages always are, for who touches one that is not there is killed."""
 
     hugepages_kib: int = 0
     prealloc: bool = False
+    placements: tuple[Placement, ...] = ()
 
 
 class DirtySource(Protocol):
@@ -105,17 +118,24 @@ class GuestMemory:
             raise HostError.from_os_error(error, f"{name}: memfd_create") from error
         try:
             os.ftruncate(self.fd, size_bytes)
+            self._map = mmap.mmap(self.fd, size_bytes)
+        except OSError as error:
+            os.close(self.fd)
+            raise HostError.from_os_error(error, f"{name}: {size_bytes >> 20} MiB of memory") from error
+        # SAFETY: only the number is kept. The mapping stays until `close`, after which nobody has a slot on it.
+        self._host_address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        try:
+            self._map.madvise(mmap.MADV_DONTDUMP)
+            for part in options.placements:  # of the memfd's pages, whoever takes them: so before any is there
+                mbind(self._host_address + part.offset, part.size, part.policy, part.nodes, about=name)
             if options.prealloc or options.hugepages_kib:
                 os.posix_fallocate(self.fd, 0, size_bytes)
-            self._map = mmap.mmap(self.fd, size_bytes)
-            self._map.madvise(mmap.MADV_DONTDUMP)
         except OSError as error:
+            self._map.close()
             os.close(self.fd)
             raise HostError.from_os_error(error, f"{name}: {size_bytes >> 20} MiB of memory") from error
         self._words = {2: memoryview(self._map).cast("H"), 4: memoryview(self._map).cast("I")}
         self._words[8] = memoryview(self._map).cast("Q")
-        # SAFETY: only the number is kept. The mapping stays until `close`, after which nobody has a slot on it.
-        self._host_address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self._dirty: bytearray | None = None
         self._dirty_lock = threading.Lock()
         self._sources: tuple[DirtySource, ...] = ()

@@ -18,7 +18,7 @@ from appliance.model.guest import NicSpec, VmDisk
 from appliance.model.volume import OpenedVolume
 from appliance.threads import to_the_end
 from appliance.vmm.block.disk import Disk, DiskOptions, open_disk
-from appliance.vmm.device import DeviceContext
+from appliance.vmm.device import DeviceContext, close_wholly
 from appliance.vmm.life import MachineState
 from appliance.vmm.machine import Machine
 from appliance.vmm.netdev.tap import Tap
@@ -69,7 +69,7 @@ class Plugs:
         try:
             self._machine.add(function)
         except BaseException:
-            function.close()
+            close_wholly(function)
             raise
         try:
             bus = self._bus if self._machine.state is MachineState.BUILT else self._hotplug
@@ -94,7 +94,7 @@ class Plugs:
             await to_the_end(open_it)
         except asyncio.CancelledError:
             for each in opened:
-                await to_the_end(each.close)
+                await to_the_end(close_wholly, each)
             raise
         await self._add(disk.slot, opened[0], slot)
 
@@ -184,5 +184,5 @@ def _on_pci(device: VirtioDevice) -> PciFunction:
     try:
         return VirtioPci(device)
     except BaseException:
-        device.close()
+        close_wholly(device)
         raise

@@ -10,11 +10,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from appliance.kernel import huge_page_room, virtiofsd
 from appliance.kernel.kvm_capabilities import KvmCapabilities
-from appliance.model.guest import NicSpec, VmDisk, VmSpec
+from appliance.kernel.virtiofsd import ShareOptions
+from appliance.model.guest import NicSpec, VmDisk, VmShare, VmSpec
 from appliance.vmm import layout
 from appliance.vmm.boot.cpu_models import MODELS
-from appliance.vmm.places import DISK_SLOTS, NIC_SLOTS
+from appliance.vmm.places import DISK_SLOTS, NIC_SLOTS, share_problem
 
 MACHINES = frozenset({"i440fx", "q35"})
 DISPLAYS = frozenset({"std", "none", *(f"serial{number}" for number in range(4))})
@@ -27,11 +29,14 @@ _MAC = re.compile(r"(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}")
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """What the engine knows of its host. Empty strings mean usable, otherwise they hold the reason."""
+    """What the engine knows of its host. Empty strings mean usable, otherwise they hold the reason; `virtiofsd` is the
+    program, `huge_pages_kib` the sizes there are."""
 
     kvm: KvmCapabilities
     no_firmware: str = ""
     no_storage_daemon: str = ""
+    virtiofsd: str | None = None
+    huge_pages_kib: frozenset[int] = frozenset()
 
 
 def reasons(spec: VmSpec, facts: HostFacts) -> list[str]:
@@ -45,6 +50,8 @@ def reasons(spec: VmSpec, facts: HostFacts) -> list[str]:
             found += [f"{disk.slot}: {text}" for text in _qcow2(spec, facts)]
     for nic in spec.nics:
         found += [f"{nic.slot}: {text}" for text in nic_reasons(nic)]
+    for share in spec.shares:
+        found += [f"{share.slot}: {text}" for text in _share(share, spec, facts)]
     return found
 
 
@@ -87,6 +94,17 @@ def _processor(spec: VmSpec, facts: HostFacts) -> Iterator[str]:
         yield "processor time cannot be limited within one process"
     if spec.memory_mib < MEMORY_MIN_MIB:
         yield f"{spec.memory_mib} MiB of memory"
+    if problem := huge_page_room.problem(spec.memory_backing.hugepages, facts.huge_pages_kib):
+        yield problem
+
+
+def _share(share: VmShare, spec: VmSpec, facts: HostFacts) -> Iterator[str]:
+    """A guest that has it mounted cannot be saved, so that a restart of the appliance ends it: not to be chosen for it."""
+    if spec.engine != "native":
+        yield "a guest with a shared directory does not outlive a restart of the appliance natively"
+    options = ShareOptions(cache=share.cache, direct_io=share.direct_io, acl=share.acl, xattr=share.xattr)
+    if problem := virtiofsd.problem(facts.virtiofsd, options) or share_problem(share, spec.disks):
+        yield problem
 
 
 def _qcow2(spec: VmSpec, facts: HostFacts) -> Iterator[str]:

@@ -56,10 +56,15 @@ class Life(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     boot: str
     volumes: dict[str, SavedVolume]
     taps: dict[str, str]
+    directories: dict[str, str] = {}
 
     def resources(self) -> VmResources:
         """As they were. Raises `InvalidParameter` for a volume's name that cannot be."""
-        return VmResources(disks={slot: _opened(each) for slot, each in self.volumes.items()}, taps=self.taps)
+        return VmResources(
+            disks={slot: _opened(each) for slot, each in self.volumes.items()},
+            taps=self.taps,
+            directories={slot: Path(path) for slot, path in self.directories.items()},
+        )
 
 
 def boot_id() -> str:
@@ -93,7 +98,7 @@ async def save_machine(
             raise Conflict(f"{machine.label}: it has just ended")
         vcpus = await _vcpu_states(machine)
         boot = await asyncio.to_thread(boot_id)
-        header = _header(built, vcpus, Life(started_at, was_running, boot, _volumes(built), _taps(built)), clock)
+        header = _header(built, vcpus, _life(built, started_at, was_running, boot), clock)
         return await to_the_end(_write, path, header, machine, level, durable)
     except BaseException:
         if was_running:
@@ -119,6 +124,12 @@ def _header(built: Built, vcpus: list[VcpuState], life: Life, clock: Clock) -> s
     )
 
 
+def _life(built: Built, started_at: float, was_running: bool, boot: str) -> Life:
+    resources = built.resources
+    directories = {slot: str(path) for slot, path in resources.directories.items()}
+    return Life(started_at, was_running, boot, _volumes(built), dict(resources.taps), directories)
+
+
 def _volumes(built: Built) -> dict[str, SavedVolume]:
     return {
         slot: SavedVolume(
@@ -130,10 +141,6 @@ def _volumes(built: Built) -> dict[str, SavedVolume]:
         )
         for slot, each in built.resources.disks.items()
     }
-
-
-def _taps(built: Built) -> dict[str, str]:
-    return dict(built.resources.taps)
 
 
 def _opened(told: SavedVolume) -> OpenedVolume:

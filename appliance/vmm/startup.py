@@ -39,6 +39,7 @@ async def make_boot(
         serials=spec.serials,
         pvpanic=True,
         vmgenid=True,
+        numa=tuple((node.cpus, node.memory_mib << 20) for node in spec.memory_backing.numa),
     )
     identity = smbios.Identity(
         uuid=spec.uuid, ram_bytes=machine.board.memory.size, sockets=spec.sockets, cores=spec.cores

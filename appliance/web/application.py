@@ -16,6 +16,7 @@ from appliance.web.api import (
     audit,
     cluster,
     lxc,
+    mappings,
     network,
     nodes,
     qemu,
@@ -53,6 +54,7 @@ RESOURCES: Sequence[Resource] = (
     tasks.api,
     audit.api,
     terminals.api,
+    mappings.api,
     absent.api,
 )
 

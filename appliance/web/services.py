@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from appliance.services.access import AccessService
     from appliance.services.audit import AuditLog
     from appliance.services.console import ConsoleService
+    from appliance.services.directory_mappings import DirectoryMappings
     from appliance.services.guests import GuestService
     from appliance.services.network import NetworkService
     from appliance.services.node import NodeService
@@ -38,3 +39,4 @@ class Services:
     node: NodeService
     consoles: ConsoleService
     templates: TemplateService
+    directory_mappings: DirectoryMappings

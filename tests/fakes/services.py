@@ -19,6 +19,7 @@ from appliance.config import Config
 from appliance.errors import Conflict, NotAuthenticated, NotFound, PermissionDenied
 from appliance.events import EventBus, GuestListChanged, GuestStateChanged, TaskFinished, TaskStarted
 from appliance.model.guest import GuestId, GuestKind, GuestState
+from appliance.services.directory_mappings import DirectoryMappings
 from appliance.services.identity import Identity, parse_auth_id
 from appliance.services.task_records import TaskInfo
 from appliance.web.services import Services
@@ -304,6 +305,7 @@ def fake_services(directory: Path, *, clock: Clock | None = None) -> tuple[Servi
         "node": SimpleNamespace(status=_node_status),
         "consoles": SimpleNamespace(),
         "templates": SimpleNamespace(),
+        "directory_mappings": DirectoryMappings(world.store, node=NODE, data_dir=config.data_dir),
     }
     parts = {"access": world.access, "audit": world.audit, "tasks": tasks, "guests": world.guests, **others}
     # the fakes fulfil what `web/` uses of each service; the services are classes, not Protocols, hence the cast

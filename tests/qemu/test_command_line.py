@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import HostError
-from appliance.model.guest import GuestId, NicSpec, VmDisk, VmResources, VmSpec
+from appliance.kernel.virtiofsd import C
+from appliance.model.guest import GuestId, MemoryBacking, NicSpec, NumaNode, VmDisk, VmResources, VmShare, VmSpec
 from appliance.model.volume import OpenedVolume, VolumeFormat
 from appliance.qemu.capabilities import Emulator, HostFacts
 from appliance.qemu.command_line import build
@@ -29,7 +30,7 @@ GOLDEN = Path(__file__).parent / "golden"
 UUID = "3f2504e0-4f89-41d3-9a0c-0305e82c3301"
 DEVICES = (
     "VGA virtio-vga cirrus-vga vmware-svga virtio-gpu-pci virtio-net-pci e1000 e1000e rtl8139 vmxnet3 virtio-scsi-pci "
-    "lsi53c895a lsi53c810 megasas pvscsi"
+    "lsi53c895a lsi53c810 megasas pvscsi vhost-user-fs-pci"
 )
 X86 = Emulator(
     arch="x86_64",
@@ -52,6 +53,8 @@ FACTS = HostFacts(
     host_arch="x86_64",
     keymaps=frozenset({"de"}),
     boot_roms=frozenset({"efi-virtio.rom"}),
+    virtiofsd=C,
+    huge_pages_kib=frozenset({2048}),
 )
 PLAIN = VmSpec(guest_id=GuestId(100), name="plain", uuid=UUID, rng=True, serials=(0,))
 
@@ -126,6 +129,19 @@ EVIL_RESOURCES = VmResources(
     disks={"scsi0": volume('a,b",id=c.raw'), "ide0": replace(volume("x"), path=Path("/dev/vg/lv"))}
 )
 WINDOWS = replace(PLAIN, os_type="win11", local_time=True, cpu_model="host", nics=(nic(0, "e1000", link_down=True),))
+BACKED = replace(
+    PLAIN,
+    cores=2,
+    vcpus=2,
+    memory_backing=MemoryBacking(
+        hugepages="2",
+        numa=(
+            NumaNode(index=0, cpus=(0,), memory_mib=256, host_nodes=(0, 1), policy="interleave"),
+            NumaNode(index=1, cpus=(1,), memory_mib=256),
+        ),
+    ),
+    shares=(VmShare(slot="virtiofs2", mapping="home"),),
+)
 ARM_SPEC = replace(PLAIN, arch="aarch64", serials=(0, 1), disks=(disk("scsi0"),), nics=(nic(0),))
 ARM_RESOURCES = VmResources(disks={"scsi0": volume("arm.raw")}, taps={"net0": "tap100i0"})
 
@@ -137,6 +153,7 @@ CASES = {
         launch(vars=VarsStore(Path("/srv/images/100/efi.qcow2"), VolumeFormat.QCOW2, 540672), accelerator="kvm"),
     ),
     "hostile": (EVIL, EVIL_RESOURCES, launch(buffered=frozenset({"scsi0"}))),
+    "backed": (BACKED, VmResources(directories={"virtiofs2": Path("/srv/home")}), launch(hugepages_kib=2048)),
     "windows": (WINDOWS, VmResources(taps={"net0": "tap100i0"}), launch(accelerator="kvm")),
     "aarch64": (
         ARM_SPEC,
@@ -156,6 +173,13 @@ def test_the_command_line_is_the_one_on_record(name: str) -> None:
         golden.parent.mkdir(exist_ok=True)
         golden.write_text(text)
     assert text == golden.read_text()
+
+
+def test_what_the_host_lacks_for_memory_and_shares_is_said_by_name() -> None:
+    poor = replace(FACTS, virtiofsd=None, huge_pages_kib=frozenset())
+    assert reasons(BACKED, poor) == ["the kernel has no huge pages of 2 MiB", "virtiofs2: virtiofsd is not installed"]
+    picky = replace(BACKED, shares=(VmShare(slot="virtiofs0", mapping="home", cache="metadata"),))
+    assert "virtiofs0: cache=metadata" in reasons(picky, FACTS)[0]
 
 
 def test_a_kernel_is_booted_directly_and_a_watchdog_acts_as_configured() -> None:

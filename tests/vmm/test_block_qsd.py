@@ -17,6 +17,7 @@ from appliance.vmm.block import layout as b
 from appliance.vmm.block.backend import CACHE_MODES
 from appliance.vmm.block.layout import RequestType, Status
 from appliance.vmm.block.qsd import QsdBlk, QsdImage, open_offloaded
+from appliance.vmm.device import close_wholly
 from appliance.vmm.virtio.consts import STATUS_NEEDS_RESET
 from tests.fakes.block import BlockDriver, block_range, header
 from tests.fakes.machine import FakeMachine
@@ -52,7 +53,7 @@ def make(machine: FakeMachine, tmp_path: Path, path: Path, kind: str) -> Iterato
 
     yield build
     for device in made:
-        device.close()
+        close_wholly(device)
     assert list(tmp_path.glob("*.sock")) == []
 
 
@@ -87,7 +88,7 @@ def test_reads_writes_discards_and_zeroes_reach_the_image(
     assert driver.flush() == OK
     assert driver.read(16384, 512)[0] == IOERR
     assert driver.queue.request([header(77)], [1]) == bytes([UNSUPP])
-    device.close()
+    close_wholly(device)
     same(path, kind, bytes(expected), tmp_path)
 
 
@@ -146,7 +147,7 @@ def test_a_saved_disk_goes_on_in_another_daemon(machine: FakeMachine, make: Make
     device.pause()
     saved = device.save()
     assert saved is not None
-    device.close()
+    close_wholly(device)
     other = make()
     other.transport = transport_of(device)
     other.restore(saved)

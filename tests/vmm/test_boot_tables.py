@@ -133,6 +133,24 @@ def test_the_mcfg_describes_the_ecam_of_the_one_bus_there_is() -> None:
     assert walk(SMALL).by_name[b"MCFG"][36:] == struct.pack("<QQHBBI", 0, layout.ECAM, 0, 0, 0, 0)
 
 
+def test_numa_nodes_have_their_processors_and_their_ram_around_the_holes() -> None:
+    sizes = (1 << 30, 3 << 30)
+    there = Platform(apic_ids=(0, 1, 4), ram_bytes=sum(sizes), numa=(((0,), sizes[0]), ((1,), sizes[1])))
+    table = walk(there).by_name[b"SRAT"]
+    entries, at = [], 48
+    while at < len(table):
+        entries.append(table[at : at + table[at + 1]])
+        at += table[at + 1]
+    processors = [(each[3], each[2]) for each in entries if each[0] == 0]
+    assert processors == [(0, 0), (1, 1), (4, 0)], "APIC ID, node; one that nobody names is node 0's"
+    memory = [struct.unpack_from("<IHQQ", each, 2) for each in entries if each[0] == 1]
+    assert [(node, base, size) for node, _, base, size in memory] == [
+        (0, 0, 0xA_0000), (0, 0xC_0000, (1 << 30) - 0xC_0000),
+        (1, 1 << 30, 0xB000_0000 - (1 << 30)), (1, 1 << 32, (4 << 30) - 0xB000_0000),
+    ]  # fmt: skip
+    assert b"SRAT" not in walk(Platform(apic_ids=(0,), ram_bytes=1 << 30)).by_name
+
+
 def run_script(files: dict[str, bytes], script: bytes) -> tuple[dict[str, bytes], dict[str, int], dict[str, bytes]]:
     """A firmware: follows the records literally. (memory, where each file went, what was told)."""
     assert len(script) % 128 == 0

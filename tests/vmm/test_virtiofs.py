@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import HostError, Unsupported
-from appliance.vmm.virtio import fs
-from appliance.vmm.virtio.fs import VirtioFs, arguments, open_shared, tag_bytes
+from appliance.kernel import virtiofsd
+from appliance.kernel.virtiofsd import RUST, C, ShareOptions, arguments, problem
+from appliance.vmm.device import close_wholly
+from appliance.vmm.virtio.fs import VirtioFs, open_shared, tag_bytes
 from tests.fakes.machine import FakeMachine
 from tests.fakes.virtio_driver import DriverQueue, attach
 from tests.fakes.waiting_driver import run_until, wait_for_answers
@@ -30,11 +32,11 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def device(machine: FakeMachine, tmp_path: Path, directory: Path) -> Iterator[VirtioFs]:
-    if fs.find_program() is None:
+    if virtiofsd.find_program() is None:
         pytest.skip("virtiofsd is not installed")
     made = open_shared("fs0", machine.context, tag="home", directory=directory, socket_path=tmp_path / "fs0.sock")
     yield made
-    made.close()
+    close_wholly(made)
 
 
 def fuse(queue: DriverQueue, opcode: int, node: int, body: bytes, room: int = 256) -> bytes:
@@ -105,5 +107,20 @@ def test_a_tag_has_one_to_36_bytes() -> None:
 
 
 def test_either_virtiofsd_is_told_in_its_own_words() -> None:
-    assert arguments(fs.PROGRAMS[0], Path("/srv"))[2:4] == ["--shared-dir", "/srv"]
-    assert "source=/srv" in arguments(fs.PROGRAMS[1], Path("/srv"))
+    everything = ShareOptions(cache="never", direct_io=True, acl=True)
+    plain = arguments(RUST, Path("/srv"), ShareOptions(), listener_fd=3)
+    assert plain == [
+        RUST, "--fd=3", "--shared-dir", "/srv", "--sandbox", "namespace", "--cache", "auto", "--announce-submounts",
+    ]  # fmt: skip
+    wished = arguments(RUST, Path("/srv"), everything, listener_fd=3)
+    assert wished[-4:] == ["--announce-submounts", "--xattr", "--posix-acl", "--allow-direct-io"]
+    words = arguments(C, Path("/srv"), everything, listener_fd=3)
+    assert {"source=/srv", "cache=none", "xattr", "posix_acl", "allow_direct_io"} <= set(words)
+    assert "no_xattr" in arguments(C, Path("/srv"), ShareOptions(), listener_fd=3)
+
+
+def test_what_the_older_virtiofsd_cannot_is_refused_by_name() -> None:
+    assert problem(None, ShareOptions()) == "virtiofsd is not installed"
+    assert "metadata" in problem(C, ShareOptions(cache="metadata"))
+    assert not problem(RUST, ShareOptions(cache="metadata"))
+    assert not problem(C, ShareOptions(cache="never", acl=True))

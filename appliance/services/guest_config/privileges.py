@@ -7,6 +7,7 @@ another's disk     VM.Config.Disk on /vms/OWNER, or Datastore.Allocate on its st
 any other volume   Datastore.Allocate on its storage (backups and snippets hold other people's secrets)
 a bridge           SDN.Use on /sdn/zones/localnetwork/BRIDGE (and /TAG)
 the host's RNG     Mapping.Use on /mapping/hwrng
+a shared directory Mapping.Use on /mapping/dir/ID
 args, lock, hook scripts, privileged containers and their features, a container's devices, paths of the host and
 another confinement: Sys.Modify on / as well (PVE: root@pam only)
 """
@@ -79,10 +80,12 @@ def volume_requirement(guest_id: int, volume_id: VolumeId) -> Requirement | None
 
 
 def bridge_requirements(kind: GuestKind, config: Mapping[str, str]) -> list[Requirement]:
-    """What a guest of this configuration needs on its bridges, for who makes one as a copy."""
+    """What a guest of this configuration needs on its bridges and shared directories, for who makes one as a copy."""
     rules = _Rules(kind, 0, None, privileged=False)
-    networks = (name for name in config if (key := key_table(kind).find(name)) is not None and key.name == "net")
-    return list(dict.fromkeys(need for name in networks for need in rules.of_bridge(name, "", config[name])))
+    keys = {name: key.name for name in config if (key := key_table(kind).find(name)) is not None}
+    networks = (need for name in config if keys.get(name) == "net" for need in rules.of_bridge(name, "", config[name]))
+    shares = (rules.of_share(name, "", config[name]) for name in config if keys.get(name) == "virtiofs")
+    return list(dict.fromkeys([*networks, *(need for needs in shares for need in needs)]))
 
 
 def copy_requirements(kind: GuestKind, config: Mapping[str, str]) -> list[Requirement]:
@@ -125,6 +128,9 @@ class _Rules:
             yield self._on_guest("VM.Config.HWType")
             if _is_host_rng(new) and not _is_host_rng(old):
                 yield Requirement((_HOST_RNG, SYSTEM))
+        elif key.name == "virtiofs":
+            yield self._on_guest("VM.Config.Disk")
+            yield from self.of_share(name, old, new)
         elif key.privilege == "Cloudinit" and key.name in _EITHER_NETWORK_OR_CLOUDINIT:
             yield self._on_guest("VM.Config.Cloudinit", "VM.Config.Network")
         elif key.privilege:
@@ -164,6 +170,11 @@ class _Rules:
         if bridge and (bridge, tag) != (before.get("bridge"), before.get("tag")):
             path = f"/sdn/zones/localnetwork/{bridge}" + (f"/{tag}" if tag else "")
             yield Requirement(((path, "SDN.Use"),))
+
+    def of_share(self, name: str, old: str, new: str) -> Iterator[Requirement]:
+        before, after = (parse_one(self.kind, name, text).get("dirid") if text else None for text in (old, new))
+        if after and after != before:
+            yield Requirement(((f"/mapping/dir/{after}", "Mapping.Use"),))
 
     def _special(self, name: str, old: str, new: str) -> Iterator[Requirement]:
         match name:

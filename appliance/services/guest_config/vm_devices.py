@@ -160,6 +160,28 @@ MEMORY = PropertySchema(
     default_key="current",
     required=("current",),
 )
+_NUMBERS = r"[0-9]{1,4}(-[0-9]{1,4})?(;[0-9]{1,4}(-[0-9]{1,4})?){0,63}"
+NUMA = PropertySchema(
+    fields={
+        "cpus": Value(description="vCPUs of the node.", pattern=_NUMBERS),
+        "hostnodes": Value(description="Nodes of the host its memory shall be of.", pattern=_NUMBERS),
+        "memory": number("Memory of the node in MiB.", minimum=1, maximum=16 << 20),
+        "policy": choice("preferred", "bind", "interleave", description="How the host's nodes are used."),
+    },
+    required=("cpus",),
+)
+VIRTIOFS = PropertySchema(
+    fields={
+        "dirid": Value(description="The directory mapping; the guest mounts it by this name.",
+                       pattern=r"[A-Za-z][A-Za-z0-9_-]{1,35}"),
+        "cache": choice("auto", "always", "metadata", "never", description="What the guest may keep.", default="auto"),
+        "direct-io": boolean("Whether files the guest opens with O_DIRECT are opened so on the host.", default="0"),
+        "expose-acl": boolean("Whether POSIX ACLs are shown, and extended attributes with them.", default="0"),
+        "expose-xattr": boolean("Whether extended attributes are shown.", default="0"),
+    },
+    default_key="dirid",
+    required=("dirid",),
+)  # fmt: skip
 SMBIOS = PropertySchema(
     fields={
         "uuid": Value(description="UUID of the machine.", check=formats.uuid_text),

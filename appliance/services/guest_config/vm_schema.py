@@ -103,7 +103,9 @@ _HARDWARE = (
     key("cpu", "CPU", vm_devices.CPU, "CPU model and flags."),
     key("cpulimit", "CPU", number("Limit of CPU time, in CPUs; 0 for none.", minimum=0, maximum=128, default="0")),
     key("cpuunits", "CPU", integer("Weight of CPU time.", minimum=1, maximum=262144, default="100")),
-    key("numa", "CPU", boolean("Whether the machine has NUMA nodes.", default="0", works=("0",))),
+    key("numa", "CPU", boolean("Whether the machine has NUMA nodes: those of numa[n], else one for each socket.",
+        default="0")),
+    key("hugepages", "Memory", choice("any", "2", "1024", description="Take the memory from huge pages of this many MiB.")),
     key("arch", "HWType", choice("x86_64", "aarch64", description="CPU architecture.", default="x86_64")),
     key("machine", "HWType", vm_devices.MACHINE, "Machine type: pc, q35 or virt (default pc)."),
     key("bios", "Options", choice("seabios", "ovmf", description="Firmware.", default="seabios")),
@@ -128,7 +130,9 @@ _HARDWARE = (
     key("freeze", "", boolean("Do not start the CPUs.", works=("0",))),
     key("reboot", "Options", boolean("Whether the guest may reboot itself.", default="1", works=("1",))),
     key("tdf", "Options", boolean("Time drift fix.", default="0", works=("0",))),
-    key("keephugepages", "Memory", boolean("Keep huge pages after stopping.", default="0", works=("0",))),
+    key("keephugepages", "Memory", boolean("Keep huge pages reserved on the host after stopping.", default="0")),
+    key("prealloc", "Memory", boolean("Take all memory at the start, or fail. (Extension of this appliance.)",
+        default="0")),
 )  # fmt: skip
 
 _CLOUD_INIT = (
@@ -151,6 +155,8 @@ _FAMILIES = (
     key("efidisk0", "Disk", vm_devices.EFI_DISK, "Disk of the UEFI firmware's variables.", reprint=True),
     key("unused", "Disk", vm_devices.UNUSED, "A volume of this machine no device uses.", count=256, reprint=True),
     key("net", "Network", vm_devices.NIC, "Network interface.", count=32, reprint=True),
+    key("numa", "CPU", vm_devices.NUMA, "A NUMA node of the machine, with numa=1.", count=8),
+    key("virtiofs", "Disk", vm_devices.VIRTIOFS, "A directory of the host, shared by virtio-fs.", count=10),
     key("ipconfig", "Cloudinit", vm_devices.IP_CONFIG, "Addresses of a NIC, for cloud-init.", count=32),
     key("serial", "HWType", Value(description="Serial port: socket.", pattern=r"/dev/.+|socket", works=("socket",)),
         count=4),
@@ -162,15 +168,12 @@ _REFUSED = (
     refused("intel-tdx", "HWType", "Encrypted memory on Intel."),
     refused("audio0", "HWType", "Sound card."),
     refused("hookscript", "Options", "Script run at the machine's changes of state."),
-    refused("hugepages", "Memory", "Memory from huge pages."),
     refused("ivshmem", "HWType", "Memory shared between machines."),
     refused("spice_enhancements", "HWType", "Options of SPICE."),
     refused("tpmstate0", "Disk", "State of an emulated TPM."),
     refused("hostpci", "HWType", "A PCI device of the host.", count=16),
     refused("usb", "HWType", "A USB device of the host.", count=14),
     refused("parallel", "HWType", "A parallel port of the host.", count=3),
-    refused("numa", "CPU", "A NUMA node of the machine.", count=8),
-    refused("virtiofs", "Disk", "A directory of the host, shared by virtio-fs.", count=10),
 )
 
 VM_KEYS = KeyTable((*_GENERAL, *_HARDWARE, *_CLOUD_INIT, *_FAMILIES, *_REFUSED))

@@ -10,10 +10,11 @@ import uuid
 from collections.abc import Iterable, Mapping
 
 from appliance.errors import InvalidParameter
-from appliance.model.guest import CloudInitSpec, GuestId, GuestKind, NicSpec, VmDisk, VmSpec
+from appliance.model.guest import CloudInitSpec, GuestId, GuestKind, NicSpec, VmDisk, VmShare, VmSpec
 from appliance.services.guest_config.boot import boot_order
 from appliance.services.guest_config.disks import DiskConfig, disks
 from appliance.services.guest_config.formats import decode, ssh_key_lines
+from appliance.services.guest_config.memory_spec import memory_backing
 from appliance.services.guest_config.parsing import parse_one
 from appliance.services.guest_config.values import NOT_SUPPORTED, is_true
 from appliance.services.guest_config.vm_schema import VM_KEYS
@@ -55,6 +56,8 @@ def to_vm_spec(guest_id: int, config: Mapping[str, str]) -> VmSpec:
         cpu_units=int(_text(config, "cpuunits")),
         memory_mib=memory_mib,
         balloon_min_mib=_balloon(config, memory_mib),
+        memory_backing=memory_backing(config, memory_mib=memory_mib, sockets=sockets, cores=cores),
+        shares=_shares(config),
         disks=tuple(_disk(disk) for disk in found.values() if disk.slot != "efidisk0"),
         efi_disk=_disk(found["efidisk0"]) if "efidisk0" in found else None,
         scsi_controller=_text(config, "scsihw"),
@@ -198,6 +201,25 @@ def _nic(config: Mapping[str, str], slot: str, *, told_by_cloud_init: bool) -> N
         ip6=addresses.get("ip6", ""),
         gateway6=addresses.get("gw6", ""),
     )
+
+
+def _shares(config: Mapping[str, str]) -> tuple[VmShare, ...]:
+    found: dict[str, VmShare] = {}
+    for slot in _slots(config, "virtiofs"):
+        values = parse_one(GuestKind.QEMU, slot, config[slot])
+        acl = is_true(values.get("expose-acl", "0"))
+        share = VmShare(
+            slot=slot,
+            mapping=values["dirid"],
+            cache=values.get("cache", "auto"),
+            direct_io=is_true(values.get("direct-io", "0")),
+            acl=acl,
+            xattr=acl or is_true(values.get("expose-xattr", "0")),
+        )
+        if share.mapping in found:  # the guest could not tell them apart
+            raise InvalidParameter({slot: f"'{share.mapping}' is shared as {found[share.mapping].slot} already"})
+        found[share.mapping] = share
+    return tuple(found.values())
 
 
 def _cloud_init(config: Mapping[str, str]) -> CloudInitSpec:

@@ -156,8 +156,8 @@ class QsdBlk(VhostUserBlk):
     def put_down(self) -> None:
         self.daemon.flush()
 
-    def close(self) -> None:
-        super().close()
+    def give_back(self) -> None:
+        super().give_back()
         self.daemon.close()
 
 

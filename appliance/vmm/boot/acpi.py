@@ -1,7 +1,7 @@
 """The ACPI tables of a machine, and how they point at each other (ACPI 6.5 §5.2). Pure.
 
     RSDP ─▶ RSDT, XSDT ─▶ FADT ─▶ FACS, DSDT ─▶ generation ID page
-                          MADT, MCFG
+                          MADT, MCFG, SRAT (of a machine with NUMA nodes)
 `build` answers blobs with addresses still relative, and links; `table_loader` places them or tells the firmware how to.
 Not hardware-reduced: PM1a, the PM timer and GPE0 are ports (`legacy.acpi_pm`); buttons and reset register are the fixed
 ones; ACPI mode is switched on by the SMI command port.
@@ -14,6 +14,7 @@ from typing import Final
 
 from appliance.vmm import layout
 from appliance.vmm.boot.dsdt import Platform, definition, generation_id_name
+from appliance.vmm.boot.srat import affinities
 from appliance.vmm.boot.table_loader import Blob, Checksum, Link, Pointer, Tables, WritePointer, Zone
 from appliance.vmm.legacy.acpi_pm import ACPI_DISABLE, ACPI_ENABLE, GPE0_BYTES, PORT_SMI_COMMAND
 from appliance.vmm.legacy.vmgenid import FILE_ADDRESS, FILE_GUID, GUID_OFFSET
@@ -55,6 +56,8 @@ def build(platform: Platform) -> Tables:
     for at, size in ((40, 4), (140, 8)):  # DSDT, X_DSDT
         tables.point(fadt + at, size, dsdt)
     roots = [fadt, tables.append(_madt(platform)), tables.append(_mcfg())]
+    if platform.numa:
+        roots.append(tables.append(srat(platform)))
     rsdt = tables.append(_table(b"RSDT", 1, bytes(4 * len(roots))))
     xsdt = tables.append(_table(b"XSDT", 1, bytes(8 * len(roots))))
     for number, root in enumerate(roots):
@@ -170,3 +173,8 @@ def _mcfg() -> bytes:
     Linux looks for devices on every bus named here that ACPI did not find: 16,000 exits for all of the ECAM's 256.
     """
     return _table(b"MCFG", 1, bytes(8) + struct.pack("<QHBBI", layout.ECAM, 0, 0, layout.LAST_BUS, 0))
+
+
+def srat(platform: Platform) -> bytes:
+    """§5.2.16: revision 3."""
+    return _table(b"SRAT", 3, struct.pack("<IQ", 1, 0) + affinities(platform))

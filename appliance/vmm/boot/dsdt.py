@@ -50,6 +50,8 @@ class Platform:
     pvpanic: bool = False
     fw_cfg: bool = True
     vmgenid: bool = False
+    numa: tuple[tuple[tuple[int, ...], int], ...] = ()
+    """For each NUMA node its processors by number, and its bytes of RAM; none: the machine has no nodes."""
 
     def pci_window_64(self) -> tuple[int, int] | None:
         """(first, last) address for 64-bit BARs; None where the processor's address width leaves no room. At most 46

@@ -154,11 +154,24 @@ class VhostUserDevice(VirtioDevice):
         return None
 
     def close(self) -> None:
+        """Nothing is watched any more, also what a job in the pool has just asked to have watched (`post`); then `give_back`."""
         with self.lock:
             self._closed = True
         super().close()
-        if self._client is not None:
-            self._client.shut()  # whoever waits for an answer does so no longer
+        client = self._client
+        if client is not None:
+            client.shut()  # whoever waits for an answer does so no longer
+        self._unwatch_all()
+        self.context.bridge.post(self._unwatch_all)
+
+    def _unwatch_all(self) -> None:
+        self._unwatch()
+        for event in (self._err, *self._relays):
+            if event.fileno() >= 0:
+                self.context.bridge.unwatch(event.fileno())
+
+    def give_back(self) -> None:
+        """End the helper. Blocking."""
         with self._job:
             self._disconnect()
             self._given = None
@@ -167,8 +180,6 @@ class VhostUserDevice(VirtioDevice):
             self._log.close()
             self._unanswered.close()
             for event in (self._err, *self._relays):
-                if event.fileno() >= 0:
-                    self.context.bridge.unwatch(event.fileno())
                 event.close()
 
     def _follow(self) -> None:
@@ -358,7 +369,7 @@ class VhostUserDevice(VirtioDevice):
 
     def _watch_helper(self) -> None:
         process, client = self._helper.process, self._client
-        if process is None or client is None:
+        if process is None or client is None or self._closed:
             return
         bridge = self.context.bridge
         bridge.watch(process.fileno(), self._helper_gone)

@@ -10,14 +10,14 @@ while its guest has the directory mounted, and pausing is all it can.
 
 from __future__ import annotations
 
-import shutil
 import struct
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from appliance.errors import HostError, Unsupported
+from appliance.kernel import virtiofsd
+from appliance.kernel.virtiofsd import ShareOptions
 from appliance.vmm.device import DeviceContext, State
 from appliance.vmm.vhost_user.client import VhostUserClient
 from appliance.vmm.vhost_user.device import Served, VhostUserDevice
@@ -27,7 +27,6 @@ from appliance.vmm.virtio.consts import DeviceId
 TAG_BYTES: Final = 36
 QUEUE_SIZE: Final = 128
 REQUEST_QUEUES: Final = 1  # virtiofsd's threads share them anyway
-PROGRAMS: Final = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")  # Debian 13's, in Rust; Debian 12's
 
 _CONFIG = struct.Struct(f"<{TAG_BYTES}sI")
 
@@ -61,32 +60,26 @@ def tag_bytes(tag: str) -> bytes:
     return packed
 
 
-def find_program() -> str | None:
-    """Blocking. virtiofsd, where this host has it."""
-    return next((each for each in PROGRAMS if shutil.which(each)), None)
-
-
-def arguments(program: str, directory: Path) -> list[str]:
-    """Pure: the command line. Both programs drop into namespaces of their own with the directory as root."""
-    options: Sequence[str]
-    if program.startswith("/usr/lib/qemu/"):
-        options = ("-f", "-o", f"source={directory}", "-o", "xattr", "-o", "sandbox=namespace")
-    else:
-        options = ("--shared-dir", str(directory), "--xattr", "--sandbox", "namespace")
-    return [program, f"--fd={LISTENER_FD}", *options]
-
-
-def open_shared(name: str, context: DeviceContext, *, tag: str, directory: Path, socket_path: Path) -> VirtioFs:
-    """Blocking: a device for `directory`. Raises `Unsupported` where virtiofsd is not installed, `HostError`; `ValueError`
-    for an impossible tag."""
-    label = f"{context.label}: {name}"
+def open_shared(
+    name: str,
+    context: DeviceContext,
+    *,
+    tag: str,
+    directory: Path,
+    socket_path: Path,
+    options: ShareOptions | None = None,
+) -> VirtioFs:
+    """Blocking: a device for `directory`. Raises `Unsupported` where virtiofsd is not installed or cannot do it,
+    `HostError`; `ValueError` for an impossible tag."""
+    label, options = f"{context.label}: {name}", options or ShareOptions()
     tag_bytes(tag)
-    program = find_program()
-    if program is None:
-        raise Unsupported(f"{label}: virtiofsd is not installed")
+    program = virtiofsd.find_program()
+    if program is None or (reason := virtiofsd.problem(program, options)):
+        raise Unsupported(f"{label}: {reason if program else 'virtiofsd is not installed'}")
     if "," in str(directory) or not directory.is_dir():  # a comma would be another option
         raise HostError(f"{label}: {directory} cannot be shared")
-    helper = Helper(socket_path, partial(_start, arguments(program, directory), label))
+    argv = virtiofsd.arguments(program, directory, options, listener_fd=LISTENER_FD)
+    helper = Helper(socket_path, partial(_start, argv, label))
     try:
         client = helper.converse(label)
     except HostError:

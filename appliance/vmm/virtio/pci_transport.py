@@ -311,3 +311,6 @@ class VirtioPci(PciFunction):
     def close(self) -> None:
         super().close()
         self.device.close()
+
+    def give_back(self) -> None:
+        self.device.give_back()

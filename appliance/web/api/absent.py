@@ -79,7 +79,6 @@ EMPTY_LISTS: Sequence[tuple[str, str, Permission, type[msgspec.Struct]]] = (
     ("/cluster/metrics/server", "Metric servers", AUDIT, NoFilter),
     ("/cluster/mapping/pci", "Mappings of PCI devices", LOGGED_IN, NodeFilter),
     ("/cluster/mapping/usb", "Mappings of USB devices", LOGGED_IN, NodeFilter),
-    ("/cluster/mapping/dir", "Mappings of directories", LOGGED_IN, NodeFilter),
     ("/cluster/notifications/endpoints", "Targets of notifications", LOGGED_IN, NoFilter),
     ("/cluster/acme/account", "ACME accounts", LOGGED_IN, NoFilter),
     ("/cluster/acme/plugins", "ACME plugins", Allow("/", "Sys.Modify"), TypeFilter),

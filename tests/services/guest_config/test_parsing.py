@@ -101,8 +101,8 @@ def test_every_wrong_key_is_named_at_once() -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["hostpci0", "usb1", "tpmstate0", "audio0", "parallel0", "numa0", "virtiofs0", "ivshmem", "amd-sev", "intel-tdx",
-     "hookscript", "cicustom", "hugepages", "affinity", "spice_enhancements"],
+    ["hostpci0", "usb1", "tpmstate0", "audio0", "parallel0", "ivshmem", "amd-sev", "intel-tdx",
+     "hookscript", "cicustom", "affinity", "spice_enhancements"],
 )  # fmt: skip
 def test_what_a_vm_cannot_have_yet_is_refused_by_name(key: str) -> None:
     assert errors_of(VM, {key: "x"}) == {key: "not supported by this appliance yet"}
@@ -111,7 +111,7 @@ def test_what_a_vm_cannot_have_yet_is_refused_by_name(key: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "key", "value"),
     [
-        (VM, "numa", "1"), (VM, "citype", "configdrive2"), (VM, "serial0", "/dev/ttyS0"), (VM, "reboot", "0"),
+        (VM, "citype", "configdrive2"), (VM, "serial0", "/dev/ttyS0"), (VM, "reboot", "0"),
         (VM, "machine", "pc-q35-8.1"), (VM, "machine", "q35,viommu=intel"), (VM, "vga", "qxl"),
         (VM, "cpu", "host,hidden=1"), (VM, "scsi0", "local:8,mbps=5"), (VM, "scsi0", "/dev/sda"),
         (VM, "scsi0", "local:0,import-from=/root/x.qcow2"), (CT, "mp0", "local:1,mp=/x,quota=1"),
