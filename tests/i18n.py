@@ -10,7 +10,7 @@ from appliance.services.guest_config.ct_schema import CT_KEYS
 from appliance.services.guest_config.property_string import PropertySchema
 from appliance.services.guest_config.schema import ConfigKey
 from appliance.services.guest_config.vm_schema import VM_KEYS
-from appliance.web.pages import areas, contexts, guests, language, render
+from appliance.web.pages import areas, contexts, forms, guest_tabs, hardware, language, render
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATES, SCRIPTS = ROOT / "templates", ROOT / "static" / "js"
@@ -32,8 +32,17 @@ def sources() -> dict[str, list[str]]:
 def tables() -> list[str]:
     """The words Python gives to templates, which say them by `_(…)`."""
     words: list[str] = [*contexts.LABELS.values(), *contexts.CONTENT_WORDS.values(), *STATES]
-    words += areas.words()
-    words += [*guests.TAB_WORDS.values(), *render.TASK_WORDS.values(), "VM", "Container", "Guest"]
+    words += [
+        *guest_tabs.TAB_WORDS.values(),
+        guest_tabs.CONTAINER_HARDWARE,
+        *render.TASK_WORDS.values(),
+        *areas.words(),
+    ]
+    words += [name for name, _, _ in hardware.FORMS.values()] + [
+        *forms.PART_LABELS.values(),
+        *forms.PLACEHOLDERS.values(),
+    ]
+    words += ["VM", "Container", "Guest", "Yes", "No", "Default", "Default (yes)", "Default (no)", "No medium"]
     for key in (*VM_KEYS, *CT_KEYS):
         if key.supported and not key.read_only:
             words += _descriptions(key)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 from appliance.errors import ApplianceError, Conflict, InvalidParameter, Unsupported
 from appliance.events import EventBus, GuestConfigChanged
@@ -153,8 +153,40 @@ class GuestConfiguration:
             return [*others, slot]
         return others
 
+    def pending(self, kind: GuestKind, guest_id: int) -> Sequence[guest_config.Pending]:
+        """What waits for the next start of a guest that runs. Raises `NotFound`."""
+        guest = self._inventory.get(guest_id, kind)
+        record = guest.stored.record
+        if guest.state is GuestState.STOPPED or record.started is None:
+            return ()
+        return guest_config.pending(kind, record.config, record.started)
+
+    def reverting(self, kind: GuestKind, guest_id: int, keys: Sequence[str]) -> tuple[dict[str, str], Sequence[str]]:
+        """What to write and delete so that these keys are what runs. Raises `NotFound`, `InvalidParameter`."""
+        guest = self._inventory.get(guest_id, kind)
+        record = guest.stored.record
+        running = record.started if guest.state is not GuestState.STOPPED else None
+        return guest_config.revert(kind, record.config, record.config if running is None else running, keys)
+
+    async def applied(self, guest: GuestRuntime, keys: Collection[str]) -> None:
+        """Note that a running guest has taken up these keys as they are configured now. Under the guest's lock."""
+        record = guest.stored.record
+        if record.started is None or not keys:
+            return
+        kept = {key: value for key, value in record.started.items() if key not in keys}
+        taken = {key: record.config[key] for key in keys if key in record.config}
+        if (started := kept | taken) != record.started:
+            await self._inventory.table.replace(guest.stored, started=started)
+            self._tell_config(guest)
+
+    async def before_start(self, guest: GuestRuntime, log_line: LogLine) -> None:
+        """What a start needs first: file systems that follow their volumes, and a note of what is started."""
+        await self.finish_growing(guest, log_line)
+        if guest.stored.record.started != guest.stored.record.config:
+            await self._inventory.table.replace(guest.stored, started=dict(guest.stored.record.config))
+
     async def finish_growing(self, guest: GuestRuntime, log_line: LogLine) -> None:
-        """Before a start: let file systems follow their volumes that grew while this host could not grow them."""
+        """Let file systems follow their volumes that grew while this host could not grow them."""
         if not guest.stored.record.grow:
             return
         for slot in guest.stored.record.grow:

@@ -46,7 +46,8 @@ class GuestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     `busy` names an operation ("create", "destroy") that the next start must undo or finish; `foreign_volumes` are those
     that carried this VMID before it was created, so that undoing never takes what was there already. `grow` are slots
     whose volume has grown while the container ran, on a host that could not grow the file system then. `returning` is the
-    snapshot a return to which is under way: it is finished at the next start.
+    snapshot a return to which is under way: it is finished at the next start. `started` is the configuration of the last
+    start: what a running guest runs with (`guest_config.pending`).
     """
 
     version: int = 1
@@ -62,6 +63,7 @@ class GuestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     grow: list[str] = msgspec.field(default_factory=list)
     snapshots: dict[str, SnapshotRecord] = msgspec.field(default_factory=dict)
     returning: str = ""
+    started: dict[str, str] | None = None
 
 
 @dataclass(slots=True)

@@ -240,6 +240,14 @@ class GuestService:
             kind, guest_id, put=put, delete=delete, digest=digest, user=user, skip_lock=skip_lock
         )
 
+    def pending(self, kind: GuestKind, guest_id: int) -> Sequence[guest_config.Pending]:
+        """What waits for the next start of a guest that runs. Raises `NotFound`."""
+        return self._configuration.pending(kind, guest_id)
+
+    def reverting(self, kind: GuestKind, guest_id: int, keys: Sequence[str]) -> tuple[dict[str, str], Sequence[str]]:
+        """What to write and delete so that these keys are what runs. Raises `NotFound`, `InvalidParameter`."""
+        return self._configuration.reverting(kind, guest_id, keys)
+
     async def make_template(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
         """Turn a stopped guest into a template: never started again, only cloned."""
         return await self._configuration.make_template(kind, guest_id, user=user)
@@ -366,7 +374,7 @@ class GuestService:
     # --- inside -------------------------------------------------------------------------------------------------------
 
     async def _before_start(self, guest: GuestRuntime, log_line: LogLine) -> None:
-        await self._configuration.finish_growing(guest, log_line)
+        await self._configuration.before_start(guest, log_line)
 
     def _view(self, guest: GuestRuntime, now: float) -> GuestView:
         summary = self._inventory.summary(guest)

@@ -1,5 +1,6 @@
 // The public API, as any client uses it: form bodies, the CSRF token, PVE's errors.
 
+import { save as saveDraft } from "./drafts.js";
 import { at, here } from "./place.js";
 import { t } from "./words.js";
 
@@ -50,6 +51,7 @@ export function read(status, text) {
 }
 
 export function toLogin() {
+  saveDraft();
   location.assign(`${at("/login")}?next=${encodeURIComponent(here())}`);
 }
 

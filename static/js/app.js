@@ -1,5 +1,6 @@
 // What every page needs: theme, the one dialog, resources, bell, times in the reader's zone, the websocket.
 
+import * as drafts from "./drafts.js";
 import * as forms from "./forms.js";
 import { connect, onChange } from "./live.js";
 import * as list from "./list.js";
@@ -29,10 +30,10 @@ function dialogs() {
   const dialog = document.getElementById("dialog");
   document.body.addEventListener("htmx:afterSwap", (event) => {
     if (event.detail.target !== dialog) return;
-    for (const form of dialog.querySelectorAll("form[data-compose]")) forms.showParts(form);
+    for (const form of dialog.querySelectorAll("form")) forms.prepare(form);
     for (const menu of document.querySelectorAll("details.menu[open]")) menu.removeAttribute("open");
     if (!dialog.open) dialog.showModal();
-    dialog.querySelector("[autofocus]")?.focus();
+    (dialog.querySelector("[autofocus]") ?? dialog.querySelector(".dialog-body :is(input:not([type=hidden]), select, textarea):enabled"))?.focus();
   });
   document.addEventListener("click", (event) => {
     if (event.target.closest("[data-close]")) dialog.close();
@@ -128,6 +129,7 @@ theme();
 dialogs();
 sidebar();
 forms.setUp();
+drafts.setUp();
 tasks.setUp();
 tree.setUp();
 palette.setUp();

@@ -2,68 +2,115 @@
 // Fields whose names begin with "_" are only for this; empty fields are left out.
 
 import { call } from "./api.js";
+import { config } from "./config_form.js";
 import * as tasks from "./tasks.js";
 
-/** { params, after }: `after` is what remains to do when the task has ended. */
+/** { requests, after }: the parameters of each call, and what remains to do when a call's task has ended. */
 export function compose(form) {
   const fields = new FormData(form);
   const params = {};
   for (const [name, value] of fields) {
     if (name.startsWith("_") || typeof value !== "string") continue;
-    if (value !== "") params[name] = value;
+    // what may be chosen several times is one list
+    if (value !== "") params[name] = name in params ? `${params[name]},${value}` : value;
   }
   for (const box of form.querySelectorAll("input[type=checkbox][data-off]")) {
     if (!box.checked) params[box.name] = box.dataset.off;
   }
+  for (const input of form.querySelectorAll("[data-empty]")) {
+    if (input.value === "" && input.value !== input.defaultValue) params[input.name] = "";
+  }
   const emptied = form.dataset.deleteEmpty;
   if (emptied && fields.get(emptied) === "") params.delete = emptied;
-  const special = { vm, container, resize, download }[form.dataset.compose];
-  return { params, after: special?.(fields, params, form) };
+  const special = { vm, container, resize, download, config, clone }[form.dataset.compose];
+  const after = special?.(fields, params, form);
+  return { requests: counted(params, Number(fields.get("_count") ?? 1)), after };
+}
+
+/** The same several times: ids and names count up. */
+function counted(params, count) {
+  if (!(count > 1)) return [params];
+  const id = "newid" in params ? "newid" : "vmid";
+  const name = "hostname" in params ? "hostname" : "name";
+  return Array.from({ length: count }, (_, index) => ({
+    ...params,
+    [id]: String(Number(params[id]) + index),
+    ...(params[name] ? { [name]: numbered(params[name], index) } : {}),
+  }));
+}
+
+/** "web" is web-1, web-2 …; "web08" is web08, web09 … */
+function numbered(name, index) {
+  const end = name.match(/\d+$/)?.[0];
+  if (!end) return `${name}-${index + 1}`;
+  return name.slice(0, -end.length) + String(Number(end) + index).padStart(end.length, "0");
+}
+
+function clone(fields, params) {
+  if (fields.get("_full") === "1" || params.storage || params.snapname) params.full = "1";
 }
 
 function container(fields, params) {
   params.rootfs = `${fields.get("_storage")}:${fields.get("_disk")}`;
-  params.unprivileged = "1";
-  if (fields.get("_bridge")) params.net0 = `name=eth0,bridge=${fields.get("_bridge")},ip=dhcp`;
+  if (!("unprivileged" in params)) params.unprivileged = "1";
+  network(fields, params, { name: "eth0" });
+}
+
+/** net0 of a new guest, from the inputs that there are. */
+function network(fields, params, first) {
+  if (!fields.get("_bridge")) return;
+  const parts = { ...first, bridge: fields.get("_bridge") };
+  if (fields.get("_tag")) parts.tag = fields.get("_tag");
+  if (fields.get("_firewall")) parts.firewall = "1";
+  const addresses = { ip: fields.get("_ip") || "dhcp", gw: fields.get("_gw"), ip6: fields.get("_ip6"), gw6: fields.get("_gw6") };
+  const given = Object.entries(addresses).filter(([, value]) => value);
+  if (first.name) Object.assign(parts, Object.fromEntries(given));
+  else if (params.ciuser !== undefined || fields.get("_source") === "image") params.ipconfig0 = given.map(([part, value]) => `${part}=${value}`).join(",");
+  params.net0 = Object.entries(parts).map(([part, value]) => `${part}=${value}`).join(",");
 }
 
 function vm(fields, params, form) {
   const storage = fields.get("_storage");
   const disk = fields.get("_disk");
   const source = fields.get("_source");
-  params.ostype = "l26";
-  params.machine = "q35";
-  params.scsihw = "virtio-scsi-pci";
+  const bus = fields.get("_bus") || "scsi0";
+  params.ostype ??= "l26";
+  params.machine ??= "q35";
+  if (bus.startsWith("scsi")) params.scsihw ??= "virtio-scsi-pci";
   params.serial0 = "socket";
   params.rng0 = "source=/dev/urandom";
-  if (fields.get("_bridge")) params.net0 = `virtio,bridge=${fields.get("_bridge")}`;
+  network(fields, params, { model: fields.get("_model") || "virtio" });
   if (params.bios === "ovmf") params.efidisk0 = `${storage}:1,efitype=4m`;
+  const options = ["cache", "discard", "ssd", "iothread"]
+    .filter((name) => fields.get(`_disk_${name}`))
+    .map((name) => `,${name}=${fields.get(`_disk_${name}`)}`)
+    .join("");
   if (source !== "image") {
-    params.scsi0 = `${storage}:${disk}`;
-    params.boot = "order=scsi0";
+    params[bus] = `${storage}:${disk}${options}`;
+    params.boot = `order=${bus}`;
     if (source === "iso") {
       params.ide2 = `${fields.get("_iso")},media=cdrom`;
-      params.boot = "order=scsi0;ide2";
+      params.boot = `order=${bus};ide2`;
     }
     return undefined;
   }
-  params.scsi0 = `${storage}:0,import-from=${fields.get("_image") ?? ""}`;
+  params[bus] = `${storage}:0,import-from=${fields.get("_image") ?? ""}${options}`;
   params.ide2 = `${storage}:cloudinit`;
-  params.boot = "order=scsi0";
-  params.agent = "1";
-  if (params.net0) params.ipconfig0 = "ip=dhcp";
+  params.boot = `order=${bus}`;
+  params.agent ??= "1";
+  if (params.net0) params.ipconfig0 ||= "ip=dhcp";
   if (fields.get("_sshkeys")) params.sshkeys = encodeURIComponent(fields.get("_sshkeys").trim());
-  return growThenStart(form, params, disk);
+  return growThenStart(form, params, bus, disk);
 }
 
 // an imported disk has its image's size: it is grown when it is there, and the VM started then
-function growThenStart(form, params, disk) {
-  const base = `${form.dataset.api.split(" ")[1]}/${params.vmid}`;
+function growThenStart(form, params, bus, disk) {
   const start = params.start;
   delete params.start;
-  return async () => {
+  return async (sent) => {
+    const base = `${form.dataset.api.split(" ")[1]}/${sent.vmid}`;
     try {
-      await tasks.ended(await call("PUT", `${base}/resize`, { disk: "scsi0", size: `${disk}G` }));
+      await tasks.ended(await call("PUT", `${base}/resize`, { disk: bus, size: `${disk}G` }));
     } catch (error) {
       if (!/shrink|smaller|already/i.test(error.message + Object.values(error.errors ?? {}).join(" "))) throw error;
     }

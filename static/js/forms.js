@@ -2,10 +2,14 @@
 // Errors of single parameters stand at their fields; what belongs to none stands at the form's end.
 
 import { ApiError, call, csrf, read } from "./api.js";
+import * as check from "./check.js";
 import { compose } from "./compose.js";
+import { showSlots } from "./config_form.js";
+import * as equivalent from "./equivalent.js";
 import { at } from "./place.js";
 import * as tasks from "./tasks.js";
 import { toast } from "./toast.js";
+import { t } from "./words.js";
 
 const UPLOAD_PATH = at("/api2/json");
 
@@ -29,18 +33,27 @@ export function setUp() {
     const field = input.closest?.("[data-field]");
     if (field) showError(field, "");
     if (input.form?.dataset.compose) showParts(input.form);
+    if (input.form) check.later(input.form, input, showJudged);
     if (input.form?.dataset.compose === "download" && input.name === "url") suggestName(input.form);
   });
+}
+
+/** Make a form that has just come ready: the parts that apply, its equivalent as a call. */
+export function prepare(form) {
+  if (form.dataset.compose) showParts(form);
+  equivalent.add(form);
 }
 
 /** Parts of a form that apply only for some choices: data-when="name=value". */
 export function showParts(form) {
   for (const part of form.querySelectorAll("[data-when]")) {
     const [name, value] = part.dataset.when.split("=");
-    const shown = new FormData(form).get(name) === value;
+    const given = form.elements[name];
+    const shown = !given || value.split("|").includes(new FormData(form).get(name) ?? "");
     part.hidden = !shown;
     for (const input of part.querySelectorAll("input, select, textarea")) input.disabled = !shown;
   }
+  showSlots(form);
 }
 
 async function press(button) {
@@ -48,7 +61,7 @@ async function press(button) {
   button.ariaBusy = "true";
   button.closest("details.menu")?.removeAttribute("open");
   try {
-    const data = await call(method, path);
+    const data = await call(method, path, JSON.parse(button.dataset.params ?? "{}"));
     if (isTask(data)) tasks.report(data);
     if (button.dataset.done) toast(button.dataset.done);
   } catch (error) {
@@ -76,25 +89,49 @@ async function submit(form) {
 
 async function send(form) {
   const [method, path] = form.dataset.api.split(" ");
-  const { params, after } = compose(form);
-  const data = await call(method, path, params);
-  if (after) {
-    await tasks.ended(data);
-    await after();
-  } else if (isTask(data)) {
-    tasks.report(data);
+  const { requests, after } = compose(form);
+  let sent = null;
+  let last;
+  for (const params of requests) {
+    sent = requests.length > 1 ? await withFreeId(params, sent) : params;
+    last = await call(method, path, sent);
+    const mine = sent;
+    if (after && requests.length > 1) tasks.ended(last).then(() => after(mine), () => {});
+    else if (!after && isTask(last)) tasks.report(last);
   }
-  finish(form, params, data);
+  if (after && requests.length === 1) {
+    await tasks.ended(last);
+    await after(sent);
+  }
+  finish(form, requests.length > 1 ? {} : sent, last);
+}
+
+/** The next of several: its id is the first free one after the last. */
+async function withFreeId(params, before) {
+  const name = "newid" in params ? "newid" : "vmid";
+  let candidate = before ? Number(before[name]) + 1 : Number(params[name]);
+  for (let tries = 0; before && tries < 1000; tries += 1, candidate += 1) {
+    try {
+      await call("GET", "/cluster/nextid", { vmid: candidate });
+      break;
+    } catch (error) {
+      if (error.status === 0) throw error; // taken is 400 or 409
+    }
+  }
+  return { ...params, [name]: String(candidate) };
 }
 
 function finish(form, params, data) {
   const stillOpen = form.isConnected; // the reader may have closed the dialog meanwhile, and gone elsewhere
-  form.closest("dialog")?.close();
+  form.dispatchEvent(new CustomEvent("form:done", { bubbles: true, detail: { data } }));
+  if (form.dataset.done) toast(t(form.dataset.done));
+  if (!("stay" in form.dataset)) form.closest("dialog")?.close();
   if (!stillOpen) return;
-  const next = form.dataset.next?.replace("{vmid}", params.vmid ?? "");
-  if (!next) return;
+  if ("reload" in form.dataset) return location.reload();
+  const next = form.dataset.next?.replace(/\{(\w+)\}/g, (_, name) => params[name] ?? "");
+  if (!next || /\/guests\/$/.test(next)) return;
   // a guest's page exists from the moment its creation has been accepted; leave other pages as they are
-  if (next === "/" || !isTask(data)) location.assign(next);
+  if (!isTask(data) || next === at("/")) location.assign(next);
   else tasks.ended(data).then(() => location.assign(next), () => tasks.open(data));
 }
 
@@ -115,7 +152,7 @@ function upload(form) {
     if (!event.lengthComputable) return;
     bar.value = event.loaded / event.total;
     document.getElementById("upload-amount").textContent = `${Math.round((event.loaded / event.total) * 100)} %`;
-    if (event.loaded === event.total) document.getElementById("upload-text").textContent = "Checking…";
+    if (event.loaded === event.total) document.getElementById("upload-text").textContent = t("Checking…");
   });
   form.closest("dialog").addEventListener("close", () => request.abort(), { once: true });
   return new Promise((resolve, reject) => {
@@ -129,7 +166,7 @@ function upload(form) {
         reject(error);
       }
     });
-    request.addEventListener("error", () => reject(new ApiError(0, "The upload was cut off.")));
+    request.addEventListener("error", () => reject(new ApiError(0, t("The upload was cut off."))));
     request.addEventListener("abort", () => resolve());
     request.open("POST", UPLOAD_PATH + form.dataset.upload);
     request.setRequestHeader("CSRFPreventionToken", csrf());
@@ -140,19 +177,65 @@ function upload(form) {
 const isTask = (data) => typeof data === "string" && data.startsWith("UPID:");
 
 function showErrors(form, error) {
+  if (error.status === 409 && form.elements.digest) return showConflict(form, error);
   const left = [];
   for (const [name, text] of Object.entries(error.errors ?? {})) {
-    const field = form.querySelector(`[data-field="${CSS.escape(name)}"]`);
-    if (field && !field.closest("[hidden]")) showError(field, text);
+    const [field, words] = placeOf(form, name, text);
+    if (field) showError(field, words);
     else left.push(`${name}: ${text}`);
+  }
+  for (const folded of form.querySelectorAll("details:not([open])")) {
+    if (folded.querySelector('[aria-invalid="true"]')) folded.open = true;
   }
   form.querySelector('[aria-invalid="true"]')?.focus();
   if (left.length === 0 && Object.keys(error.errors ?? {}).length > 0) return;
+  showProblem(form, left.length > 0 ? left.join("\n") : error.message);
+}
+
+/** The field an error belongs to: that of the parameter, or of the part of a property string it names. */
+function placeOf(form, name, text) {
+  const part = text.match(/^invalid format - ([\w-]+): (.*)$/s);
+  const names = part ? [`${name}.${part[1]}`, `slot.${part[1]}`, name] : [name];
+  for (const each of names) {
+    const field = form.querySelector(`[data-field="${CSS.escape(each)}"]`);
+    if (field && !field.closest("[hidden]")) return [field, part && each !== name ? part[2] : text];
+  }
+  return [null, text];
+}
+
+function showProblem(form, text, ...more) {
   const box = form.querySelector("[data-form-error]");
-  if (!box) return toast(error.message, "bad");
-  box.textContent = left.length > 0 ? left.join("\n") : error.message;
+  if (!box) return toast(text, "bad");
+  const words = Object.assign(document.createElement("span"), { textContent: text, className: "grow" });
+  box.replaceChildren(words, ...more);
   box.hidden = false;
   box.scrollIntoView({ block: "nearest" });
+}
+
+/** Somebody else has saved meanwhile: nothing was overwritten, and what was typed is still here. */
+function showConflict(form, error) {
+  if (!/modified configuration|changed by somebody else/.test(error.message)) return showProblem(form, error.message);
+  const again = Object.assign(document.createElement("button"), { type: "button", className: "button small" });
+  again.textContent = t("Save mine over it");
+  again.addEventListener("click", () => {
+    form.elements.digest.value = "";
+    form.requestSubmit();
+  });
+  showProblem(
+    form,
+    t("Somebody else has changed this meanwhile. Nothing was saved; what you typed is still here. Close this to see their change."),
+    again,
+  );
+}
+
+/** What the server says while the form is being filled in: only at fields somebody has touched. */
+function showJudged(form, errors) {
+  const wrong = new Map();
+  for (const [name, text] of Object.entries(errors)) {
+    const [field, words] = placeOf(form, name, text);
+    if (field && check.isTouched(form, field.dataset.field)) wrong.set(field, words);
+  }
+  for (const field of form.querySelectorAll("[data-field]")) showError(field, wrong.get(field) ?? "");
 }
 
 function showError(field, text) {
@@ -164,7 +247,8 @@ function showError(field, text) {
   if (!input) return;
   if (text) {
     input.setAttribute("aria-invalid", "true");
-    input.setAttribute("aria-describedby", place.id);
+    input.dataset.hinted ??= input.getAttribute("aria-describedby") ?? "";
+    input.setAttribute("aria-describedby", `${place.id} ${input.dataset.hinted}`.trim());
   } else {
     input.removeAttribute("aria-invalid");
   }

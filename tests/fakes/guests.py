@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 from appliance.errors import Conflict, InvalidParameter, NotFound
+from appliance.events import Event, EventBus, GuestConfigChanged, GuestStateChanged
 from appliance.model.guest import GuestId, GuestKind, GuestState, GuestStats
 from appliance.model.volume import VolumeId
 from appliance.services import guest_config, lifecycle
@@ -47,6 +48,7 @@ class FakeGuest:
     state: GuestState = GuestState.STOPPED
     running: object | None = None
     stats: GuestStats | None = None
+    started: dict[str, str] | None = None
     kept: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
@@ -97,6 +99,7 @@ class FakeGuestService:
     """Fulfils what the resources of guests use of `GuestService`."""
 
     tasks: FakeTasks
+    events: EventBus | None = None
     guests: dict[int, FakeGuest] = field(default_factory=dict)
     calls: list[tuple[str, int, dict[str, object]]] = field(default_factory=list)
     removed: list[VolumeId] = field(default_factory=list)
@@ -150,6 +153,21 @@ class FakeGuestService:
             raise Conflict(f"{guest.kind.prefix.upper()} {guest_id} not running")
         return guest.running
 
+    def pending(self, kind: GuestKind, guest_id: int) -> Sequence[guest_config.Pending]:
+        guest = self.find(guest_id, kind)
+        if guest.started is None or guest.state is GuestState.STOPPED:
+            return ()
+        return guest_config.pending(kind, guest.config, guest.started)
+
+    def reverting(self, kind: GuestKind, guest_id: int, keys: Sequence[str]) -> tuple[dict[str, str], Sequence[str]]:
+        guest = self.find(guest_id, kind)
+        return guest_config.revert(kind, guest.config, guest.started or guest.config, keys)
+
+    async def next_id(self, wanted: int | None = None) -> int:
+        if wanted in self.guests:
+            raise Conflict(f"VM {wanted} already exists")
+        return wanted or next(number for number in itertools.count(100) if number not in self.guests)
+
     @property
     def snapshots(self) -> FakeSnapshots:
         return FakeSnapshots(self)
@@ -187,6 +205,7 @@ class FakeGuestService:
         guest.config = self._filled(kind, plan.config)
         self.removed += plan.removed
         self.calls.append(("update", guest_id, {"put": dict(put), "delete": tuple(delete), "user": user}))
+        self._tell(GuestConfigChanged(guest_id=GuestId(guest_id), kind=kind))
 
     async def make_template(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
         self._unlocked(guest_id, kind).config["template"] = "1"
@@ -253,8 +272,16 @@ class FakeGuestService:
         skip_lock: bool = False,
         **options: object,
     ) -> str:
-        self._unlocked(guest_id, kind, skip_lock).state = state
+        guest = self._unlocked(guest_id, kind, skip_lock)
+        old, guest.state = guest.state, state
+        if old is GuestState.STOPPED:
+            guest.started = dict(guest.config)
+        self._tell(GuestStateChanged(guest_id=GuestId(guest_id), kind=kind, old=old, new=state))
         return await self.begin(verb, kind, guest_id, user, options)
+
+    def _tell(self, event: Event) -> None:
+        if self.events is not None:
+            self.events.publish(event)
 
     async def begin(self, verb: str, kind: GuestKind, guest_id: int, user: str, options: Mapping[str, object]) -> str:
         async def work(task: SimpleNamespace) -> None:

@@ -250,6 +250,14 @@ class FakeGuests:
     def config(self, guest_id: int, kind: GuestKind | None = None) -> tuple[dict[str, str], str]:
         return {"name": self.get(guest_id, kind).name}, "0" * 40
 
+    def pending(self, kind: GuestKind, guest_id: int) -> Sequence[object]:
+        self.get(guest_id, kind)
+        return ()
+
+    @property
+    def snapshots(self) -> SimpleNamespace:
+        return SimpleNamespace(list=lambda kind, guest_id: [{"name": "current", "description": "You are here!"}])
+
     async def start(self, kind: GuestKind, guest_id: int, *, user: str, **options: object) -> str:
         return await self._power("start", kind, guest_id, user, GuestState.RUNNING)
 

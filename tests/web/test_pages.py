@@ -25,8 +25,8 @@ PAGES = [
 ]  # fmt: skip
 DIALOGS = [
     "/dialogs/create-vm", "/dialogs/create-ct", "/dialogs/guest/103/delete", "/dialogs/guest/100/confirm/stop",
-    "/dialogs/guest/100/confirm/reset", "/dialogs/guest/100/config/memory", "/dialogs/guest/100/config/description",
-    "/dialogs/guest/100/config/onboot", "/dialogs/guest/100/resize/scsi0", "/dialogs/storage/local/upload",
+    "/dialogs/guest/100/confirm/reset", "/dialogs/guest/100/edit/memory", "/dialogs/guest/100/notes",
+    "/dialogs/guest/100/edit/onboot", "/dialogs/guest/100/resize/scsi0", "/dialogs/storage/local/upload",
     "/dialogs/storage/local/download", "/dialogs/storage/local/build",
     "/dialogs/storage/local/delete?volume=local:iso/debian-12.7.0-amd64-netinst.iso",
 ]  # fmt: skip
@@ -78,7 +78,7 @@ async def test_nothing_a_guest_or_a_task_says_becomes_markup(house: Site) -> Non
     world.extras.storage.add("iso/x.iso", ContentType.ISO, 1)
     world.tasks.finish(world.tasks.begin("vzstart", object_id="200"), HOSTILE)
     for path in ["/", "/guests/200", "/guests/200/console", "/guests/200/hardware", "/guests/200/tasks",
-                 "/dialogs/guest/200/delete", "/dialogs/guest/200/config/description"]:  # fmt: skip
+                 "/dialogs/guest/200/delete", "/dialogs/guest/200/notes"]:  # fmt: skip
         html = await read(house, path)
         assert "<script>alert" not in html, path
         assert "&lt;script&gt;alert(1)" in html, path
@@ -113,7 +113,7 @@ async def test_what_does_not_exist_is_a_page_that_says_so(house: Site) -> None:
     await read(house, "/guests/abc", status=404)
     await read(house, "/guests/100/nonsense", status=404)
     await read(house, "/storage/other", status=404)
-    await read(house, "/dialogs/guest/100/config/..%2f..", status=404)
+    await read(house, "/dialogs/guest/100/edit/..%2f..", status=404)
 
 
 async def log_in(house: Site, **fields: str) -> tuple[int, str, str]:

@@ -41,6 +41,7 @@ from appliance.services.guest_config.parsing import (
     print_one,
 )
 from appliance.services.guest_config.passwords import PASSWORD_MASK, as_password_hash, hash_password
+from appliance.services.guest_config.pending import Pending, pending, revert
 from appliance.services.guest_config.privileges import (
     SYSTEM,
     Requirement,
@@ -76,6 +77,7 @@ __all__ = [
     "Existing",
     "HostPath",
     "Import",
+    "Pending",
     "PropertySchema",
     "Requirement",
     "UpdatePlan",
@@ -106,12 +108,14 @@ __all__ = [
     "parse_one",
     "parse_size",
     "parse_volume",
+    "pending",
     "plan_update",
     "print_disk",
     "print_one",
     "referenced_volumes",
     "required",
     "resize_target",
+    "revert",
     "rolled_back",
     "snapshot_config",
     "snapshot_volumes",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, structs
 
 from appliance.errors import ApplianceError, Conflict, InvalidParameter, TimedOut
 from appliance.model.guest import GuestId, GuestKind, GuestState
@@ -24,7 +25,7 @@ from appliance.web.api.guest_params import (
     refuse,
     stored_config,
 )
-from appliance.web.api.guest_rows import PendingRow, config_reply, config_schema
+from appliance.web.api.guest_rows import PendingRow, config_reply, config_schema, pending_rows
 from appliance.web.registry import Allow, Call, GuestParams, PveBool, PveList, Resource, Rest
 
 if TYPE_CHECKING:
@@ -37,9 +38,9 @@ _CONFIG_PRIVILEGES = {
 
 
 class ReadParams(GuestParams, kw_only=True):
-    """Which configuration. There is one: what is written is current."""
+    """Which configuration."""
 
-    current: Annotated[PveBool, Meta(description="without pending changes; there never are any")] = False
+    current: Annotated[PveBool, Meta(description="what runs, without what waits for the next start")] = False
     snapshot: SnapshotName | None = None
 
 
@@ -47,7 +48,7 @@ class ChangeParams(GuestParams, kw_only=True):
     """What to change. Every other parameter is a configuration key."""
 
     delete: Annotated[PveList, Meta(description="keys to remove; a disk becomes unused")] = ()
-    revert: Annotated[PveList, Meta(description="pending changes to drop; there never are any")] = ()
+    revert: Annotated[PveList, Meta(description="keys to take back to what the guest runs with")] = ()
     digest: Digest | None = None
     skiplock: SkipLock = False
     force: Annotated[PveBool, Meta(description="destroy the volumes of deleted disks, too")] = False
@@ -109,19 +110,23 @@ def declare(api: Resource, kind: GuestKind) -> None:
             stored_config(call, kind, params.vmid)
             kept = call.services.guests.snapshots.config(kind, params.vmid, params.snapshot)
             return config_reply(kind, kept, guest_config.digest(kept))
-        return config_reply(kind, *stored_config(call, kind, params.vmid))
+        config, digest = stored_config(call, kind, params.vmid)
+        if params.current:
+            config = _running_config(config, call.services.guests.pending(kind, params.vmid))
+        return config_reply(kind, config, digest)
 
     @api.get(f"{base}/pending", summary=f"The configuration of a {noun} with pending changes", allow=AUDIT,
              returns=list[PendingRow])  # fmt: skip
     async def read_pending(call: Call, params: GuestParams) -> list[PendingRow]:
-        """None is ever pending: there is one configuration, and a running guest takes it at its next start."""
+        """One that waits for the next start has as `value` what runs, and as `pending` what is configured, or `delete`."""
         config, _ = stored_config(call, kind, params.vmid)
-        return [PendingRow(key=key, value=value) for key, value in sorted(guest_config.masked(config).items())]
+        return pending_rows(config, call.services.guests.pending(kind, params.vmid))
 
     @api.put(f"{base}/config", summary=f"Change the configuration of a {noun}", allow=may_change,
              rest_schema=lambda: config_schema(kind))  # fmt: skip
     async def write_config(call: Call, params: ChangeParams) -> None:
         """All or nothing; returns when done, volumes made included. Each key needs its own privilege."""
+        params = with_reverts(call, kind, params)
         put = await check_change(call, kind, params)
         await apply_change(call, kind, params, put)
 
@@ -163,6 +168,7 @@ def declare_for_vms(api: Resource) -> None:
               rest_schema=lambda: config_schema(kind))  # fmt: skip
     async def write_config_later(call: Call, params: ChangeLaterParams) -> str | None:
         """What PUT does, without waiting for volumes that are made or removed."""
+        params = with_reverts(call, kind, params)
         put = await check_change(call, kind, params)
 
         async def work(task: TaskHandle) -> None:
@@ -179,6 +185,22 @@ def declare_for_vms(api: Resource) -> None:
         change = ChangeParams(vmid=params.vmid, delete=params.idlist, force=params.force)
         put = await check_change(call, kind, change)
         await apply_change(call, kind, change, put)
+
+
+AnyChange = TypeVar("AnyChange", bound=ChangeParams)
+
+
+def with_reverts(call: Call, kind: GuestKind, params: AnyChange) -> AnyChange:
+    """`revert` as the writes and deletes it means. Raises `InvalidParameter` where it contradicts them."""
+    if both := {*params.config, *params.delete}.intersection(params.revert):
+        raise InvalidParameter({"revert": f"you can't use '{min(both)[:60]}' and '-revert' at the same time"})
+    put, delete = call.services.guests.reverting(kind, params.vmid, params.revert)
+    return structs.replace(params, config={**params.config, **put}, delete=(*params.delete, *delete), revert=())
+
+
+def _running_config(config: Mapping[str, str], waiting: Sequence[guest_config.Pending]) -> dict[str, str]:
+    running = {key: value for key, value in config.items() if key not in {each.key for each in waiting}}
+    return running | {each.key: each.running for each in waiting if each.running is not None}
 
 
 async def check_change(call: Call, kind: GuestKind, params: ChangeParams) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -57,11 +57,14 @@ class GuestStatus(GuestRow, kw_only=True):
     agent: bool | None = None
 
 
-class PendingRow(msgspec.Struct, kw_only=True):
-    """A key and its value. Changes never stay pending here: they are written at once, and apply at the next start."""
+class PendingRow(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A key and its value. One that waits for the next start of a guest that runs has as `value` what runs, and as
+    `pending` what is configured, or `delete`."""
 
     key: str
-    value: str
+    value: str | None = None
+    pending: str | None = None
+    delete: int | None = None
 
 
 class SnapshotRow(msgspec.Struct, kw_only=True):
@@ -133,6 +136,18 @@ def config_reply(kind: GuestKind, config: Mapping[str, str], digest: str) -> dic
     if kind is GuestKind.LXC:
         reply["lxc"] = []
     return reply
+
+
+def pending_rows(config: Mapping[str, str], waiting: Sequence[guest_config.Pending]) -> list[PendingRow]:
+    """PVE's list of a configuration with what waits for the next start. Passwords are asterisks."""
+    runs = guest_config.masked({each.key: each.running for each in waiting if each.running is not None})
+    wanted = guest_config.masked(config)
+    by_key = {each.key: each for each in waiting}
+    rows = [PendingRow(key=key, value=value) for key, value in wanted.items() if key not in by_key]
+    for key in by_key:
+        gone = key not in wanted
+        rows.append(PendingRow(key=key, value=runs.get(key), pending=wanted.get(key), delete=1 if gone else None))
+    return sorted(rows, key=lambda row: row.key)
 
 
 def config_schema(kind: GuestKind) -> dict[str, dict[str, object]]:

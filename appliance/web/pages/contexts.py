@@ -5,14 +5,13 @@ The same functions serve whole pages and the fragments pushed when something cha
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from appliance.errors import ApplianceError, HostError
-from appliance.model.guest import GuestKind, GuestState
+from appliance.model.guest import GuestState
 from appliance.model.volume import ContentType
-from appliance.services import cluster_options, guest_config
+from appliance.services import cluster_options
 from appliance.web.pages import guest_window, notices
 from appliance.web.pages.viewer import GuestRights, Viewer, kind_word
 
@@ -42,26 +41,19 @@ LABELS: Final[Mapping[str, str]] = {
     "ciuser": "Cloud-init user", "cipassword": "Cloud-init password", "sshkeys": "SSH keys",
     "ciupgrade": "Cloud-init upgrade", "nameserver": "DNS servers", "searchdomain": "DNS domain", "efidisk0": "EFI disk",
     "smbios1": "SMBIOS", "vmgenid": "Generation id", "meta": "Creation", "rng0": "Random numbers", "tablet": "Tablet",
-    "console": "Console", "tty": "TTYs", "cmode": "Console mode",
+    "console": "Console", "tty": "TTYs", "cmode": "Console mode", "acpi": "ACPI", "kvm": "Hardware virtualization",
+    "hotplug": "Hot-plug", "engine": "Engine", "dataplane": "Data path", "vsock": "Host socket (vsock)",
+    "watchdog": "Watchdog", "keyboard": "Keyboard layout", "localtime": "Local time", "migrate_downtime": "Migration pause (s)",
+    "migrate_speed": "Migration speed (MB/s)", "args": "Extra arguments", "citype": "Cloud-init format", "vcpus": "CPUs at start",
+    "shares": "Ballooning weight", "allow-ksm": "Merge equal pages", "kernel": "Kernel", "initrd": "Initial RAM disk",
+    "cmdline": "Kernel command line", "entrypoint": "First process", "env": "Environment", "debug": "More messages",
+    "timezone": "Time zone", "locale": "Locale", "security": "Confinement",
 }  # fmt: skip
 _NUMBERED: Final = {
     "scsi": "Disk", "virtio": "Disk", "sata": "Disk", "ide": "Disk", "net": "Network", "mp": "Mount point",
     "serial": "Serial port", "unused": "Unused disk", "ipconfig": "IP configuration", "usb": "USB", "hostpci": "PCI",
+    "dev": "Device",
 }  # fmt: skip
-READ_ONLY_KEYS = frozenset(
-    {"digest", "meta", "vmgenid", "smbios1", "lock", "parent", "arch", "unprivileged", "template"}
-)
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigRow:
-    """One key of a guest's configuration. `group` orders the table."""
-
-    key: str
-    label: str
-    value: str
-    editable: bool
-    is_disk: bool
 
 
 async def guest_list(viewer: Viewer, wanted: guest_window.Wanted) -> Context:
@@ -114,15 +106,6 @@ def guest_head(viewer: Viewer, guest_id: int) -> Context:
     """Name, state and actions of a guest."""
     guest = viewer.guest(guest_id)
     return {"guest": guest, "right": viewer.rights(guest_id), "node": viewer.node, "kind_word": kind_word(guest.kind)}
-
-
-def guest_config_rows(viewer: Viewer, guest_id: int) -> Context:
-    """The configuration, labelled; hardware first."""
-    guest = viewer.guest(guest_id)
-    config, digest = viewer.services.guests.config(guest.guest_id)
-    rows = [_row(guest.kind, key, value) for key, value in guest_config.masked(config).items()]
-    rows.sort(key=lambda row: (_order(row.key), row.key))
-    return {"guest": guest, "right": viewer.rights(guest_id), "node": viewer.node, "rows": rows, "digest": digest}
 
 
 async def guest_tasks(viewer: Viewer, guest_id: int) -> Context:
@@ -188,23 +171,3 @@ def label_of(key: str) -> str:
         return LABELS[key]
     stem = key.rstrip("0123456789")
     return f"{_NUMBERED[stem]} ({key})" if stem in _NUMBERED else key
-
-
-def _row(kind: GuestKind, key: str, value: str) -> ConfigRow:
-    is_disk = guest_config.is_disk_slot(kind, key) and "media=cdrom" not in value and "cloudinit" not in value
-    return ConfigRow(
-        key=key,
-        label=label_of(key),
-        value=value,
-        editable=key not in READ_ONLY_KEYS and not key.startswith("unused"),
-        is_disk=is_disk and not key.startswith(("efidisk", "tpmstate", "unused")),
-    )
-
-
-def _order(key: str) -> int:
-    first: Sequence[str] = ("name", "hostname", "cores", "sockets", "cpu", "cpulimit", "memory", "swap", "balloon")
-    if key in first:
-        return first.index(key)
-    stem = key.rstrip("0123456789")
-    later: Sequence[str] = ("rootfs", "scsi", "virtio", "sata", "ide", "mp", "efidisk", "net", "ipconfig", "boot")
-    return 20 + later.index(stem) if stem in later else 50

@@ -7,17 +7,15 @@ from collections.abc import Sequence
 from aiohttp import web
 
 from appliance.errors import ApplianceError, NotFound
-from appliance.model.guest import GuestState
 from appliance.model.network import HostInterface
 from appliance.model.volume import ContentType, VolumeInfo
 from appliance.services import guest_config
+from appliance.services.storage_config import StorageConfig
 from appliance.web.pages import contexts
 from appliance.web.pages.viewer import Viewer, kind_word
 from appliance.web.pages.visit import Visit, visited
 
 ACTIONS = {"stop": "Stop", "reset": "Reset"}
-LONG_KEYS = frozenset({"description", "sshkeys"})
-SWITCH_KEYS = frozenset({"onboot", "protection", "ciupgrade", "tablet", "kvm", "acpi", "console"})
 
 
 @visited
@@ -25,8 +23,8 @@ async def create_vm(visit: Visit) -> web.StreamResponse:
     """GET /dialogs/create-vm"""
     viewer = visit.viewer
     context = await _creation(viewer, ContentType.IMAGES)
-    context["images"] = await _volumes(viewer, ContentType.IMPORT)
-    context["isos"] = await _volumes(viewer, ContentType.ISO)
+    context["images"] = await volumes_of(viewer, ContentType.IMPORT)
+    context["isos"] = await volumes_of(viewer, ContentType.ISO)
     return await visit.part("dialogs/create_vm.html", context)
 
 
@@ -34,7 +32,7 @@ async def create_vm(visit: Visit) -> web.StreamResponse:
 async def create_ct(visit: Visit) -> web.StreamResponse:
     """GET /dialogs/create-ct"""
     context = await _creation(visit.viewer, ContentType.ROOTDIR)
-    context["templates"] = await _volumes(visit.viewer, ContentType.VZTMPL)
+    context["templates"] = await volumes_of(visit.viewer, ContentType.VZTMPL)
     return await visit.part("dialogs/create_ct.html", context)
 
 
@@ -59,23 +57,6 @@ async def confirm(visit: Visit) -> web.StreamResponse:
     context = {"guest": guest, "action": action, "word": ACTIONS[action], "node": visit.viewer.node,
                "kind_word": kind_word(guest.kind)}  # fmt: skip
     return await visit.part("dialogs/confirm.html", context)
-
-
-@visited
-async def edit_config(visit: Visit) -> web.StreamResponse:
-    """GET /dialogs/guest/{vmid}/config/{key}"""
-    guest = visit.viewer.guest(visit.number("vmid"))
-    config, digest = visit.viewer.services.guests.config(guest.guest_id)
-    key = visit.request.match_info["key"]
-    if not key.isalnum() or len(key) > 20:
-        raise NotFound(f"configuration key '{key[:20]}'")
-    value = guest_config.masked(config).get(key, "")
-    context = {
-        "guest": guest, "key": key, "label": contexts.label_of(key), "value": value, "digest": digest,
-        "node": visit.viewer.node, "is_long": key in LONG_KEYS, "is_switch": key in SWITCH_KEYS, "exists": key in config,
-        "running": guest.state is not GuestState.STOPPED,
-    }  # fmt: skip
-    return await visit.part("dialogs/edit_config.html", context)
 
 
 @visited
@@ -133,24 +114,29 @@ def _receiving(visit: Visit) -> contexts.Context:
 
 async def _creation(viewer: Viewer, content: ContentType) -> contexts.Context:
     """What both create dialogs offer."""
-    storages = [
-        config.storage_id
+    storages = [config.storage_id for config in storages_for(viewer, content)]
+    return {
+        "vmid": await viewer.services.guests.next_id(),
+        "storages": storages,
+        "bridges": await bridges_of(viewer),
+        "node": viewer.node,
+        "storage_page": viewer.storages(),
+    }
+
+
+def storages_for(viewer: Viewer, content: ContentType) -> Sequence[StorageConfig]:
+    """The storages on which the viewer may make volumes of this content."""
+    return [
+        config
         for config in viewer.storages()
         if config.enabled
         and not config.problem
         and content in config.content_types
         and viewer.may(f"/storage/{config.storage_id}", "Datastore.AllocateSpace")
     ]
-    return {
-        "vmid": await viewer.services.guests.next_id(),
-        "storages": storages,
-        "bridges": await _bridges(viewer),
-        "node": viewer.node,
-        "storage_page": viewer.storages(),
-    }
 
 
-async def _bridges(viewer: Viewer) -> Sequence[str]:
+async def bridges_of(viewer: Viewer) -> Sequence[str]:
     """The bridges the viewer may put guests on, the appliance's own first."""
     own = viewer.services.config.bridge
     try:
@@ -163,7 +149,7 @@ async def _bridges(viewer: Viewer) -> Sequence[str]:
     return [name for name in names if viewer.may(paths[name], "SDN.Use") or viewer.may(paths[name], "SDN.Audit")]
 
 
-async def _volumes(viewer: Viewer, content: ContentType) -> Sequence[VolumeInfo]:
+async def volumes_of(viewer: Viewer, content: ContentType) -> Sequence[VolumeInfo]:
     """The volumes of one content type on every storage that can be read."""
     found: list[VolumeInfo] = []
     for config in viewer.storages():

@@ -29,7 +29,7 @@ import msgspec
 from appliance import events as bus
 from appliance.errors import ApplianceError
 from appliance.model.guest import GuestState
-from appliance.web.pages import contexts, datacenter, guest_window, tree
+from appliance.web.pages import contexts, datacenter, guest_tabs, guest_window, tree
 from appliance.web.pages.render import Voice
 from appliance.web.pages.viewer import Viewer
 
@@ -222,13 +222,9 @@ class PageFeed:
 
     async def _guest(self, guest_id: int, tab: str) -> Sequence[Fragment]:
         found = [*await self._render("guest_head", contexts.guest_head(self.viewer, guest_id))]
-        match tab:
-            case "summary":
-                found += await self._render("guest_summary", contexts.guest_head(self.viewer, guest_id))
-            case "hardware":
-                found += await self._render("guest_config", contexts.guest_config_rows(self.viewer, guest_id))
-            case "tasks":
-                found += await self._render("guest_tasks", await contexts.guest_tasks(self.viewer, guest_id))
+        if name := guest_tabs.fragment(tab):
+            context = {"node": self.viewer.node, **await guest_tabs.context(self.viewer, guest_id, tab)}
+            found += await self._render(name, context)
         return found
 
     async def _guest_after(self, topic: str, batch: Sequence[bus.Event]) -> Sequence[Fragment]:
@@ -237,7 +233,7 @@ class PageFeed:
         if any(isinstance(event, bus.GuestListChanged) and not event.exists for event in mine):
             return await self._render("guest_gone", {"guest_id": guest_id})
         sampled = tab == "summary" and any(isinstance(event, bus.GuestStatsSampled) for event in batch)
-        tasks = tab == "tasks" and any(isinstance(event, _TASK_EVENTS) for event in batch)
+        tasks = tab in ("tasks", "snapshots") and any(isinstance(event, _TASK_EVENTS) for event in batch)
         return await self._guest(guest_id, tab) if mine or sampled or tasks else ()
 
     # --- storages and logs --------------------------------------------------------------------------------------------

@@ -5,19 +5,10 @@ from __future__ import annotations
 from aiohttp import web
 
 from appliance.errors import NotFound
-from appliance.model.guest import GuestKind
 from appliance.web import keys
-from appliance.web.pages import areas, contexts
+from appliance.web.pages import areas, contexts, guest_tabs
 from appliance.web.pages.guest_window import Wanted
 from appliance.web.pages.visit import Visit, visited
-
-TABS = {
-    GuestKind.QEMU: ("summary", "console", "display", "hardware", "tasks"),
-    GuestKind.LXC: ("summary", "console", "hardware", "tasks"),
-}
-TAB_WORDS = {
-    "summary": "Summary", "console": "Console", "display": "Display", "hardware": "Configuration", "tasks": "Tasks",
-}  # fmt: skip
 
 
 @visited
@@ -38,36 +29,19 @@ async def show_guest(visit: Visit) -> web.StreamResponse:
     guest_id, tab = visit.number("vmid"), visit.request.match_info.get("tab", "summary")
     context = contexts.guest_head(visit.viewer, guest_id)
     guest = visit.viewer.guest(guest_id)
-    may_look = visit.viewer.rights(guest_id).console
-    tabs = [name for name in TABS[guest.kind] if may_look or name not in ("console", "display")]
-    if tab not in tabs:
+    tabs = guest_tabs.tabs(visit.viewer, guest_id)
+    if tab not in dict(tabs):
         raise NotFound(f"page '{tab[:40]}' of guest {guest_id}")
-    match tab:
-        case "hardware":
-            context |= contexts.guest_config_rows(visit.viewer, guest_id)
-        case "tasks":
-            # the frame's own "tasks" are the drawer's
-            context["guest_tasks"] = (await contexts.guest_tasks(visit.viewer, guest_id))["tasks"]
-        case "console":
-            context["consoles"] = _consoles(visit, guest_id)
+    context |= await guest_tabs.context(visit.viewer, guest_id, tab)
     return await visit.page(
         f"guest_{tab}",
         active="guests",
         title=f"{guest.name} ({guest_id})",
         topics=f"guest:{guest_id}:{tab}",
         crumbs=areas.trail(
-            (guest.node, "/node"), (f"{guest.name} ({guest_id})", f"/guests/{guest_id}"), here=TAB_WORDS[tab]
+            (guest.node, "/node"), (f"{guest.name} ({guest_id})", f"/guests/{guest_id}"), here=dict(tabs)[tab]
         ),
         tab=tab,
-        tabs=[(name, TAB_WORDS[name]) for name in tabs],
+        tabs=tabs,
         **context,
     )
-
-
-def _consoles(visit: Visit, guest_id: int) -> list[str]:
-    """The serial ports a VM has; a container has one console."""
-    guest = visit.viewer.guest(guest_id)
-    if guest.kind is GuestKind.LXC:
-        return ["console"]
-    config, _ = visit.viewer.services.guests.config(guest.guest_id)
-    return [f"serial{index}" for index in range(4) if f"serial{index}" in config]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from aiohttp import web
 
@@ -110,6 +111,7 @@ class Renderer:
             "task_title": lambda task: task_title(task, catalogue),
             "task_outcome": task_outcome,
             "number": number,
+            "urldecode": unquote,
             "tag_hue": tag_hue,
             "cpus": cpus,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from appliance.web.pages import datacenter, dialogs, guests, places, session
+from appliance.web.pages import checks, datacenter, dialogs, guest_dialogs, guests, places, session
 from appliance.web.ws import page
 
 
@@ -26,11 +26,19 @@ def routes() -> list[web.RouteDef]:
         web.get("/dialogs/create-ct", dialogs.create_ct),
         web.get("/dialogs/guest/{vmid}/delete", dialogs.delete_guest),
         web.get("/dialogs/guest/{vmid}/confirm/{action}", dialogs.confirm),
-        web.get("/dialogs/guest/{vmid}/config/{key}", dialogs.edit_config),
         web.get("/dialogs/guest/{vmid}/resize/{slot}", dialogs.resize_disk),
+        web.get("/dialogs/guest/{vmid}/edit/{form}", guest_dialogs.edit),
+        web.get("/dialogs/guest/{vmid}/add/{device}", guest_dialogs.add),
+        web.get("/dialogs/guest/{vmid}/remove/{key}", guest_dialogs.remove),
+        web.get("/dialogs/guest/{vmid}/notes", guest_dialogs.edit_notes),
+        web.get("/dialogs/guest/{vmid}/snapshot", guest_dialogs.snapshot),
+        web.get("/dialogs/guest/{vmid}/snapshot/{name}/{action}", guest_dialogs.on_snapshot),
+        web.get("/dialogs/guest/{vmid}/clone", guest_dialogs.clone),
+        web.get("/dialogs/guest/{vmid}/template", guest_dialogs.make_template),
         web.get("/dialogs/storage/{storage}/upload", dialogs.upload),
         web.get("/dialogs/storage/{storage}/download", dialogs.download),
         web.get("/dialogs/storage/{storage}/build", dialogs.build_template),
         web.get("/dialogs/storage/{storage}/delete", dialogs.delete_volume),
+        web.post("/forms/check", checks.check),
         web.get("/ws/page", page.serve),
     ]

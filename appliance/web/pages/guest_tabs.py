@@ -1,0 +1,226 @@
+"""The tabs of a guest's page: which there are for whom, and what each shows. Served whole and pushed when they change."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from appliance.model.guest import GuestKind, GuestState
+from appliance.services import guest_config
+from appliance.services.permissions import levels
+from appliance.web.pages import contexts, hardware, notes
+from appliance.web.pages.contexts import Context
+from appliance.web.pages.hardware import Tab
+from appliance.web.pages.viewer import Viewer
+
+TABS: Final[Mapping[GuestKind, Sequence[str]]] = {
+    GuestKind.QEMU: (
+        "summary", "console", "display", "hardware", "cloudinit", "options", "snapshots", "permissions", "tasks",
+    ),
+    GuestKind.LXC: ("summary", "console", "hardware", "options", "snapshots", "permissions", "tasks"),
+}  # fmt: skip
+TAB_WORDS: Final[Mapping[str, str]] = {
+    "summary": "Summary", "console": "Console", "display": "Display", "hardware": "Hardware", "cloudinit": "Cloud-init",
+    "options": "Options", "snapshots": "Snapshots", "permissions": "Permissions", "tasks": "Tasks",
+}  # fmt: skip
+CONTAINER_HARDWARE = "Resources"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotRow:
+    """A snapshot in the tree of them, `depth` steps from its root. `is_now` is the present state."""
+
+    name: str
+    description: str
+    taken_at: float | None
+    with_memory: bool
+    depth: int
+    is_now: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Somebody has a role on the guest, by an entry on `path`."""
+
+    path: str
+    subject: str
+    kind: str
+    role: str
+    propagates: bool
+    is_own: bool
+
+
+def tabs(viewer: Viewer, guest_id: int) -> Sequence[tuple[str, str]]:
+    """The tabs the viewer may open, with their words."""
+    guest = viewer.guest(guest_id)
+    may_look = viewer.rights(guest_id).console
+    found = [name for name in TABS[guest.kind] if may_look or name not in ("console", "display")]
+    words = {**TAB_WORDS, "hardware": CONTAINER_HARDWARE} if guest.kind is GuestKind.LXC else TAB_WORDS
+    return [(name, words[name]) for name in found]
+
+
+async def context(viewer: Viewer, guest_id: int, tab: str) -> Context:
+    """What the tab shows beside the page's head. Raises `PermissionDenied`, `NotFound`."""
+    make = _PARTS.get(tab)
+    return await make(viewer, guest_id) if make else {}
+
+
+def fragment(tab: str) -> str:
+    """The template of the tab's part that is pushed, "" where nothing of it changes by itself."""
+    if tab in ("hardware", "options", "cloudinit"):
+        return "guest_config"
+    return {"summary": "guest_summary", "snapshots": "guest_snapshots", "permissions": "guest_permissions",
+            "tasks": "guest_tasks"}.get(tab, "")  # fmt: skip
+
+
+async def _configuration(viewer: Viewer, guest_id: int, tab: Tab) -> Context:
+    guest = viewer.guest(guest_id)
+    guests = viewer.services.guests
+    config, digest = guests.config(guest.guest_id)
+    waiting = guests.pending(guest.kind, guest.guest_id)
+    rows = hardware.rows(guest.kind, tab, config, waiting, contexts.label_of)
+    return {
+        **contexts.guest_head(viewer, guest_id),
+        "rows": rows,
+        "digest": digest,
+        "config_tab": str(tab),
+        "waiting": [key for row in rows for key in row.waiting_keys],
+        "addable": hardware.addable(guest.kind, config) if tab is Tab.HARDWARE else (),
+        "has_drive": any(
+            "cloudinit" in text for key, text in config.items() if guest_config.is_disk_slot(guest.kind, key)
+        ),
+    }
+
+
+async def _summary(viewer: Viewer, guest_id: int) -> Context:
+    guest = viewer.guest(guest_id)
+    return {
+        **contexts.guest_head(viewer, guest_id),
+        "notes": notes.to_html(guest.description) if guest.description else "",
+    }
+
+
+async def _snapshots(viewer: Viewer, guest_id: int) -> Context:
+    guest = viewer.guest(guest_id)
+    rows = viewer.services.guests.snapshots.list(guest.kind, guest.guest_id)
+    return {
+        **contexts.guest_head(viewer, guest_id),
+        "snapshots": snapshot_tree(rows),
+        "may_snapshot": viewer.may(f"/vms/{guest_id}", "VM.Snapshot"),
+        "may_roll_back": any(viewer.may(f"/vms/{guest_id}", name) for name in ("VM.Snapshot", "VM.Snapshot.Rollback")),
+    }
+
+
+def snapshot_tree(rows: Sequence[Mapping[str, object]]) -> Sequence[SnapshotRow]:
+    """PVE's rows (name, parent, snaptime …; the last is "current") as a tree, children after their parent, older first.
+
+    A parent that is not there makes a root; a cycle, which no store should hold, is shown flat.
+    """
+    names = {str(row["name"]) for row in rows}
+    children: dict[str, list[Mapping[str, object]]] = {}
+    for row in sorted(rows, key=lambda row: (row["name"] == "current", _number(row.get("snaptime")))):
+        parent = str(row.get("parent") or "")
+        children.setdefault(parent if parent in names else "", []).append(row)
+    found: list[SnapshotRow] = []
+    seen: set[str] = set()
+
+    def visit(parent: str, depth: int) -> None:
+        for row in children.get(parent, ()):
+            name = str(row["name"])
+            if name in seen:
+                continue
+            seen.add(name)
+            found.append(_snapshot_row(row, depth))
+            visit(name, depth + 1)
+
+    visit("", 0)
+    found += [_snapshot_row(row, 0) for row in rows if str(row["name"]) not in seen]
+    return found
+
+
+def _snapshot_row(row: Mapping[str, object], depth: int) -> SnapshotRow:
+    taken = _number(row.get("snaptime"))
+    return SnapshotRow(
+        name=str(row["name"]),
+        description=str(row.get("description") or "") if row["name"] != "current" else "",
+        taken_at=taken or None,
+        with_memory=bool(row.get("vmstate")),
+        depth=depth,
+        is_now=row["name"] == "current",
+    )
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) else 0.0
+
+
+async def _permissions(viewer: Viewer, guest_id: int) -> Context:
+    path = f"/vms/{guest_id}"
+    guest = viewer.guest(guest_id)
+    above = set(levels(path)) | ({"/pool", f"/pool/{guest.pool}"} if guest.pool else set())
+    grants = []
+    for row in viewer.services.access.acl.list(viewer.identity):
+        entry_path = str(row["path"])
+        if entry_path != path and (entry_path not in above or not row["propagate"]):
+            continue
+        grants.append(
+            Grant(
+                entry_path,
+                str(row["ugid"]),
+                str(row["type"]),
+                str(row["roleid"]),
+                bool(row["propagate"]),
+                entry_path == path,
+            )
+        )
+    grants.sort(key=lambda grant: (-grant.path.count("/"), grant.path != path, grant.subject))
+    return {
+        **contexts.guest_head(viewer, guest_id),
+        "grants": grants,
+        "acl_path": path,
+        "may_grant": viewer.may(path, "Permissions.Modify"),
+    }
+
+
+async def _tasks(viewer: Viewer, guest_id: int) -> Context:
+    # the frame's own "tasks" are the drawer's
+    found = await contexts.guest_tasks(viewer, guest_id)
+    return {"guest_tasks": found["tasks"]}
+
+
+async def _console(viewer: Viewer, guest_id: int) -> Context:
+    return {"consoles": consoles(viewer, guest_id)}
+
+
+def consoles(viewer: Viewer, guest_id: int) -> Sequence[str]:
+    """The serial ports a VM has; a container has one console."""
+    guest = viewer.guest(guest_id)
+    if guest.kind is GuestKind.LXC:
+        return ["console"]
+    config, _ = viewer.services.guests.config(guest.guest_id)
+    return [f"serial{index}" for index in range(4) if f"serial{index}" in config]
+
+
+def is_up(state: GuestState) -> bool:
+    """Whether there is something to look into."""
+    return state in (GuestState.RUNNING, GuestState.PAUSED)
+
+
+def _config_tab(tab: Tab) -> Callable[[Viewer, int], Awaitable[Context]]:
+    async def make(viewer: Viewer, guest_id: int) -> Context:
+        return await _configuration(viewer, guest_id, tab)
+
+    return make
+
+
+_PARTS: Final[Mapping[str, Callable[[Viewer, int], Awaitable[Context]]]] = {
+    "summary": _summary,
+    "hardware": _config_tab(Tab.HARDWARE),
+    "options": _config_tab(Tab.OPTIONS),
+    "cloudinit": _config_tab(Tab.CLOUD_INIT),
+    "snapshots": _snapshots,
+    "permissions": _permissions,
+    "tasks": _tasks,
+    "console": _console,
+}
