@@ -232,6 +232,14 @@ class CtEngine:
         """See ports.CtProvisioner. `id_base` does not matter to the content: ids on volumes are the container's own."""
         await provision.populate(root, template, credentials=credentials, log=log)
 
+    async def unpack(self, root: OpenedVolume, template: Path, *, log: provision.LogLine) -> None:
+        """See ports.CtProvisioner."""
+        await provision.unpack_into(root, template, log=log)
+
+    async def personalise(self, root: OpenedVolume, *, credentials: CtCredentials) -> None:
+        """See ports.CtProvisioner."""
+        await provision.personalise(root, credentials)
+
     async def close(self) -> None:
         for running in list(self._running.values()):
             await running.detach()

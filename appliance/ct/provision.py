@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from appliance import command
@@ -30,18 +31,37 @@ LogLine = Callable[[str], None]
 async def populate(root: OpenedVolume, template: Path, *, credentials: CtCredentials, log: LogLine) -> None:
     """Unpack `template` into the empty volume and make it a machine of its own. See ports.CtProvisioner."""
     _check(credentials)
+    await unpack_into(root, template, log=log)
+    await personalise(root, credentials)
+
+
+async def unpack_into(root: OpenedVolume, template: Path, *, log: LogLine) -> None:
+    """Unpack `template` into the empty volume, and nothing else."""
     if not await asyncio.to_thread(template.is_file):
         raise NotFound(f"template {template.name}")
     about = f"volume {root.volume_id or root.path}"
-    opened: list[int] = []  # filled in the thread: a cancellation must not lose a mount
-    try:
-        await to_the_end(lambda: opened.append(rootfs.open_detached(root, about=about)[0]))
-        (fd,) = opened
+    async with opened(root, about) as fd:
         log(f"extracting {template.name}")
         log(await _unpack(fd, template, root.size_bytes or UNSIZED_LIMIT_BYTES, about))
+
+
+async def personalise(root: OpenedVolume, credentials: CtCredentials) -> None:
+    """Make an unpacked template a machine of its own."""
+    _check(credentials)
+    about = f"volume {root.volume_id or root.path}"
+    async with opened(root, about) as fd:
         await to_the_end(_personalise, RootTree(fd, about), credentials)
+
+
+@asynccontextmanager
+async def opened(root: OpenedVolume, about: str) -> AsyncIterator[int]:
+    """The volume's top directory, with the container's own ids, and no device usable in it."""
+    held: list[int] = []  # filled in the thread: a cancellation must not lose a mount
+    try:
+        await to_the_end(lambda: held.append(rootfs.open_detached(root, about=about)[0]))
+        yield held[0]
     finally:
-        for each in opened:
+        for each in held:
             await to_the_end(os.close, each)
 
 

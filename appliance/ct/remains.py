@@ -39,6 +39,8 @@ def _remove_bundle(bundle: Path) -> None:
     try:
         for entry in list(bundle.iterdir()):
             if entry.is_dir() and not entry.is_symlink():
+                for below in entry.iterdir() if entry.name.startswith(".") else ():  # where layers were mounted
+                    below.rmdir()
                 entry.rmdir()
             else:
                 entry.unlink()

@@ -3,6 +3,7 @@
 On a volume, ids are always the container's own (0…). A volume is first a detached mount, without device nodes and
 through which the interior is configured; then it gets the id mapping of the container and its place at `BUNDLE/SLOT`.
 Where the file system knows no id mappings, owners are changed on disk for as long as the container runs (`shift`).
+An overlay cannot be given a mapping: its layers are, and it is mounted a second time over those (`layers`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from appliance.ct import shift
+from appliance.ct import layers, shift
 from appliance.ct.records import VolumeRecord
 from appliance.ct.tree import RootTree
 from appliance.errors import HostError, Unsupported
@@ -66,6 +67,8 @@ def open_detached(volume: OpenedVolume, *, about: str, options: frozenset[str] =
     attributes = mount.MOUNT_ATTR_NODEV | (mount.MOUNT_ATTR_RDONLY if volume.read_only else 0)
     try:
         match volume.format:
+            case VolumeFormat.SUBVOL if volume.layers is not None:
+                return layers.mount_plain(volume.layers, attributes), None
             case VolumeFormat.SUBVOL:
                 return _clone_directory(volume.path, attributes), None
             case VolumeFormat.RAW:
@@ -114,16 +117,43 @@ def attach(
     try:
         if configure is not None and not volume.read_only:
             configure(RootTree(fd, about))
+        if volume.layers is not None and id_base:
+            os.close(fd)
+            fd = -1  # two overlays must not write to one layer at a time
+            fd = _mapped_layers(volume, target, id_base=id_base, id_count=id_count, maps=maps)
+            id_base = 0  # done
         shifted = _map_ids(fd, volume, about=about, id_base=id_base, id_count=id_count, maps=maps)
         target.mkdir(exist_ok=True)
         mount.move_mount(fd, target)
     except OSError as error:
         raise HostError.from_os_error(error, about) from error
     finally:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
     if shifted:
         shift.shift(target, id_base=id_base, id_count=id_count)
     return VolumeRecord(path=str(volume.path), device=device, shifted=shifted)
+
+
+def _mapped_layers(volume: OpenedVolume, target: Path, *, id_base: int, id_count: int, maps: IdMaps) -> int:
+    assert volume.layers is not None
+    attributes = mount.MOUNT_ATTR_NODEV | (mount.MOUNT_ATTR_RDONLY if volume.read_only else 0)
+    userns_fd = maps.userns_fd(id_base, id_count)
+
+    def mapped(path: Path, *, read_only: bool) -> int:
+        fd = _clone_directory(path, mount.MOUNT_ATTR_NODEV | (mount.MOUNT_ATTR_RDONLY if read_only else 0))
+        try:
+            set_mapping(fd, path, userns_fd)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+
+    try:
+        staging = target.with_name(f".{target.name}-layers")
+        return layers.mount_mapped(volume.layers, staging, mapped=mapped, owner=id_base, attributes=attributes)
+    finally:
+        os.close(userns_fd)
 
 
 def _map_ids(fd: int, volume: OpenedVolume, *, about: str, id_base: int, id_count: int, maps: IdMaps) -> bool:

@@ -11,7 +11,7 @@ import ctypes
 import os
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,10 +57,15 @@ def new_mount(fs_type: str, source: str, options: Mapping[str, str | None], *, a
 
     The error carries what the file system itself said, where it said something.
     """
+    return new_mount_of(fs_type, source, list(options.items()), attributes=attributes)
+
+
+def new_mount_of(fs_type: str, source: str, options: Sequence[tuple[str, str | None]], *, attributes: int = 0) -> int:
+    """`new_mount` with options that may come more than once, in their order."""
     about = f"{fs_type} {source}"
     context = libc.syscall("fsopen", _FSOPEN, fs_type.encode(), _FSOPEN_CLOEXEC, about=about)
     try:
-        for key, value in {"source": source, **options}.items():
+        for key, value in [("source", source), *options]:
             command = _FSCONFIG_SET_FLAG if value is None else _FSCONFIG_SET_STRING
             text = None if value is None else os.fsencode(value)
             libc.syscall("fsconfig", _FSCONFIG, context, command, key.encode(), text, 0, about=f"{about} {key}")

@@ -75,14 +75,28 @@ class VolumeInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OverlayLayers:
+    """The directories of a `subvol` in layers: one written to (and the kernel's own beside it), over `lowers`, topmost
+    first, which nobody writes to. Owners on all of them are the container's own ids."""
+
+    upper: Path
+    work: Path
+    lowers: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OpenedVolume:
-    """A volume an engine can use: a path on this host (file, block device, or directory for `subvol`)."""
+    """A volume an engine can use: a path on this host (file, block device, or directory for `subvol`).
+
+    A `subvol` with `layers` is no tree by itself: its content is what an overlay of them shows.
+    """
 
     volume_id: VolumeId | None
     path: Path
     format: VolumeFormat
     size_bytes: int
     read_only: bool = False
+    layers: OverlayLayers | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

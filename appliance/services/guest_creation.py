@@ -13,12 +13,14 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
 
 from appliance.clock import Clock
 from appliance.errors import ApplianceError, Conflict, InvalidParameter
 from appliance.events import EventBus, GuestListChanged
 from appliance.model.guest import CtCredentials, GuestId, GuestKind, GuestState
-from appliance.model.volume import VolumeId
+from appliance.model.volume import OpenedVolume, VolumeFormat, VolumeId
 from appliance.services import guest_config, lifecycle
 from appliance.services.access import AccessService
 from appliance.services.guest_inventory import GuestInventory
@@ -265,15 +267,31 @@ class GuestCreation:
         task: TaskHandle,
     ) -> Made:
         in_use = self._inventory.volumes_of_others(guest.guest_id)
-        made = await self._volumes.make(guest.kind, guest.guest_id, config, in_use=in_use, log_line=task.log)
-        if archive is not None:
-            await self._provisioner.populate(
-                await self._volumes.open_root(made.config),
-                await self._storage.resolve_template(archive),
-                id_base=guest.stored.record.id_base,
-                credentials=credentials,
-                log=task.log,
-            )
+        make = partial(self._volumes.make, guest.kind, guest.guest_id, config, in_use=in_use, log_line=task.log)
+        if archive is None:
+            return await make()
+        template = await self._storage.resolve_template(archive)
+        storage = self._volumes.root_storage(config)
+        if storage is not None:
+
+            async def fill(path: Path) -> None:
+                layer = OpenedVolume(volume_id=None, path=path, format=VolumeFormat.SUBVOL, size_bytes=0)
+                await self._provisioner.unpack(layer, template, log=task.log)
+
+            async with storage.layer(template, fill) as base:
+                if base:
+                    made = await make(root_base=base)
+                    root = await self._volumes.open_root(made.config)
+                    await self._provisioner.personalise(root, credentials=credentials)
+                    return made
+        made = await make()
+        await self._provisioner.populate(
+            await self._volumes.open_root(made.config),
+            template,
+            id_base=guest.stored.record.id_base,
+            credentials=credentials,
+            log=task.log,
+        )
         return made
 
     async def _publish_made(self, guest: GuestRuntime, made: Made) -> None:

@@ -46,15 +46,18 @@ class GuestVolumes:
         *,
         in_use: frozenset[VolumeId],
         log_line: LogLine,
+        root_base: str = "",
     ) -> Made:
         """Make every volume that `config` asks for; all of them or none. Existing ones are checked.
 
-        `in_use` are the volumes of other guests: attaching one of them is a `Conflict`.
+        `in_use` are the volumes of other guests: attaching one of them is a `Conflict`. `root_base` is the layer a
+        container's root begins with.
         """
         made = Made(dict(config))
         try:
             for disk in guest_config.disks(kind, config):
-                await self._one(kind, guest_id, disk, made, in_use, log_line)
+                base = root_base if disk.slot == "rootfs" else ""
+                await self._one(kind, guest_id, disk, made, in_use, log_line, base)
         except BaseException:
             await to_its_end(self.remove(made.volumes, log_line), name=f"undo volumes of {guest_id}")
             raise
@@ -138,10 +141,11 @@ class GuestVolumes:
         made: Made,
         in_use: frozenset[VolumeId],
         log_line: LogLine,
+        base: str,
     ) -> None:
         match disk.volume:
             case Allocate(storage, size_bytes):
-                volume = await self._create(kind, guest_id, disk, storage, size_bytes)
+                volume = await self._create(kind, guest_id, disk, storage, size_bytes, base)
             case Import(storage, source):
                 log_line(f"{disk.slot}: importing {source}")
                 backend = self._backend(kind, disk, storage)
@@ -168,14 +172,22 @@ class GuestVolumes:
         log_line(f"{disk.slot}: made volume {volume}")
 
     async def _create(
-        self, kind: GuestKind, guest_id: GuestId, disk: DiskConfig, storage: str, size_bytes: int
+        self, kind: GuestKind, guest_id: GuestId, disk: DiskConfig, storage: str, size_bytes: int, base: str
     ) -> VolumeId:
         backend, content = self._backend(kind, disk, storage), _CONTENT[kind]
         if disk.slot == "efidisk0":
             return await backend.create(
                 guest_id, format=VolumeFormat.RAW, size_bytes=EFI_VARS_BYTES, content=content, label="disk"
             )
-        return await backend.create(guest_id, format=_format(kind, disk), size_bytes=size_bytes, content=content)
+        format_ = _format(kind, disk, size_bytes)
+        return await backend.create(guest_id, format=format_, size_bytes=size_bytes, content=content, base=base)
+
+    def root_storage(self, config: Mapping[str, str]) -> DirectoryBackend | None:
+        """Where a container's root will be made as a directory; None when it is an image or there already."""
+        disk = guest_config.parse_disk(GuestKind.LXC, "rootfs", config["rootfs"])
+        if isinstance(disk.volume, Allocate) and not disk.volume.size_bytes:
+            return self._backend(GuestKind.LXC, disk, disk.volume.storage)
+        return None
 
     def _backend(self, kind: GuestKind, disk: DiskConfig, storage: str) -> DirectoryBackend:
         """A storage that may hold this disk. Raises `NotFound`, `Conflict`, `InvalidParameter`."""
@@ -232,10 +244,11 @@ class GuestVolumes:
         made.config[disk.slot] = guest_config.print_disk(kind, disk, volume, info.size_bytes)
 
 
-def _format(kind: GuestKind, disk: DiskConfig) -> VolumeFormat:
-    """The format asked for, else qcow2 for VMs (snapshots, linked clones) and raw for containers (a real size limit)."""
+def _format(kind: GuestKind, disk: DiskConfig, size_bytes: int = 1) -> VolumeFormat:
+    """The format asked for, else qcow2 for VMs (snapshots, linked clones) and for containers raw (a real size limit),
+    or with size 0 a directory."""
     if kind is GuestKind.LXC:
-        return VolumeFormat.RAW
+        return VolumeFormat.RAW if size_bytes else VolumeFormat.SUBVOL
     return VolumeFormat(disk.options.get("format", "qcow2"))
 
 

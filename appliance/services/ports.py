@@ -7,7 +7,8 @@ Everything here runs on the loop; engines put blocking work into threads or help
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -156,6 +157,12 @@ class CtProvisioner(Protocol):
         the volume's content is undefined after an error (the caller deletes it).
         """
 
+    async def unpack(self, root: OpenedVolume, template: Path, *, log: LogLine) -> None:
+        """The first half of `populate`: into a layer that many containers will stand on."""
+
+    async def personalise(self, root: OpenedVolume, *, credentials: CtCredentials) -> None:
+        """The second half: root's credentials, and nothing of another machine's identity."""
+
 
 class VolumeBackend(Protocol):
     """One storage. Each operation is atomic, or cleaned up by `recover` at the next start.
@@ -173,11 +180,25 @@ class VolumeBackend(Protocol):
         """Remove what interrupted operations left; returns one line for each thing removed."""
 
     async def create(
-        self, guest_id: GuestId, *, format: VolumeFormat, size_bytes: int, content: ContentType, label: str = "disk"
+        self,
+        guest_id: GuestId,
+        *,
+        format: VolumeFormat,
+        size_bytes: int,
+        content: ContentType,
+        label: str = "disk",
+        base: str = "",
     ) -> VolumeId:
         """An empty volume `vm-ID-LABEL-N` (lowest free N) for a guest. `content` is IMAGES or ROOTDIR.
 
-        ROOTDIR with RAW is an ext4 file system of that size; with SUBVOL a directory.
+        ROOTDIR with RAW is an ext4 file system of that size; with SUBVOL a directory, which begins with what the layer
+        `base` holds.
+        """
+
+    def layer(self, archive: Path, fill: Callable[[Path], Awaitable[None]]) -> AbstractAsyncContextManager[str]:
+        """The layer of an archive for `create`, kept meanwhile; made by `fill` (into a directory) if it is not there yet.
+
+        "" where directory volumes cannot share anything: they are filled one by one.
         """
 
     async def clone(

@@ -12,7 +12,7 @@ from typing import Final
 from appliance.errors import ApplianceError, InvalidParameter, NotFound
 from appliance.model.guest import GuestId
 from appliance.model.volume import ContentType, VolumeId, VolumeInfo
-from appliance.storage import inspection, naming, snapshots, trees
+from appliance.storage import inspection, layers, naming, overlays, snapshots, trees
 from appliance.storage.records import Records
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,8 @@ class Catalog:
                 self._records.remove(name)
                 done.append(f"{self._id}: removed the record of {name}, which does not exist")
         done += [f"{self._id}: {line}" for line in snapshots.sweep(self._root)]
+        done += [f"{self._id}: {line}" for line in overlays.sweep(self._root, self._records)]
+        done += [f"{self._id}: {line}" for line in layers.sweep(self._root, self._records)]
         for emptied in (self._root / naming.IMAGES_DIRECTORY).iterdir():
             with contextlib.suppress(OSError):  # not empty
                 emptied.rmdir()

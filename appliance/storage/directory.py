@@ -5,7 +5,8 @@
     catalog.py        listing, and the sweep at start
     publication.py    how a volume appears and vanishes at one moment
     inspection.py     measuring, and judging images before QEMU sees them; qcow2_header.py reads their first bytes
-    trees.py          counting and removing what a container made of a directory volume
+    trees.py          counting and removing what a container made of a directory volume; what kind a file system offers
+    overlays.py       directory volumes in layers; layers.py: unpacked templates, which many of them stand on
     receiving.py      streams with a checksum
     headroom.py       the space new volumes leave alone
     snapshots.py      snapshots of volumes, by the means each format has
@@ -20,20 +21,24 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
 
 from appliance.errors import Conflict, HostError, InvalidParameter, NotFound, Unsupported
+from appliance.kernel import btrfs
 from appliance.model.guest import GuestId
 from appliance.model.volume import ContentType, OpenedVolume, StorageUsage, VolumeFormat, VolumeId, VolumeInfo
-from appliance.storage import inspection, naming, receiving, tools
+from appliance.storage import inspection, naming, overlays, receiving, tools, trees
 from appliance.storage.catalog import DISK_CONTENT, Catalog
+from appliance.storage.layers import Fill, LayerStore
 from appliance.storage.publication import BeforeEffect, Maker, Publisher
 from appliance.storage.qcow2_header import SIZE_LIMIT_BYTES
-from appliance.storage.records import Records, VolumeRecord
-from appliance.storage.snapshots import VolumeSnapshots
+from appliance.storage.records import OVERLAY, Records, VolumeRecord
+from appliance.storage.snapshots import VolumeSnapshots, copy_directory
+from appliance.storage.trees import TreeKind
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -73,7 +78,9 @@ class DirectoryBackend:
         self._on_change = on_change
         self._catalog = Catalog(storage_id, root, self._records)
         self._publisher = Publisher(storage_id, root, self._records, before_effect, on_change)
-        self._snapshots = VolumeSnapshots(storage_id, root, before_effect)
+        self._snapshots = VolumeSnapshots(storage_id, root, self._records, before_effect)
+        self._layers = LayerStore(storage_id, root, self._records, before_effect)
+        self._trees = TreeKind.PLAIN
 
     @property
     def storage_id(self) -> str:
@@ -97,6 +104,7 @@ class DirectoryBackend:
     async def recover(self) -> Sequence[str]:
         """Make the layout, remove what interrupted operations left, finish interrupted growing; says what it did."""
         done = await self._publisher.in_thread("prepare the storage", self._catalog.sweep)
+        self._trees = await self._publisher.in_thread("look at the file system", trees.kind_of, self._root)
         for mark in await self._publisher.in_thread("read the marks", self._records.growing):
             path = self._root / naming.locate(mark.volume).path
             if await asyncio.to_thread(inspection.is_attached, path):
@@ -116,14 +124,32 @@ class DirectoryBackend:
     # --- disks ------------------------------------------------------------------------------------------------
 
     async def create(
-        self, guest_id: GuestId, *, format: VolumeFormat, size_bytes: int, content: ContentType, label: str = "disk"
+        self,
+        guest_id: GuestId,
+        *,
+        format: VolumeFormat,
+        size_bytes: int,
+        content: ContentType,
+        label: str = "disk",
+        base: str = "",
     ) -> VolumeId:
         """See `VolumeBackend.create`. Raises `InvalidParameter`, `Unsupported`, `NoSpace`, `HostError`."""
         self._check_disk(format, size_bytes, content)
         async with self._publisher.new_disk(guest_id, label, format) as name:
-            return await self._publisher.make(
-                name, VolumeRecord(content=content, size=size_bytes), self._maker(format, size_bytes, content)
-            )
+            if base and self._trees is TreeKind.OVERLAY:
+                record = overlays.new_record(content, size_bytes, [base])
+            else:
+                record = VolumeRecord(content=content, size=size_bytes)
+            return await self._publisher.make(name, record, self._maker(format, record, base))
+
+    @asynccontextmanager
+    async def layer(self, archive: Path, fill: Fill) -> AsyncIterator[str]:
+        """See `VolumeBackend.layer`."""
+        if self._trees is TreeKind.PLAIN:
+            yield ""
+            return
+        async with self._layers.of(archive, fill, subvolume=self._trees is TreeKind.BTRFS) as layer:
+            yield layer
 
     async def create_named(self, name: str, *, size_bytes: int, content: ContentType = ContentType.IMAGES) -> VolumeId:
         """As `create`, for a name chosen by the caller (`100/vm-100-disk-7.raw`). Raises `Conflict` when it exists."""
@@ -133,24 +159,36 @@ class DirectoryBackend:
         image_format = VolumeFormat(place.format)
         self._check_disk(image_format, size_bytes, content)
         async with self._publisher.reserve(name):
-            return await self._publisher.make(
-                name, VolumeRecord(content=content, size=size_bytes), self._maker(image_format, size_bytes, content)
-            )
+            record = VolumeRecord(content=content, size=size_bytes)
+            return await self._publisher.make(name, record, self._maker(image_format, record, ""))
 
-    def _maker(self, image_format: VolumeFormat, size_bytes: int, content: ContentType) -> Maker:
+    def _maker(self, image_format: VolumeFormat, record: VolumeRecord, base: str) -> Maker:
         async def make(path: Path) -> None:
             match image_format:
                 case VolumeFormat.SUBVOL:
-                    await asyncio.to_thread(path.mkdir, 0o755)
+                    await self._publisher.in_thread(f"create {path.name}", self._make_tree, path, record, base)
                 case VolumeFormat.RAW:
-                    await self._publisher.in_thread(f"create {path.name}", _make_sparse, path, size_bytes)
-                    if content is ContentType.ROOTDIR:
+                    await self._publisher.in_thread(f"create {path.name}", _make_sparse, path, record.size)
+                    if record.content == ContentType.ROOTDIR:
                         self._before_effect("make the file system")
                         await tools.make_ext4(path)
                 case VolumeFormat.QCOW2:
-                    await tools.create_qcow2(path, size_bytes)
+                    await tools.create_qcow2(path, record.size)
 
         return make
+
+    def _make_tree(self, path: Path, record: VolumeRecord, base: str) -> None:
+        if record.layout == OVERLAY:
+            overlays.make(self._root, path, record)
+        elif self._trees is TreeKind.BTRFS:
+            if base:
+                btrfs.snapshot(self._root / base, path)
+            else:
+                btrfs.create(path)
+            if record.size:
+                btrfs.limit(path, record.size)
+        else:
+            path.mkdir(0o755)
 
     def _check_disk(self, image_format: VolumeFormat, size_bytes: int, content: ContentType) -> None:
         if content not in DISK_CONTENT or content not in self._content_types:
@@ -179,24 +217,52 @@ class DirectoryBackend:
         """
         if (source.format is VolumeFormat.SUBVOL) != (format is VolumeFormat.SUBVOL):
             raise Unsupported(f"a {source.format} volume cannot become a {format} volume")
+        if source.layers is not None:
+            return await self._clone_layers(source, guest_id, full=full, log=log, label=label)
         parent = "" if full else self._linkable(source, format)
         record = VolumeRecord(content=content or await self._content_of(source), size=source.size_bytes, parent=parent)
         async with self._publisher.new_disk(guest_id, label, format) as name:
 
             async def copy(path: Path) -> None:
-                if parent:
+                if parent and format is VolumeFormat.SUBVOL:
+                    await copy_directory(source.path, path)
+                elif parent:
                     await tools.create_overlay(path, inspection.backing_path(name, parent), source.format)
                 elif format is VolumeFormat.SUBVOL:
-                    await tools.copy_tree(source.path, path)
+                    await copy_directory(source.path, path)
                 else:
                     await tools.convert(source.path, source.format, path, format)
 
             log(f"{'copying' if full else 'linking'} {source.volume_id or source.path} to {self._id}:{name}")
             return await self._publisher.make(name, record, copy)
 
+    async def _clone_layers(
+        self, source: OpenedVolume, guest_id: GuestId, *, full: bool, log: Callable[[str], None], label: str
+    ) -> VolumeId:
+        if source.volume_id is None or source.volume_id.storage != self._id:
+            raise Unsupported(f"volume {source.volume_id}: its layers are on another storage than {self._id}")
+        old = source.volume_id.name
+        old_record = await asyncio.to_thread(self._records.get, old)
+        async with self._publisher.new_disk(guest_id, label, VolumeFormat.SUBVOL) as name:
+            if full:
+                record = overlays.copied_record(name, old_record)
+            else:
+                record = overlays.linked_record(old, old_record)
+
+            async def copy(path: Path) -> None:
+                if full:
+                    await overlays.copy(self._root, old, old_record, path)
+                else:
+                    await self._publisher.in_thread(f"create {name}", overlays.make, self._root, path, record)
+
+            log(f"{'copying' if full else 'linking'} {source.volume_id} to {self._id}:{name}")
+            return await self._publisher.make(name, record, copy)
+
     def _linkable(self, source: OpenedVolume, image_format: VolumeFormat) -> str:
         if source.volume_id is None or source.volume_id.storage != self._id:
             raise Unsupported(f"storage {self._id}: a linked clone must be on the storage of its parent")
+        if image_format is VolumeFormat.SUBVOL and self._trees is TreeKind.BTRFS:
+            return ""  # a snapshot of a subvolume shares its blocks, and stands on nothing
         if image_format is not VolumeFormat.QCOW2:
             raise Unsupported(f"storage {self._id}: a linked clone must be qcow2, not {image_format}")
         if not naming.locate(source.volume_id.name).is_disk:
@@ -232,6 +298,9 @@ class DirectoryBackend:
         path = self._root / place.path
         match place.format:
             case "subvol":
+                if await asyncio.to_thread(btrfs.is_subvolume, path):
+                    self._before_effect("set the limit")
+                    await self._publisher.in_thread(f"resize {volume_id}", btrfs.limit, path, size_bytes)
                 await self._publisher.in_thread(f"resize {volume_id}", self._record_size, name, size_bytes)
             case "qcow2":
                 await self._publisher.in_thread(
@@ -292,7 +361,10 @@ class DirectoryBackend:
     async def delete(self, volume_id: VolumeId) -> None:
         """Remove it. Raises `NotFound`, `Conflict` while it is protected or linked clones stand on it."""
         self._locate(volume_id)
+        record = await asyncio.to_thread(self._records.get, volume_id.name)
         await self._publisher.remove(volume_id)
+        if record.layers or naming.locate(volume_id.name).content is ContentType.VZTMPL:
+            await self._layers.collect()
 
     async def open(self, volume_id: VolumeId) -> OpenedVolume:
         """See `VolumeBackend.open`. Raises `NotFound`, `InvalidParameter` for an image QEMU must not be shown."""
@@ -301,12 +373,14 @@ class DirectoryBackend:
             f"open {volume_id}", inspection.check_image, self._root, self._records, name
         )
         known = place.format in tuple(VolumeFormat)
+        record = await asyncio.to_thread(self._records.get, name)
         return OpenedVolume(
             volume_id=volume_id,
             path=self._root / place.path,
             format=VolumeFormat(place.format) if known else VolumeFormat.RAW,
             size_bytes=measured.size_bytes or (await self._describe(volume_id, count_tree=False)).size_bytes,
             read_only=not place.is_disk,
+            layers=overlays.opened(self._root, name, record) if record.layout == OVERLAY else None,
         )
 
     async def list(self, content: ContentType | None = None, guest_id: GuestId | None = None) -> Sequence[VolumeInfo]:
@@ -365,7 +439,7 @@ class DirectoryBackend:
         async def write(path: Path) -> None:
             await receiving.write_stream(path, chunks, checksum=checksum, size_limit_bytes=size_limit_bytes)
             if content is ContentType.IMPORT:
-                await self._judge_import(name, path)
+                await receiving.judge_import(name, path)
 
         async with self._publisher.reserve(full_name):
             return await self._publisher.make(full_name, None, write)
@@ -383,21 +457,6 @@ class DirectoryBackend:
         if content not in naming.UPLOADABLE:
             raise InvalidParameter({"content": f"'{content}' cannot be uploaded"})
         naming.check_file_name(content, name)
-
-    async def _judge_import(self, name: str, path: Path) -> None:
-        if not name.endswith(".qcow2"):
-            return  # raw bytes: the file's name decides, and nothing ever guesses another format
-        measured = await self._publisher.in_thread(f"check {name}", inspection.measure, path, "qcow2")
-        problem = measured.problem
-        if measured.backing_file:
-            problem = f"it refers to the backing file {measured.backing_file[:100]!r} (refused)"
-        if not problem:
-            try:
-                await tools.inspect_qcow2(path)
-            except HostError as error:
-                raise InvalidParameter({"filename": f"{name}: not a sound qcow2 image: {error}"}) from error
-        if problem:
-            raise InvalidParameter({"filename": f"{name}: {problem}"})
 
     def _locate(self, volume_id: VolumeId) -> tuple[str, naming.Place]:
         if volume_id.storage != self._id:

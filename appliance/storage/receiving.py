@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Final, ParamSpec
 
 from appliance.errors import HostError, InvalidParameter, TooLarge
-from appliance.storage import headroom
+from appliance.storage import headroom, inspection, tools
 from appliance.threads import to_the_end
 
 P = ParamSpec("P")
@@ -94,3 +95,20 @@ def _compare(actual: str, checksum: tuple[str, str]) -> None:
     algorithm, wanted = checksum
     if not hmac.compare_digest(actual.encode(), wanted.strip().lower().encode()):
         raise InvalidParameter({"checksum": f"the {algorithm} of the data is {actual}, not the one given"})
+
+
+async def judge_import(name: str, path: Path) -> None:
+    """Raises `InvalidParameter` for a received image QEMU must not be shown, naming it."""
+    if not name.endswith(".qcow2"):
+        return  # raw bytes: the file's name decides, and nothing ever guesses another format
+    measured = await asyncio.to_thread(inspection.measure, path, "qcow2")
+    problem = measured.problem
+    if measured.backing_file:
+        problem = f"it refers to the backing file {measured.backing_file[:100]!r} (refused)"
+    if not problem:
+        try:
+            await tools.inspect_qcow2(path)
+        except HostError as error:
+            raise InvalidParameter({"filename": f"{name}: not a sound qcow2 image: {error}"}) from error
+    if problem:
+        raise InvalidParameter({"filename": f"{name}: {problem}"})

@@ -23,17 +23,25 @@ from appliance.files import sync_directory, write_atomic
 from appliance.storage import naming
 
 HIDDEN_DIRECTORY: Final = ".appliance"
+OVERLAY: Final = "overlay"
 _RECORD_LIMIT_BYTES = 1 << 20
 
 
 class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One volume's record. `size` in bytes counts for `subvol` only; `parent` is a name without the storage."""
+    """One volume's record. `size` in bytes counts for `subvol` only; `parent` is a name without the storage.
+
+    With `layout` `OVERLAY` the volume is `upper` over `layers`, and `kept` are the layers of its snapshots: overlays.py.
+    """
 
     content: str = ""
     size: int = 0
     parent: str = ""
     notes: str = ""
     protected: bool = False
+    layout: str = ""
+    upper: str = ""
+    layers: list[str] = msgspec.field(default_factory=list)
+    kept: dict[str, list[str]] = msgspec.field(default_factory=dict)
 
 
 class GrowingMark(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +94,13 @@ class Records:
                 path.unlink()
             elif path.is_file() and path.suffix == ".json":
                 yield path.relative_to(self._records).as_posix().removesuffix(".json")
+
+    def readable(self) -> Iterator[tuple[str, VolumeRecord]]:
+        """All records of volumes; damaged ones and strangers are passed over."""
+        for name in list(self.names()):
+            with contextlib.suppress(HostError, InvalidParameter):
+                naming.locate(name)
+                yield name, self.get(name)
 
     def children(self, name: str) -> list[str]:
         """Names of the linked clones of `name`."""

@@ -2,7 +2,8 @@
 
     qcow2    inside the image (qemu-img; while QEMU has it open, QEMU itself must do it)
     raw      a copy beside it: by reference where the file system can, else of a small one only (UEFI variables)
-    subvol   a copy beside it: by reference, or in full while nothing of it runs
+    subvol   a copy beside it: a subvolume on btrfs, else by reference, or in full while nothing of it runs;
+             one in layers: overlays.py
 
     .appliance/snapshots/100/vm-100-disk-0.raw/NAME     a copy beside
 
@@ -13,6 +14,7 @@ so that it can be repeated; the snapshot stays. All of it may be done again afte
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import secrets
@@ -22,11 +24,12 @@ from typing import Final, TypeVar
 
 from appliance.errors import Conflict, HostError, InvalidParameter, NotFound, Unsupported
 from appliance.files import sync_directory
-from appliance.kernel import reflink
+from appliance.kernel import btrfs, reflink
 from appliance.kernel.rename import exchange
 from appliance.model.volume import VolumeFormat, VolumeId
 from appliance.storage import headroom, naming, tools
-from appliance.storage.records import HIDDEN_DIRECTORY
+from appliance.storage.overlays import OverlaySnapshots
+from appliance.storage.records import HIDDEN_DIRECTORY, OVERLAY, Records
 from appliance.storage.trees import remove_any
 from appliance.threads import to_the_end
 
@@ -72,16 +75,18 @@ def forget(root: Path, volume: str) -> None:
 class VolumeSnapshots:
     """Of the volumes of one storage; the caller has reserved the volume."""
 
-    def __init__(self, storage_id: str, root: Path, before_effect: BeforeEffect) -> None:
+    def __init__(self, storage_id: str, root: Path, records: Records, before_effect: BeforeEffect) -> None:
         self._id = storage_id
         self._root = root
+        self._records = records
+        self._overlays = OverlaySnapshots(root, records, before_effect)
         self._before_effect = before_effect
         self._can_clone: bool | None = None
 
     async def check(self, volume_id: VolumeId, *, in_use: bool) -> None:
         """Raises `Unsupported` saying why there can be no snapshot now, `NotFound`."""
         path, volume_format = await self._find(volume_id)
-        if volume_format is VolumeFormat.QCOW2:
+        if volume_format is VolumeFormat.QCOW2 or await self._is_overlay(volume_id):
             return
         if await self._shares_blocks():
             return
@@ -106,6 +111,9 @@ class VolumeSnapshots:
             raise Conflict(f"volume {volume_id}: snapshot '{name}' already exists")
         await self._thread(headroom.require, self._root, f"storage {self._id}: snapshot {volume_id}")
         self._before_effect("make the snapshot")
+        if await self._is_overlay(volume_id):
+            await self._overlays.make(volume_id.name, name, in_use=in_use)
+            return
         if volume_format is VolumeFormat.QCOW2:
             await tools.snapshot_qcow2(path, "-c", name)
             return
@@ -127,6 +135,9 @@ class VolumeSnapshots:
             raise NotFound(f"volume {volume_id}: snapshot '{name}'")
         await self._thread(headroom.require, self._root, f"storage {self._id}: roll {volume_id} back")
         self._before_effect("roll back")
+        if await self._is_overlay(volume_id):
+            await self._overlays.roll_back(volume_id.name, name)
+            return
         if volume_format is VolumeFormat.QCOW2:
             await tools.snapshot_qcow2(path, "-a", name)
             return
@@ -146,6 +157,9 @@ class VolumeSnapshots:
         if name not in await self.names(volume_id):
             return
         self._before_effect("remove the snapshot")
+        if await self._is_overlay(volume_id):
+            await self._overlays.remove(volume_id.name, name)
+            return
         if volume_format is VolumeFormat.QCOW2:
             await tools.snapshot_qcow2(path, "-d", name)
             return
@@ -160,15 +174,20 @@ class VolumeSnapshots:
         path, volume_format = await self._find(volume_id)
         if volume_format is VolumeFormat.QCOW2:
             return await tools.snapshot_names(path)
+        if await self._is_overlay(volume_id):
+            return sorted((await asyncio.to_thread(self._records.get, volume_id.name)).kept)
         return await self._thread(_names, snapshots_of(self._root, volume_id.name))
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
     async def _copy(self, source: Path, volume_format: VolumeFormat, target: Path) -> None:
         if volume_format is VolumeFormat.SUBVOL:
-            await tools.copy_tree(source, target)
+            await copy_directory(source, target)
         else:
             await tools.copy_file(source, target)
+
+    async def _is_overlay(self, volume_id: VolumeId) -> bool:
+        return (await asyncio.to_thread(self._records.get, volume_id.name)).layout == OVERLAY
 
     async def _find(self, volume_id: VolumeId) -> tuple[Path, VolumeFormat]:
         place = naming.locate(volume_id.name)
@@ -195,6 +214,19 @@ class VolumeSnapshots:
             return await to_the_end(function, *arguments)
         except OSError as error:
             raise HostError.from_os_error(error, f"storage {self._id}: snapshot") from error
+
+
+async def copy_directory(source: Path, target: Path) -> None:
+    """A copy of a directory volume: a snapshot where it is a btrfs subvolume, else by reference where that can be."""
+    if await asyncio.to_thread(btrfs.is_subvolume, source):
+        try:
+            await to_the_end(btrfs.snapshot, source, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise HostError.from_os_error(error, f"copy {source}") from error
+        else:
+            return
+    await tools.copy_tree(source, target)
 
 
 def _check_name(name: str) -> None:

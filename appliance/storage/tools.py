@@ -91,7 +91,12 @@ async def copy_tree(source: Path, target: Path) -> None:
     """A copy of a directory tree with owners, modes, times, links and attributes; `target` must not exist."""
     await _run("cp", "--archive", "--reflink=auto", "--one-file-system", "--no-target-directory", source, target,
                timeout_s=COPY_TIMEOUT_S)  # fmt: skip
-    await _run("sync", "--file-system", target)
+    await sync(target)
+
+
+async def sync(path: Path) -> None:
+    """Everything written below `path` is on the disk when this returns."""
+    await _run("sync", "--file-system", path)
 
 
 async def _run(*argv: str | Path, timeout_s: float = QUICK_TIMEOUT_S) -> None:

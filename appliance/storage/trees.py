@@ -10,15 +10,47 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import tempfile
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from appliance.kernel import btrfs, mount
 from appliance.kernel.openat2 import open_in_root
 from appliance.kernel.walk import walk
+
+
+class TreeKind(StrEnum):
+    """What a storage's file system offers for directory volumes."""
+
+    BTRFS = "btrfs"  # subvolumes: snapshots at once, a limit of size
+    OVERLAY = "overlay"  # layers that many volumes share
+    PLAIN = "plain"  # copies only
+
 
 TREE_ENTRIES_LIMIT: Final = 500_000
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _GONE_OR_TOO_DEEP = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EAGAIN)
+
+
+def kind_of(root: Path) -> TreeKind:
+    """Tried, not guessed: whether this host mounts an overlay whose layers lie below `root`."""
+    if btrfs.is_btrfs(root):
+        return TreeKind.BTRFS
+    try:
+        with tempfile.TemporaryDirectory(prefix=".tmp-overlay-", dir=root / "images") as place:
+            options: dict[str, str | None] = {}
+            for option, name in (("lowerdir", "l"), ("upperdir", "u"), ("workdir", "w")):
+                (Path(place) / name).mkdir()
+                options[option] = f"{place}/{name}"
+            fd = mount.new_mount("overlay", "overlay", options)
+            try:
+                writable = not os.fstatvfs(fd).f_flag & os.ST_RDONLY
+            finally:
+                os.close(fd)
+            return TreeKind.OVERLAY if writable else TreeKind.PLAIN
+    except OSError:
+        return TreeKind.PLAIN
 
 
 def tree_bytes(path: Path) -> int:
@@ -79,7 +111,15 @@ def remove_any(path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory with all below it; nobody else may use it any more. Raises `OSError`."""
+    """Remove a directory, or a btrfs subvolume, with all below it; nobody else may use it any more. Raises `OSError`."""
+    if btrfs.is_subvolume(path):
+        try:
+            btrfs.destroy(path)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:  # the container has made subvolumes in it
+                raise
+        else:
+            return
     walk(path, _remove_files, lambda above, name: os.rmdir(name, dir_fd=above))
     path.rmdir()
 

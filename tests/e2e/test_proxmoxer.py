@@ -126,6 +126,39 @@ def test_a_container_goes_through_its_life(appliance: Appliance, api: Any, templ
     assert vmid not in [row["vmid"] for row in node.lxc.get()]
 
 
+def test_a_container_of_layers_is_kept_returned_and_cloned(appliance: Appliance, api: Any, template: str) -> None:
+    node = appliance.node(api)
+    for vmid in (613, 614):
+        appliance.finish(api, node.lxc.post(vmid=vmid, ostemplate=template, rootfs="local:0", memory=64))
+    container = node.lxc(613)
+    assert container.config.get()["rootfs"] == "local:613/subvol-613-disk-0.subvol"
+    appliance.finish(api, container.status.start.post())
+    with appliance.terminal(api, "lxc/613") as console:
+        console.type("echo old >/file; sync; echo wri''tten\n")
+        console.wait_for("written", timeout_s=20)
+    appliance.finish(api, container.snapshot.post(snapname="one"))
+    with appliance.terminal(api, "lxc/613") as console:
+        console.type("echo new >/file; rm -r /etc; echo chan''ged\n")
+        console.wait_for("changed", timeout_s=20)
+    appliance.finish(api, container.snapshot("one").rollback.post(start=1))
+    with appliance.terminal(api, "lxc/613") as console:
+        console.type("echo $(cat /file)-$(ls -d /etc)\n")
+        console.wait_for("old-/etc", timeout_s=20)
+    appliance.finish(api, container.status.stop.post())
+    appliance.finish(api, container.snapshot("one").delete())
+    appliance.finish(api, container.template.post())
+    appliance.finish(api, container.clone.post(newid=615, full=0))
+    appliance.finish(api, node.lxc(615).status.start.post())
+    with appliance.terminal(api, "lxc/615") as console:
+        console.type("echo $(cat /file)-here\n")
+        console.wait_for("old-here", timeout_s=20)
+    appliance.finish(api, node.lxc(615).status.stop.post())
+    with pytest.raises(Exception, match="linked clone"):
+        appliance.finish(api, container.delete())
+    for vmid in (615, 614, 613):
+        appliance.finish(api, node.lxc(vmid).delete())
+
+
 def test_parallel_operations_on_one_guest_queue(appliance: Appliance, api: Any) -> None:
     node = appliance.node(api)
     appliance.finish(api, node.qemu.post(vmid=700, memory=32))

@@ -75,6 +75,7 @@ class FakeProvisioner:
 
     def __init__(self) -> None:
         self.populated: list[tuple[Path, CtCredentials]] = []
+        self.unpacked: list[Path] = []
         self.failure: ApplianceError | None = None
         self.may_finish = asyncio.Event()
         self.may_finish.set()
@@ -87,6 +88,16 @@ class FakeProvisioner:
         await self.may_finish.wait()
         if self.failure is not None:
             raise self.failure
+        self.populated.append((root.path, credentials))
+
+    async def unpack(self, root: OpenedVolume, template: Path, *, log: LogLine) -> None:
+        self.begun.set()
+        await self.may_finish.wait()
+        if self.failure is not None:
+            raise self.failure
+        self.unpacked.append(template)
+
+    async def personalise(self, root: OpenedVolume, *, credentials: CtCredentials) -> None:
         self.populated.append((root.path, credentials))
 
 

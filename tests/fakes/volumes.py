@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,8 @@ class FakeVolumes:
         self.may_make.set()
         self.waiting = 0
         self.resized: list[VolumeId] = []
+        self.layers: list[str] = []
+        self.bases: list[str] = []
         self.kept: dict[VolumeId, dict[str, VolumeInfo]] = {}
         self.returned: list[tuple[VolumeId, str]] = []
         self.cannot_keep: dict[VolumeId, ApplianceError] = {}
@@ -58,9 +61,24 @@ class FakeVolumes:
         return volume
 
     async def create(
-        self, guest_id: GuestId, *, format: VolumeFormat, size_bytes: int, content: ContentType, label: str = "disk"
+        self,
+        guest_id: GuestId,
+        *,
+        format: VolumeFormat,
+        size_bytes: int,
+        content: ContentType,
+        label: str = "disk",
+        base: str = "",
     ) -> VolumeId:
+        self.bases.append(base)
         return await self._make(guest_id, format, size_bytes, content, label, None)
+
+    @contextlib.asynccontextmanager
+    async def layer(self, archive: Path, fill: Callable[[Path], Awaitable[None]]) -> AsyncIterator[str]:
+        if archive.name not in self.layers:
+            await fill(Path("/storage/layers") / archive.name)
+            self.layers.append(archive.name)
+        yield archive.name
 
     async def clone(
         self,

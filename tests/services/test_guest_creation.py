@@ -75,6 +75,27 @@ async def test_a_template_that_is_refused_leaves_nothing(world: GuestWorld) -> N
     assert nothing_is_left(world, 101)
 
 
+async def test_containers_in_directories_share_what_their_template_holds(world: GuestWorld) -> None:
+    for guest_id in (101, 102):
+        config = {"rootfs": "local:0"}
+        upid = await world.guests.create(
+            GuestKind.LXC, guest_id, config, user=ADMIN, template=TEMPLATE, password="secret"
+        )
+        await world.succeed(upid)
+    assert [path.name for path in world.host.provisioner.unpacked] == ["debian.tar.zst"]
+    assert world.host.volumes.bases == ["debian.tar.zst"] * 2
+    assert [bool(credentials.password_hash) for _, credentials in world.host.provisioner.populated] == [True, True]
+    assert "subvol" in world.guests.config(101)[0]["rootfs"]
+
+
+async def test_a_refused_template_leaves_no_directory(world: GuestWorld) -> None:
+    world.host.provisioner.failure = HostError("template: holds '../'")
+    upid = await world.guests.create(GuestKind.LXC, 101, {"rootfs": "local:0"}, user=ADMIN, template=TEMPLATE)
+    assert "holds '../'" in await world.fail(upid)
+    assert nothing_is_left(world, 101)
+    assert world.host.volumes.layers == []
+
+
 @pytest.mark.parametrize("volume", ["nowhere:8", "isos:8"])
 async def test_a_storage_that_cannot_hold_the_disk_leaves_nothing(world: GuestWorld, volume: str) -> None:
     assert volume.partition(":")[0] in await world.fail(await create_vm(world, scsi1=volume))

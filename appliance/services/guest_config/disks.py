@@ -74,7 +74,12 @@ def parse_disk(kind: GuestKind, slot: str, text: str) -> DiskConfig:
     name = values.pop("file", "") or values.pop("volume", "")
     size = values.pop("size", "")
     try:
-        volume = parse_volume(name, import_from=values.pop("import-from", ""), mount_point=slot.startswith("mp"))
+        volume = parse_volume(
+            name,
+            import_from=values.pop("import-from", ""),
+            mount_point=slot.startswith("mp"),
+            trees=kind is GuestKind.LXC,
+        )
         _check_combination(slot, volume, values)
     except ValueError as error:
         raise InvalidParameter({slot: f"invalid format - {error}"}) from error

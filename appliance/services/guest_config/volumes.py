@@ -2,6 +2,7 @@
 
     local:100/vm-100-disk-0.qcow2     Existing          local:iso/debian.iso,media=cdrom
     local:8                           Allocate          8 GiB on storage `local` (decimals allowed)
+    local:0   containers              Allocate          a directory, as large as its storage
     local:0,import-from=local:import/x.qcow2   Import   a copy of that volume
     local:cloudinit                   CloudInitDrive    generated from the ci* keys
     none   cdrom                      EmptyTray         a CD-ROM drive without a disc
@@ -49,7 +50,7 @@ class Existing:
 
 @dataclass(frozen=True, slots=True)
 class Allocate:
-    """A new, empty volume of `size_bytes` on `storage`."""
+    """A new, empty volume of `size_bytes` on `storage`; of a container 0 means a directory."""
 
     storage: str
     size_bytes: int
@@ -91,8 +92,11 @@ VolumeRef = Existing | Allocate | Import | CloudInitDrive | EmptyTray | HostPath
 
 
 @functools.lru_cache(maxsize=4096)  # a list of a thousand guests reads the same few thousand names again and again
-def parse_volume(text: str, *, import_from: str = "", mount_point: bool = False) -> VolumeRef:
-    """What `text` (the `file` or `volume` of a disk) means; `mount_point`: of a container. Raises `ValueError`."""
+def parse_volume(text: str, *, import_from: str = "", mount_point: bool = False, trees: bool = False) -> VolumeRef:
+    """What `text` (the `file` or `volume` of a disk) means. Raises `ValueError`.
+
+    `mount_point`: of a container. `trees`: size 0 asks for a directory, as containers may have.
+    """
     if text in ("none", "cdrom"):
         return EmptyTray()
     if mount_point and text == "tmpfs":
@@ -104,7 +108,10 @@ def parse_volume(text: str, *, import_from: str = "", mount_point: bool = False)
     if match := _CLOUDINIT_REQUEST.fullmatch(text):
         return CloudInitDrive(match[1])
     if match := _ALLOCATE.fullmatch(text):
-        return _new(match[1], _whole_kib(Fraction(match[2] + (match[3] or "")) * GIB), import_from)
+        size_bytes = _whole_kib(Fraction(match[2] + (match[3] or "")) * GIB)
+        if trees and not size_bytes and not import_from:
+            return Allocate(match[1], 0)
+        return _new(match[1], size_bytes, import_from)
     if import_from:
         raise ValueError(f"import-from needs STORAGE:0 as volume, not '{shorten(text)}'")
     return Existing(VolumeId.parse(volume_id(text)))

@@ -55,12 +55,17 @@ def test_a_mount_path_cannot_leave_the_container_or_hide_its_root(path: str) -> 
         ({"net0": "name=lo,bridge=vmbr0"}, "net0"),
         ({"net0": "name=eth0"}, "net0"),
         ({"rootfs": "none"}, "rootfs"),
-        ({"rootfs": "local:0"}, "rootfs"),
         ({"entrypoint": "'unclosed"}, "entrypoint"),
     ],
 )
 def test_rules_between_keys_name_the_key(raw: dict[str, object], key: str) -> None:
     assert list(refused(**raw)) == [key]
+
+
+def test_size_zero_asks_for_a_directory() -> None:
+    assert spec_of(rootfs="local:0").root.size_bytes == 0
+    with pytest.raises(InvalidParameter):
+        guest_config.parse_disk(GuestKind.QEMU, "scsi0", "local:0")
 
 
 def test_a_container_needs_a_root_file_system() -> None:
