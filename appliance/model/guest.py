@@ -44,6 +44,15 @@ class GuestState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceStats:
+    """One disk or NIC of a running guest: who moves its data, and how much was read from and written to a disk."""
+
+    data_plane: str
+    read_bytes: int = 0
+    written_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GuestStats:
     """Figures of one running guest. Counters rise since its start; times in seconds, sizes in bytes."""
 
@@ -56,6 +65,7 @@ class GuestStats:
     net_out_bytes: int = 0
     disk_used_bytes: int = 0
     processes: int = 0
+    devices: Mapping[str, DeviceStats] = field(default_factory=dict)  # by slot, where the engine tells them apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from appliance.kernel.kvm_capabilities import KvmCapabilities
 from appliance.kernel.virtiofsd import ShareOptions
 from appliance.model.guest import NicSpec, VmDisk, VmShare, VmSpec
 from appliance.vmm import layout
+from appliance.vmm.block.offload import SERIAL_PROBLEM
 from appliance.vmm.boot.cpu_models import MODELS
 from appliance.vmm.places import DISK_SLOTS, NIC_SLOTS, share_problem
 
@@ -46,8 +47,10 @@ def reasons(spec: VmSpec, facts: HostFacts) -> list[str]:
     found += [*_machine(spec, facts), *_processor(spec, facts)]
     for disk in spec.disks:
         found += [f"{disk.slot}: {text}" for text in disk_reasons(disk)]
-        if (disk.volume or "").endswith(".qcow2"):
+        if qcow2 := (disk.volume or "").endswith(".qcow2"):
             found += [f"{disk.slot}: {text}" for text in _qcow2(spec, facts)]
+        if disk.serial and disk.volume and (qcow2 or spec.data_plane == "offload"):
+            found.append(f"{disk.slot}: {SERIAL_PROBLEM}")
     for nic in spec.nics:
         found += [f"{nic.slot}: {text}" for text in nic_reasons(nic)]
     for share in spec.shares:

@@ -19,26 +19,28 @@ from appliance.clock import Clock
 from appliance.errors import ApplianceError, GuestFault, HostError, NotFound, Unsupported
 from appliance.guest_agent import ANSWER_LIMIT_BYTES, GuestAgent
 from appliance.model.guest import (
+    DeviceStats,
     ExitReason,
     GuestId,
     GuestState,
     GuestStats,
     NicSpec,
     VmDisk,
-    VmResources,
     VmSpec,
 )
 from appliance.model.volume import OpenedVolume
 from appliance.tasks import TaskScope, to_its_end
 from appliance.threads import to_the_end
 from appliance.vmm import refusal
+from appliance.vmm.block.disk import Disk
 from appliance.vmm.block.qsd import QsdBlk
 from appliance.vmm.builder import Built
 from appliance.vmm.console import Attachment, ByteChannel
 from appliance.vmm.life import MachineState
 from appliance.vmm.plugs import EJECT_TIMEOUT_S
 from appliance.vmm.snapshot import save_machine
-from appliance.vmm.virtio.blk import VirtioBlk
+from appliance.vmm.vhost.backend import DataPlane
+from appliance.vmm.virtio.net import VirtioNet
 
 AGENT_PING_TIMEOUT_S = 2.0
 AGENT_TIMEOUT_S = 5.0
@@ -278,8 +280,10 @@ class NativeVm:
         self.built.spec = replace(
             spec, disks=spec.disks if disks is None else disks, nics=spec.nics if nics is None else nics
         )
-        self.built.resources = VmResources(
-            disks=resources.disks if volumes is None else volumes, taps=resources.taps if taps is None else taps
+        self.built.resources = replace(
+            resources,
+            disks=resources.disks if volumes is None else volumes,
+            taps=resources.taps if taps is None else taps,
         )
 
     # --- consoles, display, figures ---------------------------------------------------------------------------------
@@ -308,15 +312,14 @@ class NativeVm:
             used = await asyncio.to_thread(machine.board.memory.resident_bytes)
         except OSError:  # it has just ended
             used = 0
-        disks = [
-            disk for disk in self.built.disks.values() if isinstance(disk, VirtioBlk)
-        ]  # a daemon counts for itself
+        devices = await asyncio.to_thread(_device_stats, dict(self.built.disks), dict(self.built.nics))
         return GuestStats(
             cpu_seconds=machine.cpu_seconds(),
             memory_bytes=min(used, memory_max),
             memory_max_bytes=memory_max,
-            disk_read_bytes=sum(disk.statistics.read_bytes for disk in disks),
-            disk_write_bytes=sum(disk.statistics.written_bytes for disk in disks),
+            disk_read_bytes=sum(device.read_bytes for device in devices.values()),
+            disk_write_bytes=sum(device.written_bytes for device in devices.values()),
+            devices=devices,
         )
 
     # --- the engine's side ------------------------------------------------------------------------------------------
@@ -389,6 +392,20 @@ class NativeVm:
             connection[1].close()
             raise
         return connection
+
+
+_PLANES = {DataPlane.PYTHON: "python", DataPlane.OFFLOAD: "vhost"}
+
+
+def _device_stats(disks: Mapping[str, Disk], nics: Mapping[str, VirtioNet]) -> dict[str, DeviceStats]:
+    """Blocking: of a disk that a daemon serves the kernel counts."""
+    found = {slot: DeviceStats(data_plane=_PLANES[nic.data_plane]) for slot, nic in nics.items()}
+    for slot, disk in disks.items():
+        counted = disk.statistics
+        found[slot] = DeviceStats(
+            data_plane=disk.data_plane, read_bytes=counted.read_bytes, written_bytes=counted.written_bytes
+        )
+    return found
 
 
 async def _pump(channel: ByteChannel, connection: socket.socket) -> None:

@@ -250,3 +250,21 @@ def test_an_image_that_is_none_is_refused_in_the_daemons_words(
     with pytest.raises(HostError, match="No such file or directory"):
         make()
     assert time.monotonic() - started < 5
+
+
+def test_what_the_daemon_moves_is_counted_over_its_restarts(make: Make) -> None:
+    device = make("writeback")
+    driver = driver_of(device)
+    assert device.statistics.written_bytes < 4096
+    for number in range(16):
+        assert driver.write(64 * number, os.urandom(32768)) == OK
+        assert driver.read(64 * number, 32768)[0] == OK
+    first = device.statistics
+    assert 16 * 32768 <= first.read_bytes < 2 * 16 * 32768
+    assert 16 * 32768 <= first.written_bytes < 3 * 16 * 32768
+    process = device.daemon.helper.process
+    assert process is not None
+    os.kill(process.pid, 9)
+    run_until(device, lambda: device.daemon.helper.process is not process)
+    assert driver.write(0, os.urandom(32768)) == OK
+    assert device.statistics.written_bytes >= first.written_bytes

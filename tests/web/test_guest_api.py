@@ -10,7 +10,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from appliance.model.guest import GuestKind, GuestState, GuestStats
+from appliance.model.guest import DeviceStats, GuestKind, GuestState, GuestStats
 from appliance.web import openapi
 from appliance.web.application import build_application
 from appliance.web.table import ApiTable
@@ -133,6 +133,21 @@ async def test_the_list_shows_what_the_exporter_reads_and_only_what_one_may_see(
     assert (ct["vmid"], ct["type"], ct["maxswap"]) == (101, "lxc", 512 << 20)
     site.grant("/vms/102", "VM.Audit")
     assert [row["vmid"] for row in (await site.call("GET", "qemu", user="eve@pve")).data] == [102]
+
+
+async def test_a_native_machines_status_says_who_moves_the_data_of_each_device(site: GuestSite) -> None:
+    path = define(site, GuestKind.QEMU)
+    devices = {
+        "virtio0": DeviceStats(data_plane="vhost-user", read_bytes=3, written_bytes=9),
+        "net0": DeviceStats(data_plane="vhost"),
+    }
+    assert "devices" not in await site.get(f"{path}/status/current")
+    guest = site.guests.guests[100]
+    guest.state, guest.stats = GuestState.RUNNING, GuestStats(devices=devices)
+    assert (await site.get(f"{path}/status/current"))["devices"] == {
+        "virtio0": {"dataplane": "vhost-user", "diskread": 3, "diskwrite": 9},
+        "net0": {"dataplane": "vhost"},
+    }
 
 
 async def test_a_configuration_is_read_with_pves_types_and_no_secret(site: GuestSite) -> None:

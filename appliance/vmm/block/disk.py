@@ -2,6 +2,7 @@
 
 raw      in Python; with `data_plane="offload"` by the storage daemon
 qcow2    by the storage daemon
+The daemon shows every guest the same serial number: a disk that is to have one is not served by it (`offload`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from appliance.errors import Unsupported
 from appliance.model.guest import VmDisk
 from appliance.model.volume import OpenedVolume, VolumeFormat
 from appliance.vmm.block.backend import CACHE_MODES
+from appliance.vmm.block.offload import SERIAL_PROBLEM
 from appliance.vmm.block.qsd import QsdBlk, QsdImage, open_offloaded
 from appliance.vmm.block.raw import RawImage
 from appliance.vmm.device import DeviceContext
@@ -53,6 +55,8 @@ def open_disk(context: DeviceContext, disk: VmDisk, volume: OpenedVolume, option
     `Unsupported`, `HostError`."""
     label = f"{context.label}: {disk.slot}"
     plane = chosen_plane(volume.format, options.data_plane, label=label)
+    if plane is DataPlane.OFFLOAD and disk.serial:
+        raise Unsupported(f"{label}: {SERIAL_PROBLEM}")
     cache = CACHE_MODES.get("writeback" if disk.cdrom else disk.cache)
     if cache is None:
         raise Unsupported(f"{label}: cache mode {disk.cache!r}")
@@ -67,8 +71,6 @@ def open_disk(context: DeviceContext, disk: VmDisk, volume: OpenedVolume, option
             discard=disk.discard,
             queues=queues,
         )
-        if disk.serial:
-            context.note(f"{disk.slot}: its serial number is not shown: the storage daemon cannot")
         return open_offloaded(disk.slot, context, image, socket_path=options.run_dir / f"{disk.slot}.sock")
     backend = RawImage(volume.path, cache, read_only=read_only, discard=disk.discard)
     if cache.direct and not backend.direct:

@@ -50,11 +50,21 @@ class GuestRow(msgspec.Struct, kw_only=True):
     qmpstatus: str | None = None
 
 
+class DeviceRow(msgspec.Struct, kw_only=True):
+    """A disk or NIC that runs: who moves its data ("python", "vhost", "vhost-user"), and a disk's bytes since its start."""
+
+    dataplane: str
+    diskread: int | None = None
+    diskwrite: int | None = None
+
+
 class GuestStatus(GuestRow, kw_only=True):
-    """A guest now. `ha` says whether high availability manages it; `agent` whether a guest agent is configured."""
+    """A guest now. `ha` says whether high availability manages it; `agent` whether a guest agent is configured; `devices`
+    is this appliance's own, by slot, for native machines."""
 
     ha: dict[str, int]
     agent: bool | None = None
+    devices: dict[str, DeviceRow] | None = None
 
 
 class PendingRow(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -113,7 +123,18 @@ def status_row(guest: GuestView, config: Mapping[str, str]) -> dict[str, object]
     row = list_row(guest, has_serial=has_serial(config)) | {"ha": {"managed": 0}}
     if guest.kind is GuestKind.QEMU:
         row["agent"] = True if has_agent(config) else None
+        row["devices"] = _devices(guest.stats) if guest.state not in _NOT_YET_RUNNING and guest.stats else None
     return row
+
+
+def _devices(stats: GuestStats) -> dict[str, DeviceRow] | None:
+    rows = {
+        slot: DeviceRow(dataplane=device.data_plane)
+        if slot.startswith("net")
+        else DeviceRow(dataplane=device.data_plane, diskread=device.read_bytes, diskwrite=device.written_bytes)
+        for slot, device in stats.devices.items()
+    }
+    return rows or None
 
 
 def has_serial(config: Mapping[str, str]) -> bool:
