@@ -70,10 +70,21 @@ class Built:
     on_paused: Callable[[str], None] = lambda reason: None
 
     def notes(self) -> list[str]:
-        """Who moves the data of each disk and NIC, for the task's log."""
+        """For the task's log: cautions, and who moves the data of each disk and NIC."""
         planes = {**{slot: disk.data_plane for slot, disk in self.disks.items()},
                   **{slot: nic.data_plane.value for slot, nic in self.nics.items()}}  # fmt: skip
-        return [f"{slot}: data plane: {plane}" for slot, plane in planes.items()]
+        return [*self._cautions(), *(f"{slot}: data plane: {plane}" for slot, plane in planes.items())]
+
+    def _cautions(self) -> list[str]:
+        """What whoever starts it should know."""
+        found = []
+        if self.spec.firmware == "ovmf" and not self.spec.kernel:
+            found.append("EXPERIMENTAL: UEFI (OVMF) on the native machine has not been proved; engine=qemu has it")
+            if self.spec.efi_disk is None:
+                found.append("no EFI disk: UEFI variables are forgotten when the VM stops")
+        if self.spec.shares:
+            found.append("while a shared directory is mounted, a restart of the appliance ends this guest")
+        return found
 
     @property
     def disks(self) -> Mapping[str, Disk]:

@@ -221,6 +221,7 @@ def _look_at_host() -> HostFacts:
     return HostFacts(
         kvm=kvm_capabilities.probe(),
         no_firmware=firmware.problem(),
+        no_ovmf=firmware.problem(firmware.OVMF_CODE) or firmware.problem(firmware.OVMF_VARS),
         no_storage_daemon="" if shutil.which("qemu-storage-daemon") else "qemu-storage-daemon is not installed",
         virtiofsd=virtiofsd.find_program(),
         huge_pages_kib=hugepages.sizes_kib(),

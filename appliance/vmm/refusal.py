@@ -35,6 +35,7 @@ class HostFacts:
 
     kvm: KvmCapabilities
     no_firmware: str = ""
+    no_ovmf: str = ""
     no_storage_daemon: str = ""
     virtiofsd: str | None = None
     huge_pages_kib: frozenset[int] = frozenset()
@@ -63,8 +64,8 @@ def _machine(spec: VmSpec, facts: HostFacts) -> Iterator[str]:
         yield f"architecture {spec.arch} needs emulation"
     if spec.machine.split("-")[0] not in MACHINES:
         yield f"machine {spec.machine!r} is not a PC"
-    if spec.firmware != "seabios":
-        yield f"firmware {spec.firmware!r} is experimental natively"
+    if spec.firmware == "ovmf":
+        yield from _ovmf(spec, facts)
     elif facts.no_firmware and not spec.kernel:
         yield facts.no_firmware
     if spec.accelerator == "tcg":
@@ -79,10 +80,19 @@ def _machine(spec: VmSpec, facts: HostFacts) -> Iterator[str]:
         yield "arguments for QEMU are given"
     if not spec.acpi:
         yield "a machine without ACPI needs QEMU"
-    if spec.efi_disk is not None:
+    if spec.efi_disk is not None and spec.firmware != "ovmf":
         yield "an EFI disk is of use with OVMF only"
     if sum(1 for disk in spec.disks if disk.cloudinit) > 1:
         yield "more than one cloud-init drive"
+
+
+def _ovmf(spec: VmSpec, facts: HostFacts) -> Iterator[str]:
+    if spec.engine != "native":
+        yield "firmware 'ovmf' is experimental natively, and used when engine=native asks for it"
+    if facts.no_ovmf and not spec.kernel:
+        yield facts.no_ovmf
+    if spec.efi_disk is not None and (spec.efi_disk.volume or "").endswith(".qcow2"):
+        yield "efidisk0: the variables' volume must be raw natively"
 
 
 def _processor(spec: VmSpec, facts: HostFacts) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """What a machine starts from, and starts from again at each reset: firmware, or a kernel that we place ourselves.
 
 Through firmware: SeaBIOS as a ROM that ends at 4 GiB, its end as RAM below 1 MiB; it finds tables and boot order in fw_cfg.
+OVMF, experimental: its code as such a ROM, its variables as a flash chip below it (`boot.variables`).
 Directly: tables, kernel, initial RAM disk and command line in memory, the first vCPU entered where the kernel says.
 """
 
@@ -15,10 +16,14 @@ from appliance.kernel.kvm import Kvm
 from appliance.kernel.kvm_caps import Cap
 from appliance.kernel.kvm_vcpu import Vcpu as KvmVcpu
 from appliance.model.guest import VmResources, VmSpec
+from appliance.model.volume import VolumeFormat
+from appliance.threads import to_the_end
 from appliance.vmm.boot import acpi, cpuid, elf, firmware, firmware_config, linux, low_memory, pvh, regs, smbios
 from appliance.vmm.boot.bootorder import BootKind, device_path
 from appliance.vmm.boot.dsdt import Platform
+from appliance.vmm.boot.variables import VariablesFile, VariablesFlash
 from appliance.vmm.chipset import Chipset
+from appliance.vmm.device import close_wholly
 from appliance.vmm.life import Boot
 from appliance.vmm.machine import Machine
 
@@ -66,9 +71,40 @@ async def make_boot(
         chipset.fw_cfg.add_item(key, data)
     for name, data in firmware_config.files(platform, identity, options).items():
         chipset.fw_cfg.add_file(name, data)
+    if spec.firmware == "ovmf":
+        await _add_flash(machine, spec, resources)
+        return Boot(configure_vcpu=configure)
     rom = await asyncio.to_thread(firmware.load_firmware)
     await asyncio.to_thread(partial(machine.board.add_rom, rom.base, rom.content, name="firmware"))
     return Boot(configure_vcpu=configure, load=partial(rom.shadow, machine.board.memory))
+
+
+async def _add_flash(machine: Machine, spec: VmSpec, resources: VmResources) -> None:
+    """OVMF's two chips: code as a ROM, variables in the EFI disk's volume, or forgotten with the machine."""
+    volume = resources.disks.get(spec.efi_disk.slot) if spec.efi_disk is not None else None
+    if volume is not None and volume.format is not VolumeFormat.RAW:
+        raise Unsupported(f"{machine.label}: efidisk0: {volume.format} images cannot be a flash chip, raw ones can")
+    made: list[VariablesFlash] = []
+
+    def make() -> None:
+        pair = firmware.load_flash()
+        machine.board.add_rom(pair.code.base, pair.code.content, name="firmware")
+        variables = pair.variables
+        file = VariablesFile(volume.path, variables.content) if volume is not None else None
+        try:
+            made.append(VariablesFlash("variables", machine.context, variables.base, variables.content, file=file))
+        except BaseException:
+            if file is not None:
+                file.close()
+            raise
+
+    try:
+        await to_the_end(make)
+        machine.add(made[0])
+    except BaseException:
+        for flash in made:
+            await to_the_end(close_wholly, flash)
+        raise
 
 
 class _Direct:

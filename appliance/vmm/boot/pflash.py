@@ -234,6 +234,8 @@ class Pflash(Device):
             self._buffer = dict(state.buffer)
             self.content[:] = state.content
             is_array = self._mode is Mode.ARRAY
+        if self._on_change is not None:
+            self._on_change(0, len(self.content))
         if is_array is not was_array and self._on_array is not None:
             self._on_array(is_array)
 
