@@ -35,6 +35,7 @@ from appliance.services.console import ConsoleService
 from appliance.services.directory_mappings import DirectoryMappings
 from appliance.services.guest_runner import Engines
 from appliance.services.guests import GuestService
+from appliance.services.metrics import MetricsService
 from appliance.services.network import NetworkService
 from appliance.services.node import NodeService
 from appliance.services.server_identity import ServerIdentity
@@ -113,8 +114,9 @@ class App:
         host = await self._start_host(ground, native, qemu, containers)
         await probes
         guests = await self._start_guests(ground, host)
+        metrics = await self._start_metrics(ground, host, guests)
         static = await asyncio.to_thread(StaticFiles.scan, self._config.static_dir)
-        app = build_application(self._services(ground, host, guests), static=static, table=await table)
+        app = build_application(self._services(ground, host, guests, metrics), static=static, table=await table)
         port = await self._listen(app, (await identity).context())
         self._manager.notify("READY=1")
         scope.start(app[RENDERER].ready(), name="templates of the pages")
@@ -197,7 +199,22 @@ class App:
             await host.links.reconcile(guests.running_slots())
         return guests
 
-    def _services(self, ground: Ground, host: Host, guests: GuestService) -> Services:
+    async def _start_metrics(self, ground: Ground, host: Host, guests: GuestService) -> MetricsService:
+        metrics = MetricsService(
+            self._config.data_dir / "metrics.db",
+            guests=guests,
+            node=host.node,
+            storage=host.storage,
+            node_name=self._config.node_name,
+            events=ground.events,
+            clock=ground.clock,
+            scope=ground.scope,
+        )
+        await metrics.start()
+        self._on_close("figures over time", 10, metrics.close)
+        return metrics
+
+    def _services(self, ground: Ground, host: Host, guests: GuestService, metrics: MetricsService) -> Services:
         return Services(
             config=self._config,
             clock=ground.clock,
@@ -210,6 +227,7 @@ class App:
             storage=host.storage,
             network=host.network,
             node=host.node,
+            metrics=metrics,
             consoles=host.consoles,
             templates=host.templates,
             directory_mappings=host.directory_mappings,

@@ -65,6 +65,11 @@ class NodeStatsSampled(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsSampled(Event):
+    """A new step of figures over time is in `services.metrics`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskStarted(Event):
     """A PVE task began."""
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from appliance.services import pressure
 
 PROC = Path("/proc")
 EFI = Path("/sys/firmware/efi")
 SECURE_BOOT = EFI / "efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+SECTOR_BYTES = 512
+_WHOLE_DISK = re.compile(r"(?:[sv]d|xvd|hd)[a-z]+|nvme\d+n\d+|mmcblk\d+")
 _VIRTUAL_INTERFACE = re.compile(r"lo|tap|veth|ve\d|ta\d|vmbr|ifb|docker|br-|fw|dummy")
 
 
@@ -65,6 +70,9 @@ class Sample:
     uptime_s: float
     net_in_bytes: int
     net_out_bytes: int
+    disk_read_bytes: int = 0
+    disk_write_bytes: int = 0
+    pressure: Mapping[str, float] = field(default_factory=dict)
 
 
 def parse_cpu_times(stat: str) -> tuple[int, int, int]:
@@ -121,6 +129,16 @@ def parse_network(text: str) -> tuple[int, int]:
     return received, sent
 
 
+def parse_disks(text: str) -> tuple[int, int]:
+    """Bytes (read, written) of /proc/diskstats' whole disks (kernel Documentation/admin-guide/iostats.rst)."""
+    read = written = 0
+    for line in text.splitlines():
+        fields = line.split()
+        if len(fields) >= 10 and _WHOLE_DISK.fullmatch(fields[2]) is not None:
+            read, written = read + int(fields[5]) * SECTOR_BYTES, written + int(fields[9]) * SECTOR_BYTES
+    return read, written
+
+
 def read_sample(root: Path = Path("/")) -> Sample:
     """Look now. Blocks for well under a millisecond. Raises `OSError`."""
     total, idle, iowait = parse_cpu_times((PROC / "stat").read_text())
@@ -128,6 +146,7 @@ def read_sample(root: Path = Path("/")) -> Sample:
     load = (PROC / "loadavg").read_text().split()
     file_system = os.statvfs(root)
     net_in, net_out = parse_network((PROC / "net/dev").read_text())
+    disk_read, disk_write = parse_disks((PROC / "diskstats").read_text())
     return Sample(
         cpu_total=total,
         cpu_idle=idle,
@@ -144,6 +163,9 @@ def read_sample(root: Path = Path("/")) -> Sample:
         uptime_s=float((PROC / "uptime").read_text().split()[0]),
         net_in_bytes=net_in,
         net_out_bytes=net_out,
+        disk_read_bytes=disk_read,
+        disk_write_bytes=disk_write,
+        pressure=pressure.read_host(),
     )
 
 

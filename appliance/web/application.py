@@ -8,13 +8,14 @@ from aiohttp import web
 
 from appliance.services.login import REMOTE_BURST, REMOTE_REFILL_S
 from appliance.services.ratelimit import FailureLimiter
-from appliance.web import dispatch, keys, middleware, openapi
+from appliance.web import dispatch, keys, middleware, openapi, prometheus
 from appliance.web.api import (
     absent,
     access,
     aplinfo,
     audit,
     cluster,
+    figures,
     lxc,
     mappings,
     network,
@@ -45,6 +46,7 @@ RESOURCES: Sequence[Resource] = (
     resources_api.api,
     *access.RESOURCES,
     nodes.api,
+    figures.api,
     network.api,
     qemu.api,
     lxc.api,
@@ -85,6 +87,7 @@ def build_application(
             web.route("*", dispatch.JSON_PREFIX + "/{tail:.*}", dispatch.handle),
             web.get("/api2/openapi.json", openapi.serve_document),
             web.get("/api-docs", openapi.serve_page),
+            web.get("/metrics", prometheus.serve),
             web.get("/ws/events", events.serve),
             web.get("/static/{name:.+}", app[keys.STATIC].serve),
             *pages(),

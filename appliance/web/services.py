@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from appliance.services.console import ConsoleService
     from appliance.services.directory_mappings import DirectoryMappings
     from appliance.services.guests import GuestService
+    from appliance.services.metrics import MetricsService
     from appliance.services.network import NetworkService
     from appliance.services.node import NodeService
     from appliance.services.storage import StorageService
@@ -37,6 +38,7 @@ class Services:
     storage: StorageService
     network: NetworkService
     node: NodeService
+    metrics: MetricsService
     consoles: ConsoleService
     templates: TemplateService
     directory_mappings: DirectoryMappings

@@ -19,6 +19,7 @@ from appliance.config import Config
 from appliance.errors import Conflict, NotAuthenticated, NotFound, PermissionDenied
 from appliance.events import EventBus, GuestListChanged, GuestStateChanged, TaskFinished, TaskStarted
 from appliance.model.guest import GuestId, GuestKind, GuestState
+from appliance.model.metrics import Fold, Point
 from appliance.services.directory_mappings import DirectoryMappings
 from appliance.services.identity import Identity, parse_auth_id
 from appliance.services.task_records import TaskInfo
@@ -126,6 +127,25 @@ class FakeAudit:
 
     async def verify(self) -> SimpleNamespace:
         return SimpleNamespace(ok=True, rows=len(self.rows), bad_line=None, problem="")
+
+
+class FakeMetrics:
+    """`points` by series are what every history shows, `latest_values` what is known now."""
+
+    def __init__(self) -> None:
+        self.points: dict[str, list[Point]] = {}
+        self.latest_values: dict[str, dict[str, float]] = {}
+        self.asked: list[tuple[str, str, str]] = []
+
+    async def history(self, series: str, timeframe: str, how: Fold) -> Sequence[Point]:
+        self.asked.append((series, timeframe, how.value))
+        return self.points.get(series, [])
+
+    def latest(self, series: str) -> dict[str, float]:
+        return self.latest_values.get(series, {})
+
+    def latest_time(self) -> int:
+        return 1_700_000_000
 
 
 class FakeTasks:
@@ -311,6 +331,7 @@ def fake_services(directory: Path, *, clock: Clock | None = None) -> tuple[Servi
         "network": SimpleNamespace(),
         "storage": SimpleNamespace(storages=list),
         "node": SimpleNamespace(status=_node_status),
+        "metrics": FakeMetrics(),
         "consoles": SimpleNamespace(),
         "templates": SimpleNamespace(),
         "directory_mappings": DirectoryMappings(world.store, node=NODE, data_dir=config.data_dir),

@@ -1,4 +1,4 @@
-"""Rules of the node's figures: parsing /proc, ratios, bounded history."""
+"""Rules of the node's figures: parsing /proc, ratios."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from appliance.events import EventBus, NodeStatsSampled
 from appliance.services import host_facts
-from appliance.services.node import SAMPLE_EVERY_S, NodeService, Ring, derive
+from appliance.services.node import SAMPLE_EVERY_S, NodeService, derive
 from appliance.services.node_sample import (
     CpuInfo,
     HostInfo,
@@ -20,6 +20,7 @@ from appliance.services.node_sample import (
     Sample,
     parse_cpu_times,
     parse_cpuinfo,
+    parse_disks,
     parse_memory,
     parse_network,
     read_host,
@@ -94,12 +95,12 @@ def test_counters_that_step_back_give_no_nonsense() -> None:
     assert status.net_in_bytes_s == 0.0
 
 
-def test_a_ring_keeps_the_means_of_the_newest_steps() -> None:
-    ring = Ring(10, 3)
-    for second in range(0, 60, 5):
-        status = derive(dataclasses.replace(SAMPLE, load=(float(second), 0, 0)), None, HOST, now=float(second))
-        ring.add(status)
-    assert [(point.time, point.load) for point in ring.points()] == [(20, 22.5), (30, 32.5), (40, 42.5)]
+def test_disks_are_counted_whole_and_rates_never_fall_below_zero() -> None:
+    text = "8 0 sda 1 0 10 0 1 0 20 0\n8 1 sda1 1 0 10 0 1 0 20 0\n259 0 nvme0n1 1 0 2 0 1 0 4 0\n7 0 loop0 1 0 9 0 1 0 9 0\n"
+    assert parse_disks(text) == (12 * 512, 24 * 512)
+    later = dataclasses.replace(SAMPLE, uptime_s=102.0, disk_read_bytes=2048)
+    assert derive(later, SAMPLE, HOST, now=1.0).disk_read_bytes_s == 1024
+    assert derive(SAMPLE, dataclasses.replace(later, uptime_s=98.0), HOST, now=1.0).disk_read_bytes_s == 0
 
 
 async def test_reading_the_status_never_waits_for_a_sample() -> None:

@@ -97,8 +97,6 @@ async def test_small_facts_of_the_node(node_site: Site) -> None:
     fields(await get(node_site, f"{BASE}/dns"))
     assert fields(await get(node_site, f"{BASE}/subscription"))["status"] == "notfound"
     assert fields(await get(node_site, f"{BASE}/version"))["release"] == "9.1"
-    assert await get(node_site, f"{BASE}/rrddata?timeframe=hour") == []
-    await get(node_site, f"{BASE}/rrddata?timeframe=never", status=400)
     assert "status" in str(await get(node_site, BASE))
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
-from msgspec import Meta
 
 from appliance.errors import Unsupported
 from appliance.services import host_facts
-from appliance.services.node import AVERAGES_STEP_S, NodeStatus, Point
+from appliance.services.node import NodeStatus
 from appliance.version import PVE_API_VERSION, VERSION
 from appliance.web.api.version import VERSION_REPLY, Version
 from appliance.web.registry import LOGGED_IN, Allow, Call, NodeParams, Resource
@@ -18,7 +17,6 @@ from appliance.web.registry import LOGGED_IN, Allow, Call, NodeParams, Resource
 api = Resource()
 
 SYS_AUDIT = Allow("/nodes/{node}", "Sys.Audit")
-STEPS_S = {"hour": 60, "day": 1800, "week": 10800, "month": 43200, "year": 604800, "decade": 604800}
 
 
 class NodeRow(msgspec.Struct, kw_only=True):
@@ -139,34 +137,6 @@ class CertificateRow(msgspec.Struct, kw_only=True):
     public_key_type: str = msgspec.field(name="public-key-type")
     public_key_bits: int = msgspec.field(name="public-key-bits")
     pem: str
-
-
-class GraphParams(NodeParams, kw_only=True):
-    """Which stretch of time."""
-
-    timeframe: Annotated[
-        Literal["hour", "day", "week", "month", "year", "decade"],
-        Meta(description="figures are kept for a day, and begin with the start of the appliance"),
-    ]
-    cf: Annotated[Literal["AVERAGE", "MAX"], Meta(description="how values of one step become one")] = "AVERAGE"
-
-
-class GraphPoint(msgspec.Struct, kw_only=True):
-    """One step of a graph."""
-
-    time: int
-    cpu: float
-    iowait: float
-    loadavg: float
-    maxcpu: int
-    memtotal: int
-    memused: float
-    swaptotal: int
-    swapused: float
-    roottotal: int
-    rootused: float
-    netin: float
-    netout: float
 
 
 @api.get("/nodes", summary="The nodes", allow=LOGGED_IN, returns=list[NodeRow])
@@ -295,40 +265,3 @@ async def list_certificates(call: Call, params: NodeParams) -> list[CertificateR
 
 async def _certificates(call: Call) -> list[host_facts.Certificate]:
     return list(await asyncio.to_thread(host_facts.read_certificates, call.services.config.data_dir / "pki"))
-
-
-@api.get("/nodes/{node}/rrddata", summary="Figures over time", allow=SYS_AUDIT, returns=list[GraphPoint])
-async def read_graph(call: Call, params: GraphParams) -> list[GraphPoint]:
-    """Steps that have figures, oldest first."""
-    status = await call.services.node.status()
-    step_s = STEPS_S[params.timeframe]
-    points = call.services.node.averages()
-    if params.timeframe == "hour":
-        points = points[-3600 // AVERAGES_STEP_S :]
-    groups: dict[int, list[Point]] = {}
-    for point in points:
-        groups.setdefault(point.time // step_s * step_s, []).append(point)
-    return [graph_point(begin, group, status, highest=params.cf == "MAX") for begin, group in groups.items()]
-
-
-def graph_point(begin: int, group: list[Point], status: NodeStatus, *, highest: bool) -> GraphPoint:
-    """One step's figures from the minutes in it."""
-
-    def one(values: list[float]) -> float:
-        return max(values) if highest else sum(values) / len(values)
-
-    return GraphPoint(
-        time=begin,
-        cpu=one([each.cpu_ratio for each in group]),
-        iowait=one([each.iowait_ratio for each in group]),
-        loadavg=one([each.load for each in group]),
-        maxcpu=status.cpu_count,
-        memtotal=status.memory_total_bytes,
-        memused=one([each.memory_used_bytes for each in group]),
-        swaptotal=status.swap_total_bytes,
-        swapused=one([each.swap_used_bytes for each in group]),
-        roottotal=status.rootfs_total_bytes,
-        rootused=one([each.rootfs_used_bytes for each in group]),
-        netin=one([each.net_in_bytes_s for each in group]),
-        netout=one([each.net_out_bytes_s for each in group]),
-    )

@@ -6,6 +6,7 @@
     overview                  the state of everything
     host · node               the node's figures, small and large
     guests:QUERY              the list, row by row: what `guest_window` makes of the query
+    series:NAME               new figures of a series (qemu/100), as data for graphs
     guest:ID:TAB              head and tab of a guest's page
     storage:ID:CONTENT        the list of volumes
     log:UPID                  a task's log, line by line
@@ -20,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import typing
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,14 @@ _GUEST_EVENTS = (bus.GuestStateChanged, bus.GuestConfigChanged, bus.GuestListCha
 GuestEvent = bus.GuestStateChanged | bus.GuestConfigChanged | bus.GuestListChanged
 TaskEvent = bus.TaskStarted | bus.TaskProgressed | bus.TaskFinished
 Fragment = str | msgspec.Struct
+
+
+class Figures(msgspec.Struct, tag_field="kind", tag="figures", kw_only=True):
+    """A new point of a series, for its graphs."""
+
+    series: str
+    time: int
+    values: Mapping[str, float]
 
 
 class TaskEnd(msgspec.Struct, tag_field="kind", tag="task", kw_only=True):
@@ -127,6 +136,8 @@ class PageFeed:
                 return await self._guest_rows(topic, batch)
             case "tree":
                 return self._tree_after(batch)
+            case "series":
+                return self._figures_after(topic.partition(":")[2], batch)
             case "tasks":
                 return await self._tasks_after(batch)
             case "notices":
@@ -217,6 +228,15 @@ class PageFeed:
         change = tree.difference(self._tree, rows)
         self._tree = {row.id: row for row in rows}
         return () if change is None else [change]
+
+    def _figures_after(self, series: str, batch: Sequence[bus.Event]) -> Sequence[Fragment]:
+        """What the viewer may not see raises."""
+        if not any(isinstance(event, bus.MetricsSampled) for event in batch):
+            return ()
+        self.viewer.require_series(series)
+        metrics = self.viewer.services.metrics
+        values = metrics.latest(series)
+        return [Figures(series=series, time=metrics.latest_time(), values=values)] if values else ()
 
     # --- one guest ----------------------------------------------------------------------------------------------------
 

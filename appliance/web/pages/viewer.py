@@ -134,6 +134,18 @@ class Viewer:
             return True
         return any(self.may(f"/vms/{info.guest_id}", name) for name in ("VM.Audit", "VM.Config.Disk"))
 
+    def require_series(self, series: str) -> None:
+        """Figures over time are seen by who may see their object. Raises `PermissionDenied`, `NotFound`."""
+        kind, _, name = series.partition("/")
+        if kind == "node":
+            self._require(f"/nodes/{name}", "Sys.Audit")
+        elif kind in tuple(GuestKind) and name.isdecimal() and len(name) < 10:
+            self.guest(int(name))
+        elif kind == "storage":
+            self.storage(name)
+        else:
+            raise NotFound(f"series '{series[:60]}'")
+
     async def tasks(self, *, guest_id: int | None = None, limit: int = RECENT_TASKS) -> Sequence[TaskInfo]:
         """The newest tasks: everybody's with Sys.Audit on the node, else one's own."""
         user = None if self.sees_node else self.identity.auth_id

@@ -151,6 +151,8 @@ def describe(event: bus.Event) -> dict[str, object]:
             return {"type": "guest-stats"}
         case bus.NodeStatsSampled():
             return {"type": "node-stats"}
+        case bus.MetricsSampled():
+            return {"type": "metrics"}
         case bus.TaskStarted():
             return {"type": "task-started", "upid": event.upid}
         case bus.TaskProgressed():
