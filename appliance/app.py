@@ -24,6 +24,7 @@ from appliance.config import DEFAULT_DATA_DIR, Config
 from appliance.ct.engine import CtEngine
 from appliance.errors import ApplianceError, HostError
 from appliance.events import EventBus
+from appliance.heartbeat import Heartbeat
 from appliance.kernel.lockfile import LockFile
 from appliance.kernel.sd_notify import ServiceManager
 from appliance.network.backend import NetworkBackend
@@ -42,9 +43,10 @@ from appliance.services.server_identity import ServerIdentity
 from appliance.services.storage import StorageService
 from appliance.services.tasks import TaskService
 from appliance.services.templates import TemplateService
+from appliance.state import data_format
 from appliance.state.sqlite import SqliteStore
 from appliance.tasks import TaskScope
-from appliance.version import VERSION
+from appliance.version import DATA_FORMAT, VERSION
 from appliance.vmm.engine import NativeEngine
 from appliance.web.application import RESOURCES, build_application
 from appliance.web.pages.render import RENDERER
@@ -92,7 +94,8 @@ class App:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._manager = ServiceManager.take()
+        self._clock = SystemClock()
+        self._heartbeat = Heartbeat(ServiceManager.take(), self._clock)
         self._closers: list[tuple[str, float, Closer]] = []
 
     async def start(self) -> None:
@@ -100,11 +103,12 @@ class App:
         began = time.monotonic()
         scope = TaskScope("appliance")
         self._on_close("background tasks", 15, scope.close)
+        scope.start(self._heartbeat.run(), name="heartbeat")
         await self._prepare_directories()
         # what needs nothing of the others goes on beside them
         identity = scope.start(asyncio.to_thread(_server_identity, self._config), name="server certificate")
         table = scope.start(asyncio.to_thread(ApiTable, RESOURCES), name="table of the API")
-        clock = SystemClock()
+        clock = self._clock
         qemu = QemuEngine(self._config.run_dir, scope, clock)
         native = NativeEngine(self._config.run_dir, self._config.data_dir, scope, clock)
         containers = CtEngine(self._config.run_dir, self._config.data_dir, scope, clock)
@@ -118,9 +122,9 @@ class App:
         static = await asyncio.to_thread(StaticFiles.scan, self._config.static_dir)
         app = build_application(self._services(ground, host, guests, metrics), static=static, table=await table)
         port = await self._listen(app, (await identity).context())
-        self._manager.notify("READY=1")
-        scope.start(app[RENDERER].ready(), name="templates of the pages")
         address, took = f"https://{self._config.listen_host}:{port}", time.monotonic() - began
+        self._heartbeat.serving(address)
+        scope.start(app[RENDERER].ready(), name="templates of the pages")
         log.info("appliance %s listens on %s after %.2f s", VERSION, address, took)
         await guests.start_onboot()
 
@@ -243,7 +247,7 @@ class App:
 
     async def close(self) -> None:
         """Everything that was started, in reverse, each within its limit."""
-        self._manager.notify("STOPPING=1")
+        self._heartbeat.stopping()
         while self._closers:
             name, limit_s, closer = self._closers.pop()
             try:
@@ -261,7 +265,13 @@ class App:
         def prepare() -> LockFile:
             _make_directory(self._config.data_dir, 0o700)
             _make_directory(self._config.run_dir, 0o711)  # dnsmasq reads its files there as nobody
-            return LockFile(self._config.data_dir / "lock", purpose=f"data directory {self._config.data_dir}")
+            lock = LockFile(self._config.data_dir / "lock", purpose=f"data directory {self._config.data_dir}")
+            try:
+                data_format.claim(self._config.data_dir, DATA_FORMAT, version=VERSION)
+            except BaseException:
+                lock.close()
+                raise
+            return lock
 
         lock = await asyncio.to_thread(prepare)
 

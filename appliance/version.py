@@ -2,6 +2,9 @@
 
 VERSION = "0.1.0"
 
+DATA_FORMAT = 1
+"""Of the data directory: see `state/data_format.py` for when it is raised."""
+
 PVE_API_VERSION = "9.1.1"
 """What `GET /version` answers as `version`: clients parse it as semver and choose their calls by it."""
 
