@@ -23,6 +23,10 @@ def main() -> int:
         from appliance.serve import main as serve
 
         return serve(arguments[1:])
+    if arguments[:1] == ["doctor"] or arguments == ["help", "doctor"]:
+        from appliance.doctor.main import main as doctor
+
+        return doctor(["--help"] if arguments[0] == "help" else arguments[1:])
     from appliance.cli.main import main as command_line
 
     return command_line(arguments)

@@ -29,6 +29,7 @@ The appliance:
   tasks [UPID]              recent tasks; or one task's log, to its end
   audit [verify]            who changed what; or whether that log is whole
   token create|list|delete  API tokens
+  doctor [--bundle FILE]    what this host lacks and what that costs; an archive for a bug report
   serve                     run the appliance itself
 
 Options:
