@@ -13,7 +13,7 @@ from appliance_build.ingredients import DebianPackage
 from appliance_build.run import run
 from appliance_build.source import Source
 
-MAINTAINER_SCRIPTS = ("postinst", "prerm", "postrm")
+MAINTAINER_SCRIPTS = ("preinst", "postinst", "prerm", "postrm")
 
 PLACES = {
     "launcher": ("usr/bin/appliance", 0o755),
@@ -44,7 +44,8 @@ def build(root: Path, output: Path, *, source: Source, packages: Sequence[Debian
         render_control((files / "debian/control").read_text(), source.version, packages, _installed_kib(root))
     )
     for name in MAINTAINER_SCRIPTS:
-        _put(control / name, (files / "debian" / name).read_bytes(), 0o755)
+        script = (files / "debian" / name).read_text().replace("@DATA_FORMAT@", str(source.data_format))
+        _put(control / name, script.encode(), 0o755)
     tree.settle(root, epoch_s=source.epoch_s)
     target = output / f"appliance_{source.version}_amd64.deb"
     run(

@@ -14,7 +14,7 @@ def build(tree: Path, script: Path, target: Path, *, epoch_s: int) -> None:
     packed = gzip.compress(run([
         "tar", "--create", "--format=gnu", "--sort=name", "--owner=0", "--group=0", "--numeric-owner",
         f"--mtime=@{epoch_s}", "--directory", tree, ".",
-    ]), compresslevel=9, mtime=0)  # fmt: skip
+    ]), compresslevel=6, mtime=0)  # fmt: skip
     target.write_bytes(head(script.read_text(), hashlib.sha256(packed).hexdigest()) + packed)
     target.chmod(0o755)
 

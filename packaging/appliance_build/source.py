@@ -19,10 +19,12 @@ class Source:
     version: str
     epoch_s: int
     """The commit's time: SOURCE_DATE_EPOCH of everything that is built from it."""
+    data_format: int
+    """Which data directories it reads: `appliance/version.py`."""
 
 
-def export(repository: Path, to: Path) -> Source:
-    """Write the files of HEAD that a build needs below `to`. Raises `BuildError`."""
+def export(repository: Path, to: Path, *, version: str = "") -> Source:
+    """Write the files of HEAD that a build needs below `to`. `version` instead of git's. Raises `BuildError`."""
     git = ("git", "-C", repository)
     if run([*git, "status", "--porcelain", "--untracked-files=no", "--", *SHIPPED]):
         say("changes that are not committed are not in the package")
@@ -30,7 +32,14 @@ def export(repository: Path, to: Path) -> Source:
     to.mkdir(parents=True)
     run(["tar", "-x", "-C", to], stdin=run([*git, "archive", "--format=tar", "HEAD", "--", *present]))
     epoch_s = int(run([*git, "log", "-1", "--format=%ct"]))
-    return Source(root=to, version=_version(repository), epoch_s=epoch_s)
+    return Source(root=to, version=version or _version(repository), epoch_s=epoch_s, data_format=_data_format(to))
+
+
+def _data_format(root: Path) -> int:
+    match = re.search(r"^DATA_FORMAT = (\d+)$", (root / "appliance/version.py").read_text(), re.M)
+    if match is None:
+        raise BuildError("appliance/version.py: no line DATA_FORMAT = …")
+    return int(match[1])
 
 
 def _version(repository: Path) -> str:
