@@ -65,7 +65,7 @@ def guest_disk() -> Path:
 @pytest.fixture(scope="module")
 def lab_host(host_image: image.HostImage, guest_disk: Path) -> Iterator[LabHost]:
     """One host, without others, for the tests of a module."""
-    with _started(LabHost(host_image, guest_disk=guest_disk)) as host:
+    with started_host(LabHost(host_image, guest_disk=guest_disk)) as host:
         yield host
 
 
@@ -127,7 +127,8 @@ def _guest_files(directory: str) -> GuestFiles:
 
 
 @contextlib.contextmanager
-def _started(host: LabHost) -> Iterator[LabHost]:
+def started_host(host: LabHost) -> Iterator[LabHost]:
+    """A host for as long as the context lasts; when a test fails meanwhile, what it has to say is kept."""
     _LIVE.append(host)
     try:
         _in_loop(host.start())

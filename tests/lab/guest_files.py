@@ -27,10 +27,12 @@ def kernel_release(root: Path, *, cloud: bool) -> str:
 
 
 def write_all(root: Path) -> None:
-    """Fill /opt/guest below `root`, and take away the kernel that serves guests only."""
+    """Fill /opt/guest below `root`, and take away the kernel that serves guests only, if there is one."""
     directory = root / recipe.GUEST_DIR.lstrip("/")
-    cloud, drivers = kernel_release(root, cloud=True), kernel_release(root, cloud=False)
-    _write(root, cloud, recipe.GUEST_MODULES, directory)
+    _write(root, kernel_release(root, cloud=True), recipe.GUEST_MODULES, directory)
+    if all("-cloud-" in path.name for path in (root / "lib/modules").iterdir()):
+        return
+    drivers = kernel_release(root, cloud=False)
     _write(root, drivers, recipe.DRIVER_KERNEL_MODULES, directory / "drivers")
     shutil.rmtree(root / "lib/modules" / drivers)
     for path in (root / "boot").glob(f"*-{drivers}"):

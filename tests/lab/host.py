@@ -62,6 +62,8 @@ class LabHost:
         self.api_port = free_port()
         """Our loopback's port that leads to the host's port 8006."""
         self.directory = Path(tempfile.mkdtemp(prefix=f"{self.name}-"))
+        self.kernel_arguments: tuple[str, ...] = ()
+        """More of them, from the next `start` on."""
         self.boot_s = 0.0
         """How long the last start took, to the first command."""
         self._ssh_port = free_port()
@@ -270,6 +272,7 @@ class LabHost:
         ]  # fmt: skip
         if self._switch:
             arguments.append(f"lab.address={self.address}/24")
+        arguments += self.kernel_arguments
         return Hardware(
             memory_mib=self._memory_mib,
             cpus=self._cpus,

@@ -1,7 +1,7 @@
 """The disk, kernel and initial RAM disk of lab hosts, built once and found again by a hash of what decides them.
 
-    .build/lab/host.KEY/        disk.raw (ext4, no partitions), vmlinuz, initrd: appears by rename, whole
-    .build/lab/packages.KEY.tar     the system without kernels: the slow half, kept while its package list stays
+    .build/lab/VARIANT.KEY/     disk.raw (ext4, no partitions), vmlinuz, initrd: appears by rename, whole
+    .build/lab/VARIANT-packages.KEY.tar     the system without kernels: the slow half, kept while its package list stays
     .build/lab/.work-XXXX/      a build under way; the next one removes what a killed one left
     .build/lab/.lock            flock: one build at a time, also between processes
 
@@ -28,7 +28,8 @@ from typing import BinaryIO, Final
 from appliance import command
 from appliance.files import sync_directory
 from appliance.storage.recipes import apt_sources, bootstrap, root_files
-from tests.lab import guest_files, recipe
+from tests.lab import guest_files, package_archive, recipe
+from tests.lab.variants import LAB, Variant
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 DIRECTORY: Final = ROOT / ".build" / "lab"
@@ -36,7 +37,9 @@ LOCK_TIMEOUT_S: Final = 1800.0
 STEP_TIMEOUT_S: Final = 600.0
 _LEFT_OUT = frozenset({"mypy", "playwright", "ruff"})
 """Of the locked Python packages: large, and of no use inside of a host."""
-_INPUTS = ("image.py", "recipe.py", "guest_files.py", "vmlinux.py", "cpio.py")
+_INPUTS = ("image.py", "recipe.py", "guest_files.py", "package_archive.py", "vmlinux.py", "cpio.py")
+KEPT_S: Final = 86_400.0
+"""Images that nobody has asked for in this time go when another is built: work trees of different ages share them."""
 _PYTHON = ".".join(map(str, recipe.PYTHON))
 
 Log = Callable[[str], None]
@@ -57,35 +60,33 @@ class HostImage:
         return file
 
 
-async def build(log: Log) -> HostImage:
+async def build(log: Log, variant: Variant = LAB) -> HostImage:
     """Build the image, or find it. Waits for a build under way elsewhere. Raises `CommandFailed`, `TimedOut`."""
-    sources = await asyncio.to_thread(_sources)
-    packages = (*recipe.SYSTEM_PACKAGES, *(p for p in runtime_packages() if p not in recipe.NOT_NEEDED))
-    packages_key = _hash([sources, *packages])
-    key = _hash([packages_key, *await asyncio.to_thread(_input_texts)])
+    sources = await asyncio.to_thread(_sources, variant.codename)
+    packages_key = _hash([sources, *variant.packages])
+    key = _hash([packages_key, repr(variant), *await asyncio.to_thread(_input_texts)])
     DIRECTORY.mkdir(parents=True, exist_ok=True)
-    published = DIRECTORY / f"host.{key}"
+    published = DIRECTORY / f"{variant.name}.{key}"
+    base = DIRECTORY / f"{variant.name}-packages.{packages_key}.tar"
     async with _locked(DIRECTORY / ".lock"):
         if not published.exists():
             await asyncio.to_thread(_remove, [*DIRECTORY.glob(".work-*")])
             work = Path(tempfile.mkdtemp(prefix=".work-", dir=DIRECTORY))
             try:
                 began = time.monotonic()
-                base = await _packages(work, sources, packages, packages_key, log)
-                await _make(work, base, sources, log)
+                sources_file = work / "debian.sources"
+                sources_file.write_text(sources)
+                await _packages(work, sources_file, variant, base, log)
+                await _make(work, base, sources_file, variant, log)
                 await asyncio.to_thread(_publish, work / "host", published)
                 log(f"{published.name}: built in {time.monotonic() - began:.0f} s")
             finally:
                 await asyncio.to_thread(_remove, [work])
-            await asyncio.to_thread(_remove, _outdated(published, base))
+        for used in (published, base):
+            if used.exists():
+                os.utime(used)
+        await asyncio.to_thread(_remove, _outdated())
     return HostImage(published / "disk.raw", published / "vmlinuz", published / "initrd")
-
-
-def runtime_packages() -> tuple[str, ...]:
-    """The Debian packages `./dev` installs for running the appliance."""
-    match = re.search(r"^RUNTIME_PACKAGES=\(([^)]*)\)", (ROOT / "dev").read_text(), re.M)
-    assert match is not None, "./dev has no RUNTIME_PACKAGES"
-    return tuple(match[1].split())
 
 
 def requirements(lock: str) -> str:
@@ -94,29 +95,28 @@ def requirements(lock: str) -> str:
     return "\n".join(block for block in blocks if re.split(r"[=\[ ;]", block)[0] not in _LEFT_OUT) + "\n"
 
 
-async def _packages(work: Path, sources: str, packages: Iterable[str], key: str, log: Log) -> Path:
-    base = DIRECTORY / f"packages.{key}.tar"
+async def _packages(work: Path, sources_file: Path, variant: Variant, base: Path, log: Log) -> None:
     if not base.exists():
-        log("lab: installing a host's packages from this machine's package sources")
-        sources_file = work / "debian.sources"
-        sources_file.write_text(sources)
-        await bootstrap.make_base(sources_file, recipe.CODENAME, tuple(packages), work / base.name)
+        log(f"lab: installing a {variant.name}'s packages from this machine's package sources")
+        await bootstrap.make_base(sources_file, variant.codename, variant.packages, work / base.name)
         (work / base.name).replace(base)
-    return base
 
 
-async def _make(work: Path, base: Path, sources: str, log: Log) -> None:
+async def _make(work: Path, base: Path, sources_file: Path, variant: Variant, log: Log) -> None:
     root, early, out = work / "root", work / "early", work / "host"
     out.mkdir()
-    sources_file = work / "debian.sources"
-    sources_file.write_text(sources)
     log("lab: installing kernels")
     await asyncio.to_thread(root_files.write_all, early, recipe.EARLY_FILES)
-    kernels = (recipe.HOST_KERNEL, recipe.DRIVER_KERNEL)
-    await bootstrap.extend(base, sources_file, recipe.CODENAME, kernels, root, early=early)
-    log("lab: Python packages, files, guests' kernels")
-    await _install_python(work, root)
-    await asyncio.to_thread(root_files.finish, root, recipe.FILES, sources=sources)
+    hooks = [package_archive.hook(variant.offered)] if variant.offered else []
+    await bootstrap.extend(base, sources_file, variant.codename, variant.kernels, root, early=early, hooks=hooks)
+    log("lab: files, guests' kernels")
+    sources, files = sources_file.read_text(), recipe.FILES
+    if variant.offered:
+        sources = await asyncio.to_thread(package_archive.write, root)
+    if variant.developed:
+        await _install_python(work, root)
+        files = {**files, **recipe.DEVELOPED_FILES}
+    await asyncio.to_thread(root_files.finish, root, files, sources=sources)
     await _run("chroot", root, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/etc/ssh/ssh_host_ed25519_key")
     await bootstrap.enable_units(root, recipe.UNITS, recipe.MASKED)
     await asyncio.to_thread(_take_kernel, root, out)
@@ -132,6 +132,7 @@ async def _install_python(work: Path, root: Path) -> None:
     """The host's own interpreter makes the environment; the packages are chosen and unpacked by ours, for that one."""
     venv = root / recipe.VENV_DIR.lstrip("/")
     await _run("chroot", root, "/usr/bin/python3", "-m", "venv", "--without-pip", recipe.VENV_DIR)
+    (root / recipe.SOURCE_DIR.lstrip("/")).mkdir(parents=True)
     wanted = work / "requirements.txt"
     wanted.write_text(requirements((ROOT / "requirements.lock").read_text()))
     await _run(
@@ -148,16 +149,15 @@ def _take_kernel(root: Path, out: Path) -> None:
     for path in (root / "boot").glob("initrd.img-*"):
         path.unlink()
     (root / "var/log/journal").mkdir(exist_ok=True)
-    (root / recipe.SOURCE_DIR.lstrip("/")).mkdir(parents=True)
 
 
 async def _run(*argv: str | Path) -> None:
     await command.run([str(word) for word in argv], timeout_s=STEP_TIMEOUT_S)
 
 
-def _sources() -> str:
+def _sources(codename: str) -> str:
     here = apt_sources.host_codename()
-    return apt_sources.move(apt_sources.read_host(), host_codename=here, codename=recipe.CODENAME)
+    return apt_sources.move(apt_sources.read_host(), host_codename=here, codename=codename)
 
 
 def _input_texts() -> list[str]:
@@ -177,10 +177,12 @@ def _publish(made: Path, published: Path) -> None:
     sync_directory(published.parent)
 
 
-def _outdated(published: Path, base: Path) -> list[Path]:
-    """All but these two and what hosts run from: they hold a lock (`hold`), for they may be switched on again."""
-    images = [path for path in DIRECTORY.glob("host.*") if path != published and not _is_held(path / "disk.raw")]
-    return [*images, *(path for path in DIRECTORY.glob("packages.*.tar") if path != base)]
+def _outdated() -> list[Path]:
+    """What nobody used lately, and no host runs from: these hold a lock (`hold`), for they may be switched on again."""
+    since = time.time() - KEPT_S
+    found = [path for path in DIRECTORY.glob("*.*") if re.fullmatch(r"[a-z].*\.[0-9a-f]{12}(\.tar)?", path.name)]
+    old = [path for path in found if path.stat().st_mtime < since]
+    return [path for path in old if path.suffix == ".tar" or not _is_held(path / "disk.raw")]
 
 
 def _is_held(disk: Path) -> bool:

@@ -13,13 +13,6 @@ PYTHON: Final = (3, 11)
 DISK_SIZE_MIB: Final = 8192
 """Of the root file system; the file is sparse."""
 
-SYSTEM_PACKAGES: Final = (
-    "systemd", "systemd-sysv", "udev", "dbus", "kmod", "iputils-ping", "openssh-server", "python3", "python3-venv",
-    "busybox-static", "btrfs-progs", "netbase", "login", "passwd", "less", "strace", "tcpdump",
-)  # fmt: skip
-NOT_NEEDED: Final = frozenset({"qemu-system-arm", "qemu-efi-aarch64", "mmdebstrap"})
-"""Of the appliance's own packages: what is large, and would need a network or hours inside of an emulated host."""
-
 HOST_KERNEL: Final = "linux-image-cloud-amd64"
 """The host's kernel and the guests' usual one: it boots fastest."""
 DRIVER_KERNEL: Final = "linux-image-amd64"
@@ -124,8 +117,11 @@ FILES: Final[Mapping[str, FileEntry]] = {
     GUEST_DISK.lstrip("/"): FileEntry(link=f"/dev/disk/by-id/virtio-{GUEST_DISK_SERIAL}"),
     "etc/systemd/system/lab-ready.service": FileEntry(text=_READY_UNIT),
     "usr/local/sbin/lab-setup": FileEntry(text=_SETUP, mode=0o755),
+}
+DEVELOPED_FILES: Final[Mapping[str, FileEntry]] = {
     "usr/local/bin/appliance": FileEntry(text=_APPLIANCE, mode=0o755),
 }
+"""Where the repository and an environment for it are: see variants.py."""
 
 UNITS: Final = ("lab-setup.service", "lab-ready.service", "ssh.service")
 MASKED: Final = (

@@ -37,13 +37,24 @@ async def make_base(sources: Path, codename: str, packages: Sequence[str], outpu
 
 
 async def extend(
-    base: Path, sources: Path, codename: str, packages: Sequence[str], output: Path, *, early: Path
+    base: Path,
+    sources: Path,
+    codename: str,
+    packages: Sequence[str],
+    output: Path,
+    *,
+    early: Path,
+    hooks: Sequence[str] = (),
 ) -> None:
-    """A root directory: the archive `base`, the files below `early`, and then `packages` on top of them."""
+    """A root directory: the archive `base`, the files below `early`, and then `packages` on top of them.
+
+    `hooks` are more of mmdebstrap's options, --customize-hook=… for what is to be done at the end.
+    """
     await _mmdebstrap(
         [
             "--variant=custom", "--format=directory", "--skip=update", f"--include={','.join(packages)}",
             f"--setup-hook={_UNPACK} {shlex.quote(str(base))}", f'--setup-hook=cp -r {shlex.quote(str(early))}/. "$1"/',
+            *hooks,
         ],
         sources, codename, output,
     )  # fmt: skip
