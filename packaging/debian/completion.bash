@@ -5,11 +5,12 @@ _appliance() {
   _init_completion -n = || return
 
   local options="--socket --data-dir --url --token --ca-fingerprint --output --no-wait --help --version"
-  local commands="vm ct get create set delete upload tasks audit token serve help"
+  local commands="vm ct get create set delete upload tasks audit token doctor serve help"
   local serve="--data-dir --run-dir --listen --node-name --admin-password-file --bridge --log-format --verbose --help"
   local verbs="list create status config set start shutdown stop reboot console resize clone delete"
 
   case $prev in
+    --bundle) _filedir; return ;;
     --output) COMPREPLY=($(compgen -W "table json text" -- "$cur")); return ;;
     --log-format) COMPREPLY=($(compgen -W "plain json" -- "$cur")); return ;;
     --socket | --admin-password-file) _filedir; return ;;
@@ -46,6 +47,7 @@ _appliance() {
     tasks) ((place > 1)) || COMPREPLY=($(compgen -W "cancel --limit --help" -- "$cur")) ;;
     audit) ((place > 1)) || COMPREPLY=($(compgen -W "verify --limit --help" -- "$cur")) ;;
     token) ((place > 1)) || COMPREPLY=($(compgen -W "create list delete --help" -- "$cur")) ;;
+    doctor) COMPREPLY=($(compgen -W "--data-dir --bundle --output --help" -- "$cur")) ;;
     help) COMPREPLY=($(compgen -W "$commands" -- "$cur")) ;;
   esac
 } &&
