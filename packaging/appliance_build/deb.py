@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email.utils
 import gzip
 import hashlib
 import os
@@ -14,6 +15,8 @@ from appliance_build.run import run
 from appliance_build.source import Source
 
 MAINTAINER_SCRIPTS = ("preinst", "postinst", "prerm", "postrm")
+
+MAINTAINER = "The appliance's maintainers <maintainers@appliance.invalid>"
 
 PLACES = {
     "launcher": ("usr/bin/appliance", 0o755),
@@ -69,8 +72,18 @@ def _documentation(root: Path, files: Path, source: Source) -> None:
     for page in sorted((files / "man").glob("*.[18]")):
         place = root / f"usr/share/man/man{page.suffix[1:]}/{page.name}.gz"
         _put(place, _gzip(page.read_text().replace("@VERSION@", source.version).encode()), 0o644)
-    changelog = source.root / "CHANGELOG.md"
-    _put(root / "usr/share/doc/appliance/changelog.gz", _gzip(changelog.read_bytes()), 0o644)
+    documentation = root / "usr/share/doc/appliance"
+    _put(documentation / "CHANGELOG.md.gz", _gzip((source.root / "CHANGELOG.md").read_bytes()), 0o644)
+    _put(documentation / "changelog.gz", _gzip(_changelog(source).encode()), 0o644)
+
+
+def _changelog(source: Source) -> str:
+    """deb-changelog(5): one entry, for this build."""
+    date = email.utils.formatdate(source.epoch_s)
+    return (
+        f"appliance ({source.version}) unstable; urgency=medium\n\n  * Built from {source.commit}; what changed is in "
+        f"CHANGELOG.md.gz.\n\n -- {MAINTAINER}  {date}\n"
+    )
 
 
 def _gzip(content: bytes) -> bytes:

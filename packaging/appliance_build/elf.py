@@ -32,8 +32,15 @@ def objects(root: Path) -> Sequence[Path]:
 
 
 def strip(path: Path) -> None:
-    """Drop symbols that the dynamic linker does not use. Before `bind`: strip(1) does not know what patchelf moves."""
-    run(["strip", "--strip-unneeded", "--remove-section=.comment", "--remove-section=.note.gnu.build-id", path])
+    """Drop symbols that the dynamic linker does not use. Before `bind`: strip(1) does not know what patchelf moves.
+
+    The build ids stay: with their section strip(1) would take away GNU_RELRO, the linker's promise to make the tables of
+    resolved symbols read-only. Raises `BuildError` when it went all the same.
+    """
+    protected = _has_relro(path)
+    run(["strip", "--strip-unneeded", "--remove-section=.comment", path])
+    if protected and not _has_relro(path):
+        raise BuildError(f"{path}: strip(1) has removed GNU_RELRO")
 
 
 def drop_unused_cxx(path: Path) -> None:
@@ -103,6 +110,10 @@ def needed(path: Path) -> Sequence[str]:
 def _glibc_versions(path: Path) -> Iterator[tuple[int, int]]:
     for match in re.finditer(r"\bGLIBC_(\d+)\.(\d+)", run(["objdump", "-p", path]).decode()):
         yield int(match[1]), int(match[2])
+
+
+def _has_relro(path: Path) -> bool:
+    return b"GNU_RELRO" in run(["readelf", "--program-headers", "--wide", path])
 
 
 def _is_elf(path: Path) -> bool:

@@ -17,6 +17,7 @@ class Source:
 
     root: Path
     version: str
+    commit: str
     epoch_s: int
     """The commit's time: SOURCE_DATE_EPOCH of everything that is built from it."""
     data_format: int
@@ -32,7 +33,13 @@ def export(repository: Path, to: Path, *, version: str = "") -> Source:
     to.mkdir(parents=True)
     run(["tar", "-x", "-C", to], stdin=run([*git, "archive", "--format=tar", "HEAD", "--", *present]))
     epoch_s = int(run([*git, "log", "-1", "--format=%ct"]))
-    return Source(root=to, version=version or _version(repository), epoch_s=epoch_s, data_format=_data_format(to))
+    return Source(
+        root=to,
+        version=version or _version(repository),
+        commit=run([*git, "rev-parse", "HEAD"]).decode().strip(),
+        epoch_s=epoch_s,
+        data_format=_data_format(to),
+    )
 
 
 def _data_format(root: Path) -> int:

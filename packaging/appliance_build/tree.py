@@ -26,7 +26,8 @@ MODULES = f"lib/python{PYTHON}"
 INTERPRETER = f"bin/python{PYTHON}"
 
 _UNUSED_STDLIB = (
-    "__phello__", "antigravity.py", "config-*", "ctypes/macholib", "ctypes/test", "curses", "dbm", "dist-packages",
+    "__phello__", "antigravity.py", "cgi.py", "cgitb.py", "config-*", "ctypes/macholib", "ctypes/test", "curses", "dbm",
+    "dist-packages",
     "distutils", "ensurepip", "idlelib", "lib2to3", "msilib", "pydoc.py", "pydoc_data", "site-packages",
     "sitecustomize.py", "sqlite3/test", "test", "this.py", "tkinter", "turtle.py", "turtledemo", "unittest/test", "venv",
     "xxlimited*", "EXTERNALLY-MANAGED", "LICENSE.txt",
@@ -70,6 +71,7 @@ def build(root: Path, *, source: Source, packages: Sequence[DebianPackage], whee
     _wheels(modules, wheels)
     _product(modules, source)
     (root / "start.py").write_text(_START)
+    _no_programs(modules)
     for path in elf.objects(root):
         elf.strip(path)
         elf.drop_unused_cxx(path)
@@ -115,8 +117,15 @@ def _wheels(modules: Path, wheels: Path) -> None:
         if (modules / path.name).exists():
             raise BuildError(f"a wheel brings {path.name}, which the standard library has")
         shutil.move(path, modules / path.name)
-    for path in modules.glob("**/*.so"):
-        path.chmod(0o644)
+
+
+def _no_programs(modules: Path) -> None:
+    """Modules are imported: those that could also be run name interpreters that are not there. Line numbers stay."""
+    for path in modules.rglob("*"):
+        if path.is_file():
+            path.chmod(0o644)
+            if path.suffix == ".py" and (content := path.read_bytes()).startswith(b"#!"):
+                path.write_bytes(b"#" + content[content.index(b"\n") :])
 
 
 def _product(modules: Path, source: Source) -> None:
