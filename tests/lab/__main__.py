@@ -25,13 +25,14 @@ STATE: Final = image.DIRECTORY / "up.json"
 """Who keeps hosts up, and how they are reached; there for as long as they are."""
 DOWN_TIMEOUT_S: Final = 60.0
 _HERE = Path(__file__).parent
+_VMM_TESTS = _HERE / "test_vmm*.py"
 
 
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(prog="./dev lab", description="Debian hosts under emulation, to prove things on.")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("test", help="run the lab's tests; further arguments go to pytest", add_help=False)
+    verbs.add_parser("test", help="run the end-to-end tests; further arguments go to pytest", add_help=False)
     verbs.add_parser("vmm", help="run those of the native machine only", add_help=False)
     up = verbs.add_parser("up", help="start hosts and keep them until Ctrl-C or `down`")
     up.add_argument("count", type=int, nargs="?", default=1, choices=range(1, 5))
@@ -42,9 +43,9 @@ def main(arguments: Sequence[str]) -> int:
     options, rest = parser.parse_known_args(arguments)
     match options.verb:
         case "test":
-            return _pytest(rest or [str(_HERE)])
+            return _pytest(rest or [str(_HERE), f"--ignore-glob={_VMM_TESTS}", "--durations=25"])
         case "vmm":
-            return _pytest([str(_HERE / "test_vmm.py"), *rest])
+            return _pytest([*map(str, sorted(_HERE.glob(_VMM_TESTS.name))), *rest])
         case "up":
             return asyncio.run(_up(options.count))
         case "ssh":
