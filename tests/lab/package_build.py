@@ -1,6 +1,6 @@
 """The Debian package as the end-to-end tests install it: built from the last commit, and a later version of the same.
 
-    .build/lab/deb/COMMIT/appliance_VERSION_amd64.deb, appliance
+    dist/lab/COMMIT/appliance_VERSION_amd64.deb, appliance
 
 The later version is the same package with another number inside and outside: what dpkg, the maintainer scripts and
 `GET /version` see of an upgrade is all there, and it costs seconds.
@@ -21,7 +21,7 @@ from tests.lab import image
 
 BUILD_TIMEOUT_S: Final = 900.0
 _STEP_TIMEOUT_S = 120.0
-_DIRECTORY: Final = image.DIRECTORY / "deb"
+_DIRECTORY: Final = image.ROOT / "dist/lab"
 _MODULES = "usr/lib/appliance/lib/python3.11"
 
 
