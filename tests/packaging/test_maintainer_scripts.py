@@ -24,7 +24,7 @@ def test_every_file_has_a_place() -> None:
 
 def preinst(tmp_path: Path, verb: str, *, known: int = 2) -> subprocess.CompletedProcess[str]:
     script = (DEBIAN / "preinst").read_text().replace("@DATA_FORMAT@", str(known))
-    script = script.replace("/var/lib/appliance", str(tmp_path))
+    script = script.replace("/var/lib/appliance", str(tmp_path)).replace("/run/systemd/system", str(tmp_path / "none"))
     return subprocess.run(["dash", "-c", script, "preinst", verb, "1.0"], capture_output=True, text=True, check=False)
 
 
