@@ -6,7 +6,7 @@ _appliance() {
 
   local options="--socket --data-dir --url --token --ca-fingerprint --output --no-wait --help --version"
   local commands="vm ct get create set delete upload tasks audit token doctor serve help"
-  local serve="--data-dir --run-dir --listen --node-name --admin-password-file --bridge --log-format --verbose --help"
+  local serve="--data-dir --run-dir --listen --node-name --admin-password-file --bridge --proxy --base-path --log-format --verbose --help"
   local verbs="list create status config set start shutdown stop reboot console resize clone delete"
 
   case $prev in
@@ -15,7 +15,7 @@ _appliance() {
     --log-format) COMPREPLY=($(compgen -W "plain json" -- "$cur")); return ;;
     --socket | --admin-password-file) _filedir; return ;;
     --data-dir | --run-dir) _filedir -d; return ;;
-    --url | --token | --ca-fingerprint | --listen | --node-name) return ;;
+    --url | --token | --ca-fingerprint | --listen | --node-name | --proxy | --base-path | --bridge) return ;;
   esac
 
   # the command is the first word that is neither an option nor an option's value
