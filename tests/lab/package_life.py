@@ -137,8 +137,8 @@ def rebooted(upgraded: Life) -> Life:
     if bare.state(api, f"qemu/{NATIVE}")["status"] != "running":  # the watchdog ended it with its process
         bare.finish(api, node.qemu(NATIVE).status.start.post())
     node.qemu(QEMU).config.put(onboot=0)
-    for path in (f"qemu/{NATIVE}", f"qemu/{QEMU}"):
-        node(path).config.put(startup="down=5")  # nothing in that guest hears the power button
+    for path in GUESTS:
+        node(path).config.put(startup="down=5")  # nothing in these guests hears the power button
     in_loop(bare.host.power_off(timeout_s=240))
     bare.host.kernel_arguments = ("apparmor=0",)
     in_loop(bare.host.start())
