@@ -117,9 +117,7 @@ def test_a_machine_boots_debians_kernel_with_kvm_and_runs_what_it_is_told(used: 
     with bare.terminal(api, f"qemu/{vmid}") as console:
         console.wait_for("@guest ready", timeout_s=240)
         assert guest_run(console, 1, "uname -s") == "Linux"
-        guest_run(
-            console, 2, "echo kept >/tmp/mark; while :; do sleep 1; date +%s >/tmp/now; done >/dev/null 2>&1 &"
-        )
+        guest_run(console, 2, "echo kept >/tmp/mark; while :; do sleep 1; date +%s >/tmp/now; done >/dev/null 2>&1 &")
     status = bare.state(api, f"qemu/{vmid}")
     assert (status["pid"] == bare.main_pid()) == (vmid == NATIVE), (
         "only the native one lives in the appliance's process"
