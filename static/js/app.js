@@ -2,6 +2,8 @@
 
 import * as drafts from "./drafts.js";
 import * as forms from "./forms.js";
+import * as once from "./once.js";
+import * as reader from "./reader.js";
 import { connect, onChange } from "./live.js";
 import * as list from "./list.js";
 import * as palette from "./palette.js";
@@ -130,6 +132,8 @@ dialogs();
 sidebar();
 forms.setUp();
 drafts.setUp();
+once.setUp();
+reader.setUp();
 tasks.setUp();
 tree.setUp();
 palette.setUp();

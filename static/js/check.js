@@ -1,6 +1,6 @@
 // While a form is filled in, the server judges it by the schema it will be held to: nothing is done, errors stand at fields.
 
-import { compose } from "./compose.js";
+import { compose, target } from "./compose.js";
 import { at } from "./place.js";
 
 const WAIT_MS = 350;
@@ -23,7 +23,7 @@ export const isTouched = (form, field) => touched.get(form)?.has(field) ?? false
 
 async function judge(form, show) {
   const mine = ++turn;
-  const [method, path] = form.dataset.api.split(" ");
+  const [method, path] = target(form);
   const { requests } = compose(form);
   const fields = new URLSearchParams(requests[0]);
   fields.set("_method", method);

@@ -5,6 +5,12 @@ import { call } from "./api.js";
 import { config } from "./config_form.js";
 import * as tasks from "./tasks.js";
 
+/** [method, path] of a form's call; {names} in the path are the form's own fields. */
+export function target(form) {
+  const [method, path] = form.dataset.api.split(" ");
+  return [method, path.replace(/\{(\w+)\}/g, (_, name) => encodeURIComponent(form.elements[name]?.value ?? ""))];
+}
+
 /** { requests, after }: the parameters of each call, and what remains to do when a call's task has ended. */
 export function compose(form) {
   const fields = new FormData(form);
@@ -20,10 +26,16 @@ export function compose(form) {
   for (const input of form.querySelectorAll("[data-empty]")) {
     if (input.value === "" && input.value !== input.defaultValue) params[input.name] = "";
   }
+  for (const list of form.querySelectorAll("[data-list]")) params[list.dataset.list] ??= "";
+  for (const input of form.querySelectorAll("[data-seconds]")) {
+    const seconds = input.value ? Math.floor(new Date(`${input.value}T23:59:59`).getTime() / 1000) : 0;
+    if (seconds || input.dataset.was !== "0") params[input.dataset.seconds] = String(seconds);
+  }
   const emptied = form.dataset.deleteEmpty;
   if (emptied && fields.get(emptied) === "") params.delete = emptied;
-  const special = { vm, container, resize, download, config, clone }[form.dataset.compose];
+  const special = { vm, container, resize, download, config, clone, user, grant }[form.dataset.compose];
   const after = special?.(fields, params, form);
+  if (form.dataset.compose === "pool") return { requests: poolChanges(params, form) };
   return { requests: counted(params, Number(fields.get("_count") ?? 1)), after };
 }
 
@@ -116,6 +128,30 @@ function growThenStart(form, params, bus, disk) {
     }
     if (start) tasks.report(await call("POST", `${base}/status/start`));
   };
+}
+
+function user(fields, params) {
+  params.userid = `${fields.get("_name")}@${fields.get("_realm")}`;
+}
+
+function grant(fields, params) {
+  const [kind, name] = (fields.get("_subject") ?? "").split(/:(.*)/s);
+  if (kind) params[kind] = name;
+}
+
+/** A pool's members come and go by calls of their own. */
+function poolChanges(params, form) {
+  const came = { ...params };
+  const left = {};
+  for (const box of form.querySelectorAll("[data-member]")) {
+    const was = "was" in box.dataset;
+    const change = box.checked && !was ? came : !box.checked && was ? left : null;
+    if (change) change[box.dataset.member] = [change[box.dataset.member], box.value].filter(Boolean).join(",");
+  }
+  if (came.vms) came["allow-move"] = "1";
+  const changes = [came];
+  if (Object.keys(left).length) changes.unshift({ ...left, delete: "1" });
+  return changes.filter((change) => Object.keys(change).length);
 }
 
 function resize(fields, params) {

@@ -12,8 +12,10 @@ export function setUp() {
   document.body.addEventListener("htmx:afterSwap", (event) => {
     if (event.detail.target.id === "dialog") opened = event.detail.requestConfig?.path ?? "";
   });
-  const draft = take();
-  if (draft && draft.page === here()) restore(draft);
+  const draft = kept();
+  if (draft?.page !== here()) return; // for the page it was typed on
+  sessionStorage.removeItem(KEY);
+  restore(draft);
 }
 
 export function save() {
@@ -26,9 +28,8 @@ export function save() {
   if (text.length < LIMIT) sessionStorage.setItem(KEY, text);
 }
 
-function take() {
+function kept() {
   const text = sessionStorage.getItem(KEY);
-  sessionStorage.removeItem(KEY);
   try {
     return text ? JSON.parse(text) : null;
   } catch {

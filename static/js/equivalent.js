@@ -1,6 +1,6 @@
 // What a form does, said as an API call and as a command line, with buttons to copy them.
 
-import { compose } from "./compose.js";
+import { compose, target } from "./compose.js";
 import { toast } from "./toast.js";
 import { t } from "./words.js";
 
@@ -61,7 +61,7 @@ function line(kind, label) {
 }
 
 function write(form, details) {
-  const [method, path] = form.dataset.api.split(" ");
+  const [method, path] = target(form);
   const { requests } = compose(form);
   const each = (words) => requests.map((params) => words(method, path, params)).join("\n");
   details.querySelector("[data-equivalent=cli]").textContent = each(commandLine);

@@ -3,7 +3,7 @@
 
 import { ApiError, call, csrf, read } from "./api.js";
 import * as check from "./check.js";
-import { compose } from "./compose.js";
+import { compose, target } from "./compose.js";
 import { showSlots } from "./config_form.js";
 import * as equivalent from "./equivalent.js";
 import { at } from "./place.js";
@@ -88,12 +88,12 @@ async function submit(form) {
 }
 
 async function send(form) {
-  const [method, path] = form.dataset.api.split(" ");
+  const [method, path] = target(form);
   const { requests, after } = compose(form);
   let sent = null;
   let last;
   for (const params of requests) {
-    sent = requests.length > 1 ? await withFreeId(params, sent) : params;
+    sent = requests.length > 1 && ("vmid" in params || "newid" in params) ? await withFreeId(params, sent) : params;
     last = await call(method, path, sent);
     const mine = sent;
     if (after && requests.length > 1) tasks.ended(last).then(() => after(mine), () => {});
@@ -103,7 +103,7 @@ async function send(form) {
     await tasks.ended(last);
     await after(sent);
   }
-  finish(form, requests.length > 1 ? {} : sent, last);
+  finish(form, requests.length === 1 ? sent : {}, last);
 }
 
 /** The next of several: its id is the first free one after the last. */

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser
+from playwright.async_api import Browser, expect
 
 from tests.browser.fake_site import FakeSite
 from tests.browser.office_site import open_office_site
@@ -53,3 +53,100 @@ async def test_every_tab_and_dialog_of_a_guest_fits_and_is_accessible(place: Pla
             await site.look(page, f"guest-dialog-{name}-{size}")
             await page.keyboard.press("Escape")
             await page.wait_for_selector("#dialog[open]", state="detached")
+
+
+async def test_a_setting_is_judged_while_it_is_typed_saved_pushed_and_taken_back(place: Place) -> None:
+    site, office = place
+    async with site.page() as page, site.page() as other:
+        await site.visit(page, "/guests/100/hardware")
+        await site.visit(other, "/guests/100/hardware")
+        await page.click("#config-net0 [aria-label^=Edit]")
+        await page.fill("#f-net0-tag", "5000")
+        await expect(page.locator("#e-f-net0-tag")).to_contain_text("maximum value of 4094")  # nothing was sent yet
+        await page.fill("#f-net0-tag", "7")
+        await expect(page.locator("#e-f-net0-tag")).to_be_hidden()
+        await page.click("#dialog .equivalent summary")
+        await expect(page.locator("[data-equivalent=cli]")).to_contain_text(
+            "appliance set /nodes/testnode/qemu/100/config --net0 model=virtio"
+        )
+        await page.click("#confirm")
+        await expect(other.locator("#config-net0")).to_contain_text("VLAN 7")
+        await expect(other.locator("#config-net0 .runs")).to_contain_text("VLAN 5")
+        assert "virtio=BC:24:11:00:00:01" in office.guests.calls[-1][2]["put"]["net0"]  # type: ignore[index]
+        await other.click("#config-net0 >> text=Take back")
+        await expect(page.locator("#config-net0 .runs")).to_have_count(0)
+        await expect(page.locator("#config-net0")).to_contain_text("VLAN 5")
+        await page.click("#revert-all")
+        await expect(page.locator("[data-waiting]")).to_have_count(0)
+
+
+async def test_devices_come_and_go_and_only_a_destroyed_disk_asks_for_the_name(place: Place) -> None:
+    site, office = place
+    async with site.page() as page:
+        await site.visit(page, "/guests/100/hardware")
+        await page.click("#add-menu summary")
+        await page.click("[data-add=disk]")
+        await page.select_option("#f-slot", "virtio0")
+        await expect(page.locator("#f-slot-ssd")).to_be_hidden()  # VirtIO disks have no such option
+        await page.fill("#f-size", "3")
+        await page.click("#confirm")
+        await expect(page.locator("#config-virtio0")).to_be_visible()
+        assert office.guests.calls[-1][2]["put"] == {"virtio0": "local:3"}
+        await page.click("#config-rng0 [aria-label^=Remove]")
+        await page.click("#confirm")
+        await expect(page.locator("#config-rng0")).to_contain_text("removed")  # the guest runs with it still
+        await page.click("#config-unused0 [aria-label^=Remove]")
+        await expect(page.locator("#confirm")).to_be_disabled()
+        await page.fill("#confirm-name", "shop")
+        await page.click("#confirm")
+        await expect(page.locator("#config-unused0")).to_have_count(0)
+
+
+async def test_two_people_editing_one_setting_get_a_conflict_and_not_a_lost_update(place: Place) -> None:
+    site, office = place
+    async with site.page(quiet=True) as page, site.page() as other:
+        for each in (page, other):
+            await site.visit(each, "/guests/100")
+            await each.click("#guest-summary >> text=Edit")
+        await other.fill("#f-description", "Theirs")
+        await other.click("#confirm")
+        await expect(page.locator(".prose")).to_contain_text("Theirs")
+        await page.fill("#f-description", "Mine")
+        await page.click("#confirm")
+        await expect(page.locator("[data-form-error]")).to_contain_text("Somebody else has changed this meanwhile")
+        assert await page.input_value("#f-description") == "Mine"
+        assert office.guests.guests[100].config["description"] == "Theirs"
+        await page.click("text=Save mine over it")
+        await expect(other.locator(".prose")).to_contain_text("Mine")
+
+
+async def test_what_was_typed_survives_a_lost_session(place: Place) -> None:
+    site, office = place
+    async with site.page(quiet=True) as page:
+        await site.visit(page, "/guests/100")
+        await page.click("#guest-summary >> text=Edit")
+        await page.fill("#f-description", "Typed for an hour")
+        await office.access.logout(office.tickets["admin@pve"])
+        await page.wait_for_url("**/login?next=**")
+        ticket = await office.log_in("admin@pve", "correct horse battery")
+        encoded = ticket.replace(":", "%3A").replace("+", "%2B").replace("/", "%2F").replace("=", "%3D")
+        await page.context.add_cookies([{"name": "PVEAuthCookie", "value": encoded, "url": site.url}])
+        await page.goto("/guests/100/summary")
+        await page.goto("/guests/100")
+        await expect(page.locator("#f-description")).to_have_value("Typed for an hour")
+
+
+async def test_hostile_notes_and_names_stay_text_and_load_nothing_foreign(place: Place) -> None:
+    site, office = place
+    office.guests.guests[101].config["description"] = (
+        "\u202eevil <img src=x onerror=alert(1)> ![x](https://foreign.example/x.png)"
+    )
+    foreign: list[str] = []
+    async with site.page() as page:
+        page.on(
+            "request", lambda request: foreign.append(request.url) if not request.url.startswith(site.url) else None
+        )
+        for path in ("/guests/100", "/guests/101", "/guests/100/snapshots"):
+            await site.visit(page, path)
+        await page.wait_for_load_state("networkidle")
+    assert not [url for url in foreign if not url.startswith(("data:", "blob:", site.url.replace("http", "ws")))]

@@ -50,6 +50,10 @@ AREAS: Final = (
          search="volumes iso templates images uploads", seen_by=lambda viewer: bool(viewer.storages())),
     Area(id="node", href="/node", icon="server", word="Node", is_tab=False, in_bottom_bar=True, search="host",
          seen_by=lambda viewer: viewer.sees_node),
+    Area(id="access", href="/access", icon="users", word="Access",
+         search="users groups roles permissions acl pools tokens two-factor"),
+    Area(id="account", href="/account", icon="user", word="My account", is_tab=False,
+         search="password two-factor tokens language theme settings"),
     Area(id="api", href="/api-docs", icon="book-open", word="API", search="reference documentation explorer"),
 )  # fmt: skip
 """In the order of the tabs."""

@@ -8,6 +8,7 @@
     guests:QUERY              the list, row by row: what `guest_window` makes of the query
     series:NAME               new figures of a series (qemu/100), as data for graphs
     guest:ID:TAB              head and tab of a guest's page
+    access:TAB                users, groups, roles, permissions, pools; one's own account
     storage:ID:CONTENT        the list of volumes
     log:UPID                  a task's log, line by line
 
@@ -30,7 +31,7 @@ import msgspec
 from appliance import events as bus
 from appliance.errors import ApplianceError
 from appliance.model.guest import GuestState
-from appliance.web.pages import contexts, datacenter, guest_tabs, guest_window, tree
+from appliance.web.pages import access_pages, contexts, datacenter, guest_tabs, guest_window, tree
 from appliance.web.pages.render import Voice
 from appliance.web.pages.viewer import Viewer
 
@@ -123,6 +124,8 @@ class PageFeed:
                 return await self._guest_list(topic)
             case "guest":
                 return await self._guest(*_guest_topic(topic))
+            case "access":
+                return await self._access(topic.partition(":")[2])
             case "storage":
                 return await self._storage(topic)
             case "log":
@@ -255,6 +258,12 @@ class PageFeed:
         sampled = tab == "summary" and any(isinstance(event, bus.GuestStatsSampled) for event in batch)
         tasks = tab in ("tasks", "snapshots") and any(isinstance(event, _TASK_EVENTS) for event in batch)
         return await self._guest(guest_id, tab) if mine or sampled or tasks else ()
+
+    async def _access(self, tab: str) -> Sequence[Fragment]:
+        """Whole again whenever access control has changed (`after`)."""
+        if tab == "account":
+            return await self._render("access_account", await access_pages.account(self.viewer))
+        return await self._render(f"access_{tab}", await access_pages.tab_context(self.viewer, tab))
 
     # --- storages and logs --------------------------------------------------------------------------------------------
 

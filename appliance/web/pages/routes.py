@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from appliance.web.pages import checks, datacenter, dialogs, guest_dialogs, guests, places, session
+from appliance.web.pages import (
+    access_dialogs,
+    access_pages,
+    checks,
+    datacenter,
+    dialogs,
+    guest_dialogs,
+    guests,
+    places,
+    session,
+)
 from appliance.web.ws import page
 
 
@@ -39,6 +49,20 @@ def routes() -> list[web.RouteDef]:
         web.get("/dialogs/storage/{storage}/download", dialogs.download),
         web.get("/dialogs/storage/{storage}/build", dialogs.build_template),
         web.get("/dialogs/storage/{storage}/delete", dialogs.delete_volume),
+        web.get("/access", access_pages.show),
+        web.get("/access/{tab}", access_pages.show),
+        web.get("/account", access_pages.show_account),
+        web.get("/dialogs/access/user", access_dialogs.user),
+        web.get("/dialogs/access/password", access_dialogs.password),
+        web.get("/dialogs/access/group", access_dialogs.group),
+        web.get("/dialogs/access/role", access_dialogs.role),
+        web.get("/dialogs/access/grant", access_dialogs.grant),
+        web.get("/dialogs/access/pool", access_dialogs.pool),
+        web.get("/dialogs/access/token", access_dialogs.token),
+        web.get("/dialogs/access/tokens", access_dialogs.tokens),
+        web.get("/dialogs/access/totp", access_dialogs.totp),
+        web.get("/dialogs/access/recovery", access_dialogs.recovery),
+        web.get("/dialogs/access/delete/{kind}", access_dialogs.delete),
         web.post("/forms/check", checks.check),
         web.get("/ws/page", page.serve),
     ]
