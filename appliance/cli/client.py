@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from appliance.config import DEFAULT_DATA_DIR, default_run_dir
 
 CONNECT_TIMEOUT_S = 10.0
 REPLY_TIMEOUT_S = 120.0
+PIECE_BYTES = 256 << 10
 DEFAULT_PORT = 8006
 SOCKET_NAME = "api.sock"
 VERBS = {"get": "GET", "create": "POST", "set": "PUT", "delete": "DELETE"}
@@ -142,6 +143,31 @@ class Api:
 
     def send(self, verb: str, path: str, body: Body | None) -> dict[str, Any]:
         """One request with any body; the whole JSON reply. Raises `CliError`."""
+        reply = self._open(verb, path, body)
+        try:
+            content = reply.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise self._lost(error) from error
+        return _understood(reply.status, reply.reason, content)
+
+    def stream(self, verb: str, path: str, form: str = "", *, lines: bool = True) -> Iterator[bytes]:
+        """The body of a long reply as it comes, by lines or pieces. Raises `CliError`, also half-way."""
+        body = Body((form.encode(),), len(form.encode()), "application/x-www-form-urlencoded") if form else None
+        reply = self._open(verb, path, body)
+        try:
+            if reply.status >= 400:
+                _understood(reply.status, reply.reason, reply.read())
+            if self._connection is not None and self._connection.sock is not None:
+                self._connection.sock.settimeout(None)  # a program may say nothing for hours
+            while data := reply.readline() if lines else reply.read1(PIECE_BYTES):
+                yield data
+        except (OSError, http.client.HTTPException) as error:
+            raise self._lost(error) from error
+        finally:
+            if not reply.closed:
+                self._connection = None  # what was not read is not the next reply
+
+    def _open(self, verb: str, path: str, body: Body | None) -> http.client.HTTPResponse:
         headers = {"Accept": "application/json", **self.target.headers()}
         if body is not None:
             headers |= {"Content-Type": body.content_type, "Content-Length": str(body.size)}
@@ -149,8 +175,7 @@ class Api:
             connection = self._connect()
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused half-way: the reply says why
                 connection.request(verb, path, body=body.parts if body else None, headers=headers)
-            reply = connection.getresponse()
-            content = reply.read()
+            return connection.getresponse()
         except FileNotFoundError as error:
             raise CliError(
                 f"no appliance is running here: {self.target.socket_path} does not exist", Exit.UNREACHABLE
@@ -160,10 +185,12 @@ class Api:
             hint = "to trust it, give the fingerprint that `appliance get /nodes` shows there as --ca-fingerprint"
             raise CliError(f"{self.target.url}: {error.verify_message}; {hint}", Exit.UNREACHABLE) from error
         except (OSError, http.client.HTTPException) as error:
-            self._connection = None
-            where = self.target.url or self.target.socket_path
-            raise CliError(f"{where}: {error or type(error).__name__}", Exit.UNREACHABLE) from error
-        return _understood(reply.status, reply.reason, content)
+            raise self._lost(error) from error
+
+    def _lost(self, error: Exception) -> CliError:
+        self._connection = None
+        where = self.target.url or self.target.socket_path
+        return CliError(f"{where}: {error or type(error).__name__}", Exit.UNREACHABLE)
 
     def _connect(self) -> http.client.HTTPConnection:
         if self._connection is None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from appliance.cli.arguments import Arguments
 from appliance.cli.context import Context
 from appliance.cli.errors import CliError, Exit
+from appliance.cli.inside_words import SUMMARY as INSIDE
 
 NODE = "/nodes/localhost"
 COLUMNS = ("vmid", "name", "status", "cpus", "mem", "maxmem", "maxdisk", "uptime", "tags")
@@ -44,8 +45,8 @@ VERBS = {
     "stop": _power("stop", "end it at once, as pulling the plug does"),
     "reboot": _power("reboot", "shut it down and start it again"),
     "reset": _power("reset", "press the reset button", "vm"),
-    "suspend": _power("suspend", "halt its processors, keep its memory", "vm"),
-    "resume": _power("resume", "go on after suspend", "vm"),
+    "suspend": _power("suspend", "halt it, keep its memory"),
+    "resume": _power("resume", "go on after suspend"),
     "console": Verb("POST", "/{vmid}/termproxy", ("vmid",), "its terminal in this one; Ctrl-] leaves"),
     "resize": Verb("PUT", "/{vmid}/resize", ("vmid", "disk", "size"), "grow a disk, to 20G or by +5G"),
     "clone": Verb("POST", "/{vmid}/clone", ("vmid", "newid"), "copy it"),
@@ -88,11 +89,17 @@ def run(context: Context, word: str, arguments: Arguments) -> None:
         print("\n".join(overview(word)))
         return
     name = arguments.positional.pop(0)
+    if word == "ct" and name in INSIDE:
+        from appliance.cli import inside
+
+        inside.run(context, name, arguments)
+        return
     verb = VERBS.get(name)
     if verb is not None and verb.only not in ("", word):
         raise CliError(f"{name} is for virtual machines only", Exit.USAGE)
     if verb is None:
-        near = difflib.get_close_matches(name, _names(word), 1)
+        known = [*_names(word), *(INSIDE if word == "ct" else ())]
+        near = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]}?" if near else f"see appliance {word} --help"
         raise CliError(f"unknown verb {name}; {hint}", Exit.USAGE)
     if arguments.wants_help:
@@ -135,6 +142,9 @@ def overview(word: str) -> Iterator[str]:
     for name in _names(word):
         left = " ".join([name, *(part.upper() for part in VERBS[name].positional)])
         yield f"  {left:<28}{VERBS[name].summary}"
+    if word == "ct":
+        for name, summary in INSIDE.items():
+            yield f"  {name + ' VMID …':<28}{summary}"
     yield ""
     yield f"A verb's own help lists its parameters: appliance {word} create --help"
     yield ""

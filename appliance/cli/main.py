@@ -97,7 +97,9 @@ def _take_anywhere(argv: list[str]) -> tuple[str, bool, list[str]]:
     output, wait, rest = "table", True, list[str]()
     words = iter(argv)
     for word in words:
-        if word == "--no-wait":
+        if word == "--":  # what follows is somebody else's
+            rest += [word, *words]
+        elif word == "--no-wait":
             wait = False
         elif word == "--output" or word.startswith("--output="):
             output = word.partition("=")[2] or next(words, "")

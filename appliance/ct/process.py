@@ -45,7 +45,7 @@ async def run(
 async def _run(
     argv: Sequence[str], output: int, timeout_s: float, environment: Mapping[str, str], pass_fds: Mapping[int, int]
 ) -> int:
-    unwanted = await _inherited()
+    unwanted = await inherited()
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     try:
         descriptors = {0: null, 1: output, 2: output, **pass_fds}
@@ -68,7 +68,7 @@ async def _run(
     return _reap(pid)
 
 
-async def _inherited() -> Sequence[int]:
+async def inherited() -> Sequence[int]:
     """What our children would inherit of what we inherited: asked once, for this process opens nothing of that kind."""
     if not _known:
         _known.append(await asyncio.to_thread(inheritable))

@@ -14,13 +14,14 @@ import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from appliance import command
 from appliance.command import Completed
 from appliance.ct import rootfs, shim
 from appliance.ct.console import ConmonConsole
+from appliance.ct.execution import Executions, ShellConsole, kill_by_file
+from appliance.ct.files import Files
 from appliance.ct.records import CtRecord
 from appliance.ct.runtime import OciRuntime
 from appliance.errors import ApplianceError, Conflict, NotFound, TimedOut, Unsupported
@@ -33,7 +34,7 @@ from appliance.waiting import readable
 
 log = logging.getLogger(__name__)
 
-CONSOLE = "console"
+CONSOLE, SHELL = "console", "shell"
 SHIM_END_LIMIT_S = 10.0
 STOP_LIMIT_S = 30.0
 _SIGNALLED = 128
@@ -77,6 +78,15 @@ class RunningCt:
         self._asked: str | None = None
         self._fds = [parts.init_fd, parts.shim_fd]
         self._label = f"ct {parts.record.guest_id}"
+        self.executions = Executions(
+            parts.runtime, parts.container, parts.bundle, self.pid, label=self._label, require=self._require_running
+        )
+        self.files = Files(
+            self.pid,
+            label=self._label,
+            privileged=parts.record.id_base == 0,
+            is_alive=lambda: parts.init_fd in self._fds and not pidfd.has_ended(parts.init_fd),
+        )
         self._watcher = scope.start(self._watch(), name=f"watch {self._label}")
 
     @property
@@ -129,7 +139,10 @@ class RunningCt:
     def console_names(self) -> Sequence[str]:
         return (CONSOLE,)
 
-    async def open_console(self, name: str) -> ConmonConsole:
+    async def open_console(self, name: str) -> ConmonConsole | ShellConsole:
+        """The login console, or a shell, which is started when somebody asks for it and ends by itself."""
+        if name == SHELL:
+            return await self.executions.shell()
         if name != CONSOLE:
             raise NotFound(f"{self._label}: console {name}")
         return await ConmonConsole.attach(self._parts.bundle)
@@ -162,14 +175,13 @@ class RunningCt:
 
         Raises `Conflict` when the container is not running, `TimedOut` (the program is killed then), `HostError`.
         """
-        if self._state is not GuestState.RUNNING:
-            raise Conflict(f"{self._label}: not running")
+        self._require_running()
         pid_file = self._parts.bundle / f"exec-{id(argv):x}.pid"
         prefix = [*self._parts.runtime.argv, "exec", "--cwd", "/", "--pid-file", str(pid_file), self._parts.container]
         try:
             return await command.run([*prefix, *argv], timeout_s=timeout_s, stdin=stdin, check=False)
         except BaseException:
-            await to_the_end(_kill_by_file, pid_file, self.pid)
+            await to_the_end(kill_by_file, pid_file, self.pid)
             raise
         finally:
             await to_the_end(pid_file.unlink, missing_ok=True)
@@ -223,6 +235,11 @@ class RunningCt:
     def _signal_init(self, number: int) -> None:
         if self._parts.init_fd in self._fds:
             pidfd.pidfd_send_signal(self._parts.init_fd, number)
+
+    def _require_running(self) -> None:
+        if self._state is not GuestState.RUNNING:
+            paused = " (it is paused)" if self._state is GuestState.PAUSED else ""
+            raise Conflict(f"{self._label}: not running{paused}")
 
     def _set_state(self, new: GuestState, reason: str) -> None:
         if self._state is GuestState.STOPPED or self._state is new:
@@ -299,10 +316,3 @@ def _used_bytes(path: Path) -> int:
     except OSError:
         return 0
     return (usage.f_blocks - usage.f_bfree) * usage.f_frsize
-
-
-def _kill_by_file(pid_file: Path, init: int) -> None:
-    """Kill the process the runtime started inside, if it is still one of those around `init`. Blocking."""
-    with contextlib.suppress(OSError, ValueError):
-        pid = int(pid_file.read_text())
-        pidfd.send_signal_if(pid, signal.SIGKILL, partial(pidfd.shares_pid_namespace, pid, init))

@@ -9,15 +9,15 @@ import os
 import pytest
 
 from appliance.ct import console as console_module
-from appliance.ct.console import ConmonConsole
 from appliance.errors import HostError, NotFound
+from appliance.services.ports import ConsoleSource
 from tests.ct.conftest import SPEC, Host, shell
 
 pytestmark = pytest.mark.host
 MIB = 1 << 20
 
 
-async def read_until(console: ConmonConsole, end: bytes, *, timeout_s: float = 30) -> bytes:
+async def read_until(console: ConsoleSource, end: bytes, *, timeout_s: float = 30) -> bytes:
     text = bytearray()
     async with asyncio.timeout(timeout_s):
         while end not in text[-len(end) - (64 << 10) :]:

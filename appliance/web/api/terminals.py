@@ -19,10 +19,12 @@ from msgspec import Meta
 from appliance.errors import InvalidParameter, NotAuthenticated, Unsupported
 from appliance.model.guest import GuestId, GuestKind
 from appliance.services import host_facts
+from appliance.services.ct_inside import SHELL
 from appliance.services.host_shell import HostShell
 from appliance.services.identity import Identity
 from appliance.tasks import TaskScope
 from appliance.web import keys, middleware
+from appliance.web.api.lxc_inside import UNRESTRICTED
 from appliance.web.registry import Allow, Call, GuestParams, NodeParams, PveBool, Resource
 from appliance.web.ws import console, events
 
@@ -39,8 +41,15 @@ MAY_OPEN_HOST = Allow("/nodes/{node}", "Sys.Console")
 DISPLAY = "vnc"
 CT_CONSOLE = "console"
 SERIALS = ("serial0", "serial1", "serial2", "serial3")
-HOST_SHELL = "shell"
-PORTS = {DISPLAY: 5900, **{name: 5901 + i for i, name in enumerate(SERIALS)}, CT_CONSOLE: 5910, HOST_SHELL: 5911}
+CT_SHELL = SHELL
+HOST_SHELL = "host"
+PORTS = {
+    DISPLAY: 5900,
+    **{name: 5901 + i for i, name in enumerate(SERIALS)},
+    CT_CONSOLE: 5910,
+    HOST_SHELL: 5911,
+    CT_SHELL: 5912,
+}
 EVENTS_LIMIT = 256
 Needed = tuple[str, str]
 """An ACL path and the privilege that must be held on it."""
@@ -65,6 +74,15 @@ class TermParams(GuestParams, kw_only=True):
     serial: Annotated[Literal["serial0", "serial1", "serial2", "serial3"], Meta(description="the serial port")] = (
         "serial0"
     )
+
+
+class CtTermParams(GuestParams, kw_only=True):
+    """Which console."""
+
+    cmd: Annotated[
+        Literal["login", "shell"],
+        Meta(description="the login console, or a shell of root, which needs VM.GuestAgent.Unrestricted, too"),
+    ] = "login"
 
 
 class VncParams(GuestParams, kw_only=True):
@@ -110,9 +128,11 @@ async def open_vm_terminal(call: Call, params: TermParams) -> Ticket:
 
 @api.post("/nodes/{node}/lxc/{vmid}/termproxy", summary="A ticket for a container's console", allow=MAY_OPEN,
           returns=Ticket)  # fmt: skip
-async def open_ct_terminal(call: Call, params: GuestParams) -> Ticket:
+async def open_ct_terminal(call: Call, params: CtTermParams) -> Ticket:
     """For `vncwebsocket`, which then speaks the terminal's packet protocol."""
-    return await _ticket(call, GuestKind.LXC, params.vmid, CT_CONSOLE)
+    if params.cmd == "shell":
+        call.check(f"/vms/{params.vmid}", UNRESTRICTED)
+    return await _ticket(call, GuestKind.LXC, params.vmid, CT_SHELL if params.cmd == "shell" else CT_CONSOLE)
 
 
 @api.post("/nodes/{node}/qemu/{vmid}/vncproxy", summary="A ticket for a VM's display", allow=MAY_OPEN, returns=Ticket)
@@ -149,7 +169,9 @@ async def vm_websocket(call: Call, params: SocketParams) -> web.StreamResponse:
 async def ct_websocket(call: Call, params: SocketParams) -> web.StreamResponse:
     """Speaks the terminal's packet protocol."""
     call.services.guests.get(GuestId(params.vmid), GuestKind.LXC)
-    name = _name_of(params.port, (CT_CONSOLE,))
+    name = _name_of(params.port, (CT_CONSOLE, CT_SHELL))
+    if name == CT_SHELL:
+        call.check(f"/vms/{params.vmid}", UNRESTRICTED)
     owner = _owner_of(call, params.vncticket, f"/vms/{params.vmid}")
     return await _terminal(call, GuestId(params.vmid), name, owner)
 
@@ -216,8 +238,9 @@ def _owner_of(call: Call, ticket: str, path: str) -> Identity:
 
 async def _terminal(call: Call, guest_id: GuestId, name: str, owner: Identity) -> web.StreamResponse:
     client = await call.services.guests.attach_console(guest_id, name)
+    needed = UNRESTRICTED if name == CT_SHELL else "VM.Console"
     try:
-        return await _relay_terminal(call, client, (f"/vms/{guest_id}", "VM.Console"), owner)
+        return await _relay_terminal(call, client, (f"/vms/{guest_id}", needed), owner)
     finally:
         client.close()
 

@@ -1,0 +1,18 @@
+"""The verbs of `inside.py`, which is loaded only for them: how they are used, and for what."""
+
+from __future__ import annotations
+
+USAGE = {
+    "exec": "appliance ct exec VMID [--uid N] [--gid N] [--cwd DIR] [--env NAME=VALUE] [--timeout S] -- PROGRAM [ARG …]",
+    "push": "appliance ct push VMID FILE PATH [--mode 0644] [--uid N] [--gid N] [--parents]",
+    "pull": "appliance ct pull VMID PATH FILE",
+    "edit": "appliance ct edit VMID PATH",
+    "enter": "appliance ct enter VMID",
+}
+SUMMARY = {
+    "exec": "run a program in it; its exit status becomes this one's",
+    "push": "write a file into it; - is the standard input",
+    "pull": "read a file out of it; - is the standard output",
+    "edit": "change a file in it with $EDITOR",
+    "enter": "a shell of its root in this terminal; Ctrl-] leaves",
+}

@@ -1,0 +1,122 @@
+"""A system container through the public API, as clients and the command line use it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from proxmoxer import ResourceException
+
+from tests.harness import ROOT, Appliance
+
+pytestmark = [pytest.mark.host, pytest.mark.timeout(120)]
+
+CT = 731
+
+
+@pytest.fixture(scope="module")
+def api(appliance: Appliance) -> Any:
+    return appliance.api()
+
+
+@pytest.fixture(scope="module")
+def template(appliance: Appliance, api: Any, busybox_template: Path) -> str:
+    return appliance.upload(api, busybox_template, "vztmpl", "busybox_1_amd64.tar.gz")
+
+
+@pytest.fixture(scope="module")
+def container(appliance: Appliance, api: Any, template: str) -> Iterator[Any]:
+    """A running container with a limit of everything."""
+    node = appliance.node(api)
+    net0 = f"name=eth0,bridge={appliance.bridge},ip=manual"
+    appliance.finish(
+        api, node.lxc.post(vmid=CT, hostname="inside", ostemplate=template, rootfs="local:0.1", memory=64, net0=net0)
+    )
+    appliance.finish(api, node.lxc(CT).status.start.post())
+    yield node.lxc(CT)
+    appliance.finish(api, node.lxc(CT).status.stop.post())
+    appliance.finish(api, node.lxc(CT).delete())
+
+
+def appliance_ct(
+    appliance: Appliance, *words: object, stdin: bytes = b"", **variables: str
+) -> subprocess.CompletedProcess[bytes]:
+    """`appliance ct …` in a process of its own."""
+    argv = [sys.executable, "-m", "appliance", "ct", *map(str, words)]
+    known = environment(appliance) | variables
+    return subprocess.run(argv, cwd=ROOT, env=known, input=stdin, capture_output=True, timeout=30, check=False)
+
+
+def environment(appliance: Appliance) -> dict[str, str]:
+    return {**os.environ, "APPLIANCE_SOCKET": str(appliance.run_dir / "api.sock")}
+
+
+# --- inside -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_programs_streams_and_status_are_those_of_the_command(appliance: Appliance, container: Any) -> None:
+    script = "cat; echo to the log >&2; exit 9"
+    done = appliance_ct(appliance, "exec", CT, "--env", "A=1", "--", "sh", "-c", script, stdin=b"\x00\xff binary\n")
+    assert (done.returncode, done.stdout, done.stderr) == (9, b"\x00\xff binary\n", b"to the log\n")
+    missing = appliance_ct(appliance, "exec", CT, "--", "/bin/absent")
+    assert missing.returncode == 1
+    assert b"ct 731: exec:" in missing.stderr
+    late = appliance_ct(appliance, "exec", CT, "--timeout", 1, "--", "sleep", "100")
+    assert (late.returncode, b"longer than 1 s" in late.stderr) == (1, True)
+
+
+def test_files_are_pushed_pulled_and_edited(appliance: Appliance, container: Any, tmp_path: Path) -> None:
+    data = os.urandom(300_000)
+    (tmp_path / "data").write_bytes(data)
+    pushed = appliance_ct(appliance, "push", CT, tmp_path / "data", "/srv/new/data", "--parents", "--mode", "600")
+    assert pushed.returncode == 0, pushed.stderr
+    assert appliance_ct(appliance, "pull", CT, "/srv/new/data", tmp_path / "back").returncode == 0
+    assert (tmp_path / "back").read_bytes() == data
+    assert container.file.stat.get(path="/srv/new/data")["mode"] == 0o600
+    assert [entry["name"] for entry in container.file.stat.get(path="/srv/new")["entries"]] == ["data"]
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\necho edited >>"$1"\n')
+    editor.chmod(0o755)
+    appliance_ct(appliance, "push", CT, "-", "/etc/motd", stdin=b"hello\n")
+    assert appliance_ct(appliance, "edit", CT, "/etc/motd", EDITOR=str(editor)).returncode == 0
+    assert appliance_ct(appliance, "pull", CT, "/etc/motd", "-").stdout == b"hello\nedited\n"
+    assert appliance_ct(appliance, "pull", CT, "/absent", "-").returncode == 4
+
+
+def test_a_shell_is_attached_beside_the_login_console(appliance: Appliance, api: Any, container: Any) -> None:
+    ticket = container.termproxy.post(cmd="shell")
+    assert ticket["port"] == 5912
+    with subprocess.Popen(
+        [sys.executable, "-m", "appliance", "ct", "enter", str(CT)], cwd=ROOT, env=environment(appliance),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    ) as entered:  # fmt: skip
+        assert entered.stdin is not None
+        assert entered.stdout is not None
+        entered.stdin.write(b"echo $((6*7))-shell; exit\n")
+        entered.stdin.flush()
+        assert b"42-shell" in entered.stdout.read()  # to its end, which the shell's is
+    with appliance.terminal(api, f"lxc/{CT}") as console:
+        console.type("echo $((6*7))-login\n")
+        console.wait_for("42-login", timeout_s=20)
+
+
+def test_who_may_only_look_at_the_console_does_not_get_in(appliance: Appliance, api: Any, container: Any) -> None:
+    api.access.users.post(userid="op@pve", password="correct horse battery")
+    api.access.acl.put(path=f"/vms/{CT}", users="op@pve", roles="PVEVMUser")
+    operator = appliance.log_in(user="op@pve", password="correct horse battery")
+    mine = appliance.node(operator).lxc(CT)
+    assert mine.termproxy.post()["port"] == 5910
+    for resource, form in ((mine.termproxy, {"cmd": "shell"}), (mine.exec, {"command": "id"})):
+        with pytest.raises(ResourceException) as caught:
+            resource.post(**form)
+        assert caught.value.status_code == 403
+    api.access.acl.put(path=f"/vms/{CT}", users="op@pve", roles="PVEAuditor")
+    api.access.acl.put(path=f"/vms/{CT}", users="op@pve", roles="PVEVMUser", delete=1)
+    with pytest.raises(ResourceException) as caught:
+        mine.file.stat.get(path="/etc")
+    assert caught.value.status_code == 403
