@@ -28,6 +28,7 @@ from appliance.ct import (
     host,
     hostpath,
     interior,
+    limits,
     oci,
     provision,
     records,
@@ -43,7 +44,16 @@ from appliance.ct.running import CtParts, RunningCt, StateCallback
 from appliance.errors import ApplianceError, Conflict, HostError, Unsupported
 from appliance.kernel import ns, pidfd
 from appliance.kernel.cgroups import CgroupLayout
-from appliance.model.guest import Capabilities, CtCredentials, CtResources, CtSpec, GuestId, GuestState, MountKind
+from appliance.model.guest import (
+    Capabilities,
+    CtCredentials,
+    CtResources,
+    CtSpec,
+    GuestId,
+    GuestState,
+    IoLimit,
+    MountKind,
+)
 from appliance.model.volume import OpenedVolume
 from appliance.tasks import TaskScope, to_its_end
 from appliance.threads import to_the_end
@@ -176,7 +186,7 @@ class CtEngine:
 
             try:
                 init = await shim.create(self._runtime, container, bundle, prepared=prepare(), scope=self._scope)
-                record = await to_the_end(self._register, spec, init, volumes, processes)
+                record = await to_the_end(self._register, spec, init, volumes, processes, log)
                 for failure in await asyncio.gather(*connecting):
                     if failure is not None:
                         raise failure
@@ -259,6 +269,7 @@ class CtEngine:
             runtime=program,
             init_fd=fds[0],
             shim_fd=fds[1],
+            pids_limit=self._pids_limit,
         )
 
         async def remove() -> None:
@@ -336,7 +347,12 @@ class CtEngine:
         return volumes
 
     def _register(
-        self, spec: CtSpec, init: int, volumes: dict[str, VolumeRecord], held: contextlib.ExitStack
+        self,
+        spec: CtSpec,
+        init: int,
+        volumes: dict[str, VolumeRecord],
+        held: contextlib.ExitStack,
+        log: provision.LogLine,
     ) -> tuple[CtRecord, tuple[int, int]]:
         """With the container created: write its record and take hold of its processes (init, shim), in a thread."""
         assert self._runtime is not None
@@ -354,12 +370,21 @@ class CtEngine:
         )
         records.save(bundle, records.NAME, record.encode())
         self._places.cgroup(spec.guest_id).delegate(record.id_base)
+        if spec.io_limit != IoLimit():
+            self._limit_io(spec, volumes, log)
         fds = _open_processes(record)
         if fds is None:
             raise HostError(f"ct {spec.guest_id}: ended while it was being created")
         for fd in fds:
             held.callback(os.close, fd)
         return record, fds
+
+    def _limit_io(self, spec: CtSpec, volumes: Mapping[str, VolumeRecord], log: provision.LogLine) -> None:
+        failed = limits.apply(
+            self._places.cgroup(spec.guest_id), spec, ("iolimit",), pids_limit=self._pids_limit, volumes=volumes
+        )
+        for key, reason in failed.items():
+            log(f"{key}: {reason}")
 
     async def _remove(self, guest_id: GuestId) -> None:
         """Remove all there is of a container, whoever made it. Raises `HostError`, `TimedOut` naming what stays."""

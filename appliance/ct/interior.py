@@ -17,20 +17,20 @@ from appliance.errors import InvalidParameter
 from appliance.model.guest import CtSpec, NicSpec
 
 BEGIN, END = "# --- BEGIN PVE ---", "# --- END PVE ---"
-_INTERFACES = "/etc/network/interfaces"
+INTERFACES = "/etc/network/interfaces"
 _NETWORK_UNITS = "/etc/systemd/network"
 _UNIT_PREFIX, _UNIT_SUFFIX = "10-appliance-", ".network"  # sorts before the distributions' own catch-all units
 _RESOLVED = "/run/systemd/resolve/"
-_NETWORKD = ("/lib/systemd/system/systemd-networkd.service", "/usr/lib/systemd/system/systemd-networkd.service")
-_IFUP = ("/sbin/ifup", "/usr/sbin/ifup")
+NETWORKD = ("/lib/systemd/system/systemd-networkd.service", "/usr/lib/systemd/system/systemd-networkd.service")
+IFUP = ("/sbin/ifup", "/usr/sbin/ifup")
 _DHCP_CLIENTS = ("/sbin/dhclient", "/sbin/udhcpc", "/sbin/dhcpcd", "/bin/busybox", "/usr/bin/busybox")
-_UNMANAGED = "unmanaged"
+UNMANAGED = "unmanaged"
 _ZONES = "/usr/share/zoneinfo"
 
 
 def write(tree: RootTree, spec: CtSpec, surroundings: Surroundings) -> None:
     """Configure the root file system `tree` for `spec`, on a host like `surroundings`. Blocking."""
-    if spec.os_type == _UNMANAGED or not tree.exists("/etc"):
+    if spec.os_type == UNMANAGED or not tree.exists("/etc"):
         return
     tree.write("/etc/hostname", f"{spec.hostname}\n".encode())
     hosts = _text(tree, "/etc/hosts") or "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
@@ -51,9 +51,9 @@ def write(tree: RootTree, spec: CtSpec, surroundings: Surroundings) -> None:
     if not nics:
         return
     if _wants_ifupdown(tree, nics):
-        managed = interfaces(_text(tree, _INTERFACES), nics)
-        tree.write(_INTERFACES, managed.encode())
-    elif any(tree.exists(path) for path in _NETWORKD):
+        managed = interfaces(_text(tree, INTERFACES), nics)
+        tree.write(INTERFACES, managed.encode())
+    elif any(tree.exists(path) for path in NETWORKD):
         for name, nic in ours.items():
             tree.write(f"{_NETWORK_UNITS}/{name}", network_unit(nic).encode())
         _enable_networkd(tree)
@@ -69,6 +69,11 @@ def _set_time_zone(tree: RootTree, name: str) -> None:
         raise InvalidParameter({"timezone": f"neither the container nor the host knows the time zone {name}"})
     if tree.exists("/etc/timezone"):
         tree.write("/etc/timezone", f"{name}\n".encode())
+
+
+def unit_path(name: str) -> str:
+    """Where the network unit of an interface is."""
+    return f"{_NETWORK_UNITS}/{_UNIT_PREFIX}{name}{_UNIT_SUFFIX}"
 
 
 def hosts_lines(spec: CtSpec) -> list[str]:
@@ -144,7 +149,8 @@ def _stanza(nic: NicSpec) -> list[str]:
         if family == "inet6" and not address:
             continue
         if _is_cidr(address):
-            lines += [f"iface {nic.name} {family} static", f"\taddress {address}"]
+            number, mask = _apart(address)
+            lines += [f"iface {nic.name} {family} static", f"\taddress {number}", f"\tnetmask {mask}"]
             if gateway and _reaches(address, gateway):
                 lines.append(f"\tgateway {gateway}")
             elif gateway:
@@ -163,15 +169,15 @@ def _resolves_by_itself(tree: RootTree, spec: CtSpec) -> bool:
 
 
 def _wants_ifupdown(tree: RootTree, nics: Sequence[NicSpec]) -> bool:
-    if not any(tree.exists(path) for path in _IFUP):
+    if not any(tree.exists(path) for path in IFUP):
         return False
     if any("dhcp" in (nic.ip, nic.ip6) for nic in nics) and not any(tree.exists(path) for path in _DHCP_CLIENTS):
-        return not any(tree.exists(path) for path in _NETWORKD)
+        return not any(tree.exists(path) for path in NETWORKD)
     return True
 
 
 def _enable_networkd(tree: RootTree) -> None:
-    unit = next(path for path in _NETWORKD if tree.exists(path))
+    unit = next(path for path in NETWORKD if tree.exists(path))
     wanted = "/etc/systemd/system/{target}.wants/{unit}"
     tree.link(wanted.format(target="multi-user.target", unit="systemd-networkd.service"), unit)
     tree.link("/etc/systemd/system/dbus-org.freedesktop.network1.service", unit)
@@ -189,6 +195,12 @@ def _host_servers(host_resolver: str) -> list[str]:
             if not address.is_loopback:
                 found.append(str(address))
     return found
+
+
+def _apart(address: str) -> tuple[str, str]:
+    """Address and netmask in the one way that ifupdown and busybox' ifup both read: no CIDR, and of IPv4 a dotted mask."""
+    interface = ipaddress.ip_interface(address)
+    return str(interface.ip), str(interface.netmask if interface.version == 4 else interface.network.prefixlen)
 
 
 def _is_cidr(text: str) -> bool:

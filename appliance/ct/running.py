@@ -12,13 +12,13 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from appliance import command
 from appliance.command import Completed
-from appliance.ct import rootfs, shim
+from appliance.ct import limits, renewal, rootfs, shim
 from appliance.ct.console import ConmonConsole
 from appliance.ct.execution import Executions, ShellConsole, kill_by_file
 from appliance.ct.files import Files
@@ -27,7 +27,7 @@ from appliance.ct.runtime import OciRuntime
 from appliance.errors import ApplianceError, Conflict, NotFound, TimedOut, Unsupported
 from appliance.kernel import pidfd
 from appliance.kernel.cgroups import Cgroup
-from appliance.model.guest import ExitReason, GuestId, GuestState, GuestStats
+from appliance.model.guest import CtSpec, ExitReason, GuestId, GuestState, GuestStats
 from appliance.tasks import TaskScope
 from appliance.threads import to_the_end
 from appliance.waiting import readable
@@ -55,6 +55,7 @@ class CtParts:
     runtime: OciRuntime
     init_fd: int
     shim_fd: int
+    pids_limit: int
 
 
 class RunningCt:
@@ -170,6 +171,17 @@ class RunningCt:
     async def drop_disk_snapshots(self, name: str, slots: Sequence[str]) -> None:
         raise Unsupported(f"{self._label}: a container has no disk images")
 
+    async def update_limits(self, spec: CtSpec, keys: Collection[str]) -> Mapping[str, str]:
+        """Bring its limits to what these configuration `keys` of `spec` ask for; why it could not be done, by key."""
+        parts = self._parts
+        return await asyncio.to_thread(
+            limits.apply, parts.cgroup, spec, keys, pids_limit=parts.pids_limit, volumes=parts.record.volumes
+        )
+
+    async def renew_network(self, spec: CtSpec, names: Collection[str]) -> str:
+        """Let the distribution inside take over what `spec` says of its interfaces `names`; a line about it."""
+        return await renewal.renew(self.files, self.executions, spec, names)
+
     async def execute(self, argv: Sequence[str], *, timeout_s: float, stdin: bytes | None = None) -> Completed:
         """Run a program inside as its root and return what it said, whatever its status.
 
@@ -253,7 +265,8 @@ class RunningCt:
         root = self._parts.record.volumes["rootfs"]
         used = _used_bytes(self._parts.bundle / "rootfs") if root.device is not None else 0
         figures = self._parts.cgroup.stats()
-        return replace(figures, net_in_bytes=received, net_out_bytes=sent, disk_used_bytes=used)
+        killed = self._parts.cgroup.out_of_memory_kills()
+        return replace(figures, net_in_bytes=received, net_out_bytes=sent, disk_used_bytes=used, oom_kills=killed)
 
     def _close_fds(self) -> None:
         while self._fds:

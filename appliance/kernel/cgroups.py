@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,9 +22,10 @@ from pathlib import Path
 from appliance.errors import HostError, TimedOut
 from appliance.kernel.cgroup_figures import figures_v1, figures_v2, keyed, read
 from appliance.kernel.cgroup_limits import Limits
+from appliance.kernel.cgroup_update import MemoryLimit, set_files, set_io, set_memory
 from appliance.kernel.mount import Mount, mount_table
 from appliance.kernel.walk import subdirectories, walk
-from appliance.model.guest import GuestStats
+from appliance.model.guest import GuestStats, IoLimit
 
 FREEZE_LIMIT_S = 5.0
 REMOVE_LIMIT_S = 5.0
@@ -143,6 +144,11 @@ class Cgroup:
         """As OCI's cgroupsPath: absolute from each tree's root."""
         return f"/{self._parent}/{self._leaf}"
 
+    @property
+    def limits_swap(self) -> bool:
+        """Whether swap can be limited here."""
+        return self._layout.limits_swap
+
     def make(self, limits: Limits) -> None:
         """Make it, where it is not there yet, with exactly these limits. Raises `HostError` naming the file, and leaves
         nothing; one where this host has no controller for the processor."""
@@ -168,6 +174,34 @@ class Cgroup:
                 return
             except OSError as error:
                 raise HostError.from_os_error(error, f"write {pid} to {file}") from error
+
+    def limit(self, limits: Limits) -> None:
+        """Change the processor and process limits of the group as it runs. Raises `HostError` naming the file."""
+        for controller in ("cpu", "pids"):
+            with self._changing(controller) as (group, v2):
+                if group is not None:
+                    set_files(group, controller, limits, v2=v2)
+
+    def limit_memory(self, limit: MemoryLimit) -> None:
+        """Change the memory limit. Raises `DoesNotFit`, `HostError`."""
+        with self._changing("memory") as (group, v2):
+            if group is not None:
+                set_memory(group, limit, v2=v2)
+
+    def limit_io(self, disks: Collection[str], limit: IoLimit) -> None:
+        """Change the limit of traffic with each of these disks ("8:0"). Raises `HostError`."""
+        with self._changing("io" if self._layout.pure_v2 else "blkio") as (group, v2):
+            if group is not None:
+                set_io(group, disks, limit, v2=v2)
+
+    @contextlib.contextmanager
+    def _changing(self, controller: str) -> Iterator[tuple[Path | None, bool]]:
+        """The group in the controller's tree (None where this host has it not), and whether that is v2."""
+        root = self._layout.tree_of(controller)
+        try:
+            yield (None if root is None else self._in(root)), root == self._layout.v2
+        except OSError as error:
+            raise HostError.from_os_error(error, f"cgroup {error.filename or self.path}") from error
 
     def delegate(self, owner: int) -> None:
         """Give the group systemd manages to `owner`; controllers stay root's, so limits still bind. Raises `HostError`.

@@ -67,6 +67,8 @@ class GuestStats:
     disk_used_bytes: int = 0
     processes: int = 0
     devices: Mapping[str, DeviceStats] = field(default_factory=dict)  # by slot, where the engine tells them apart
+    oom_kills: int = 0
+    """Processes the kernel has killed in it, because its memory limit was reached."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,6 +292,16 @@ class CtDevice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IoLimit:
+    """Disk traffic per second, of each disk; 0: no limit."""
+
+    read_bytes: int = 0
+    write_bytes: int = 0
+    read_operations: int = 0
+    write_operations: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CtSecurity:
     """A confinement other than the usual. `seccomp` is "default", "strict" or "none"; `dropped` have no prefix."""
 
@@ -321,6 +333,7 @@ class CtSpec:
     features: frozenset[str] = frozenset()  # "nesting", "keyctl", "fuse", "mknod", "force_rw_sys"
     devices: tuple[CtDevice, ...] = ()
     pids: int = 0  # processes and threads; 0: the engine's limit
+    io_limit: IoLimit = IoLimit()
     security: CtSecurity = CtSecurity()
     time_zone: str = ""  # "Area/City", "host", or "" to leave it alone
     locale: str = ""

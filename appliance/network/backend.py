@@ -214,6 +214,11 @@ class NetworkBackend:
         if ports is not None:
             await self._thread.call(f"guest {guest_id}: network", lambda _: ports.unplug(guest_id))
 
+    async def unplug_one(self, guest_id: GuestId, slot: str) -> None:
+        """Remove one port of this guest; not an error when there is none."""
+        ports = self._ready()
+        await self._thread.call(f"guest {guest_id}: {slot}", lambda _: ports.unplug_one(guest_id, slot))
+
     async def reconcile(self, keep: Collection[tuple[GuestId, str]]) -> Sequence[str]:
         """Remove the ports of guests that do not run: all but (guest, slot) in `keep`; the names removed."""
         ports = self._ready()

@@ -233,6 +233,12 @@ class Ports:
         for port in self.of_guest(guest_id):
             self.remove(port.name)
 
+    def unplug_one(self, guest_id: GuestId, slot: str) -> None:
+        """Remove one port of a guest; not an error when there is none."""
+        for port in self.of_guest(guest_id):
+            if port.slot == slot:
+                self.remove(port.name)
+
     def remove(self, name: str) -> None:
         """Remove a port's interface, then its rules; not an error when either has gone."""
         link = rtnetlink.find_link(self.home.route, name)

@@ -1,7 +1,7 @@
 """The stored configuration of guests: changing it, with the volumes it names, templates, and disks that grow.
 
 A change makes its volumes first, then writes, then removes: what fails leaves the configuration and its volumes as they
-were. It applies as ADR 6 says.
+were. A running guest is given what it can take (`live_changes.py`); the rest is pending until its next start (ADR 6).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from appliance.services.guest_config import DiskConfig, Existing
 from appliance.services.guest_inventory import GuestInventory
 from appliance.services.guest_runner import GuestRunner, GuestRuntime
 from appliance.services.guest_volumes import GuestVolumes, Made
+from appliance.services.live_changes import LiveChanges
 from appliance.services.ports import LogLine
 from appliance.services.storage import StorageService
 from appliance.services.tasks import TaskHandle, TaskService
@@ -39,6 +40,7 @@ class GuestConfiguration:
         storage: StorageService,
         tasks: TaskService,
         events: EventBus,
+        live: LiveChanges,
     ) -> None:
         self._inventory = inventory
         self._runner = runner
@@ -46,6 +48,7 @@ class GuestConfiguration:
         self._storage = storage
         self._tasks = tasks
         self._events = events
+        self._live = live
 
     async def update(
         self,
@@ -86,11 +89,19 @@ class GuestConfiguration:
         except ApplianceError:
             await self._volumes.remove(made.volumes, log.info)
             raise
+        await self._apply_live(guest)
         self._tell_config(guest)
         own = [volume for volume in await self._volumes.of_guest(guest.guest_id) if volume in removed]
         if problems := await self._volumes.remove(own, log.info):
             await self._keep_unused(guest, own)
             raise Conflict(f"{guest.label}: {'; '.join(problems)}")
+
+    async def _apply_live(self, guest: GuestRuntime) -> None:
+        """Give the running guest what it can take of what is pending. What fails is told, and stays pending."""
+        waiting = {each.key: each.running for each in self.pending(guest.kind, guest.guest_id)}
+        if waiting:
+            applied = await self._live.apply(guest, waiting, lambda line: log.warning("%s: %s", guest.label, line))
+            await self.applied(guest, applied)
 
     async def _keep_unused(self, guest: GuestRuntime, removed: Sequence[VolumeId]) -> None:
         """What could not be removed stays in the configuration, unused, so that it can be tried again."""

@@ -33,7 +33,7 @@ from appliance.model.guest import (
     VmSpec,
 )
 from appliance.model.volume import OpenedVolume, VolumeId
-from appliance.services import guest_config, lifecycle
+from appliance.services import guest_config, guest_hooks, lifecycle, restart_policy
 from appliance.services.console import ConsoleService
 from appliance.services.guest_lock import GuestLock
 from appliance.services.guest_records import StoredGuest
@@ -48,9 +48,6 @@ CLEAN_UP_LIMIT_S = 60.0
 END_LIMIT_S = 2 * CLEAN_UP_LIMIT_S + 10.0
 SharedDirectory = Callable[[str], Awaitable[Path]]
 """From a directory mapping's name to the directory on this node (`DirectoryMappings.directory`)."""
-
-RESTART_INTERVAL_S = 5.0
-"""A guest that restarts itself starts at most this often: one that does so at once must not occupy the host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +71,11 @@ class GuestRuntime:
     """One guest in this process: what is stored, and what runs.
 
     `running` is None with a state RUNNING for a guest that runs but could not be taken over (see `GuestRunner.adopt`).
-    `restart_due`: it has ended to be started again, and nobody has asked for anything else since. `overruled` is set
-    while a stop waits for the lock. `own_lock`: the `lock` in its configuration marks an operation of this process, which
-    holds the guest's lock: who comes meanwhile waits for that instead of being refused.
+    `restart_due`: it has ended to be started again, and nobody has asked for anything else since. `end_asked_at`: when a
+    stop or shutdown of this run was asked for here; `failures` are its ends in a row (`restart_policy.py`), `last_exit` is
+    how the last run ended. `overruled` is set while a stop waits for the lock. `own_lock`: the `lock` in its configuration
+    marks an operation of this process, which holds the guest's lock: who comes meanwhile waits for that instead of being
+    refused.
     """
 
     stored: StoredGuest
@@ -87,6 +86,9 @@ class GuestRuntime:
     overruled: asyncio.Event = field(default_factory=asyncio.Event)
     stops_waiting: int = 0
     restart_due: bool = False
+    end_asked_at: float | None = None
+    failures: int = 0
+    last_exit: ExitReason | None = None
     removed: bool = False
     own_lock: bool = False
     stats: GuestStats | None = None
@@ -146,9 +148,11 @@ class GuestRunner:
         scope: TaskScope,
         before_start: Callable[[GuestRuntime, LogLine], Awaitable[None]],
         shared_directory: SharedDirectory,
+        tell_end: Callable[[GuestRuntime, ExitReason, str], Awaitable[None]],
     ) -> None:
         self._before_start = before_start
         self._shared_directory = shared_directory
+        self._tell_end = tell_end
         self._engines = engines
         self._storage = storage
         self._network = network
@@ -167,7 +171,7 @@ class GuestRunner:
         lifecycle.require(lifecycle.Action.START, guest.kind, guest.guest_id, guest.state)
         start = partial(self._start_vm, state=state) if guest.kind is GuestKind.QEMU else self._start_ct
         guest.ended.clear()
-        guest.restart_due = False
+        guest.restart_due, guest.end_asked_at = False, None
         self._set_state(guest, GuestState.STARTING, "start")
         try:
             await self._before_start(guest, log_line)
@@ -176,6 +180,7 @@ class GuestRunner:
             await self._give_up_start(guest, error)
             raise
         await self._attach(guest, running)
+        await self._hook(guest, guest_hooks.POST_START, log_line)
 
     async def shutdown(self, guest: GuestRuntime, *, timeout_s: float, force: bool, log_line: LogLine) -> None:
         """Ask for an orderly end and wait. After `timeout_s`: end it by force, or raise `TimedOut` and let it run.
@@ -187,6 +192,8 @@ class GuestRunner:
             raise Conflict(f"{guest.label}: shutdown overruled by a stop")
         if guest.state is GuestState.PAUSED:
             await running.resume()
+        guest.end_asked_at = self._clock.now()
+        await self._hook(guest, guest_hooks.PRE_STOP, log_line)
         await running.shutdown()
         log_line(f"asked to shut down; waiting for its end, up to {timeout_s:g} s")
         ended, overruled = asyncio.ensure_future(guest.ended.wait()), asyncio.ensure_future(guest.overruled.wait())
@@ -207,9 +214,10 @@ class GuestRunner:
 
     async def stop(self, guest: GuestRuntime) -> None:
         """End it by force and wait until it is cleaned up. Not an error when it has ended already."""
-        guest.restart_due = False
+        guest.restart_due, guest.end_asked_at = False, self._clock.now()
         if guest.state in (GuestState.RUNNING, GuestState.PAUSED):
             running = await self.reach(guest)
+            await self._hook(guest, guest_hooks.PRE_STOP, partial(_note, guest))
             self._set_state(guest, GuestState.STOPPING, "stop")
             await running.stop()
         elif guest.running is not None:  # an earlier stop was cut short
@@ -356,19 +364,35 @@ class GuestRunner:
         guest.stats, guest.cpus_used = None, 0.0
         await self._clean_up(guest)
         self._set_state(guest, GuestState.STOPPED, reason.detail)
-        guest.restart_due = reason.kind == "reset"
+        await self._follow_up(guest, reason, ran_s=self._clock.now() - running.started_at)
+
+    async def _follow_up(self, guest: GuestRuntime, reason: ExitReason, *, ran_s: float) -> None:
+        """After the end: whoever waits for it is told, and the guest starts again where it shall."""
+        guest.last_exit = reason
+        guest.failures = restart_policy.failures_after(guest.failures, reason, ran_s=ran_s)
+        policy = restart_policy.policy(guest.stored.record.config)
+        asked = restart_policy.counts_as_asked(guest.end_asked_at, self._clock.now())
+        delay_s = restart_policy.delay_s(policy, reason, asked=asked, ran_s=ran_s, failures=guest.failures)
+        guest.restart_due = delay_s is not None
         guest.ended.set()
-        if guest.restart_due:
-            ran_s = self._clock.now() - running.started_at
-            await self._clock.sleep(min(RESTART_INTERVAL_S, RESTART_INTERVAL_S - ran_s))
+        await self._hook(guest, guest_hooks.POST_STOP, partial(_note, guest))
+        if reason.kind == "crashed" and not asked:
+            follows = "it stays stopped" if delay_s is None else f"it starts again in {delay_s:g} s"
+            await self._tell_end(guest, reason, follows)
+        if delay_s is not None:
+            await self._clock.sleep(delay_s)
             await self._restart(guest, reason)
 
+    async def _hook(self, guest: GuestRuntime, phase: str, log_line: LogLine) -> None:
+        script = guest.stored.record.config.get("hookscript", "")
+        await guest_hooks.run(self._storage, script, guest.guest_id, phase, log_line)
+
     async def _restart(self, guest: GuestRuntime, reason: ExitReason) -> None:
-        """The guest asked for a reboot in a way that ended it (a container's `reboot`): start it, unless it was stopped."""
+        """Start it again, unless somebody has stopped or started it meanwhile."""
         try:
             async with guest.hold(f"restart: {reason.detail}"):
                 if guest.restart_due and guest.state is GuestState.STOPPED:
-                    await self.launch(guest, lambda line: log.info("%s: %s", guest.label, line))
+                    await self.launch(guest, partial(_note, guest))
         except ApplianceError as error:
             log.error("%s: restart failed: %s", guest.label, error)
 
@@ -415,3 +439,8 @@ class GuestRunner:
 async def no_shared_directory(name: str) -> Path:
     """Where there are no directory mappings. Raises `NotFound`."""
     raise NotFound(f"directory mapping '{name}'")
+
+
+def _note(guest: GuestRuntime, line: str) -> None:
+    """A line for which there is no task."""
+    log.info("%s: %s", guest.label, line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 
 from appliance.clock import Clock
@@ -24,12 +24,20 @@ class GuestSampler:
     """One round every `ROUND_S`; a guest that does not answer in time keeps its old figures and delays nobody."""
 
     def __init__(
-        self, guests: Callable[[], Iterable[GuestRuntime]], *, network: NetworkBackend, events: EventBus, clock: Clock
+        self,
+        guests: Callable[[], Iterable[GuestRuntime]],
+        *,
+        network: NetworkBackend,
+        events: EventBus,
+        clock: Clock,
+        tell_oom: Callable[[GuestRuntime, int], Awaitable[None]],
     ) -> None:
+        """`tell_oom` hears how many processes of a guest the kernel has killed since the last round."""
         self._guests = guests
         self._network = network
         self._events = events
         self._clock = clock
+        self._tell_oom = tell_oom
         self._cpu: dict[RunningGuest, tuple[float, float]] = {}
 
     async def run(self) -> None:
@@ -69,7 +77,10 @@ class GuestSampler:
             return
         if guest.running is not running:
             return
+        known = guest.stats.oom_kills if guest.stats is not None else 0
         guest.stats = replace(stats, net_in_bytes=received, net_out_bytes=sent)
+        if stats.oom_kills > known:
+            await self._tell_oom(guest, stats.oom_kills - known)
         now = self._clock.monotonic()
         before = self._cpu.get(running)
         self._cpu[running] = (now, stats.cpu_seconds)

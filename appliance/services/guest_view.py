@@ -58,6 +58,7 @@ class GuestView:
     addresses: tuple[str, ...]
     description: str
     problem: str
+    last_exit: str
 
 
 def summarize(record: GuestRecord) -> GuestSummary:
@@ -145,4 +146,5 @@ def view(
         addresses=addresses,
         description=summary.description,
         problem=summary.problem,
+        last_exit=guest.last_exit.detail if guest.last_exit is not None and guest.last_exit.kind == "crashed" else "",
     )

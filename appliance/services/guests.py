@@ -18,12 +18,13 @@ from appliance.errors import ApplianceError, Conflict, HostError, InvalidParamet
 from appliance.events import EventBus
 from appliance.model.guest import GUEST_ID_MAX, GUEST_ID_MIN, GuestId, GuestKind, GuestState
 from appliance.model.volume import VolumeId
-from appliance.services import cluster_options, guest_config
+from appliance.services import cluster_options, guest_config, guest_hooks
 from appliance.services.access import AccessService
 from appliance.services.console import ConsoleClient, ConsoleService
 from appliance.services.guest_configuration import GuestConfiguration
 from appliance.services.guest_creation import GuestCreation
 from appliance.services.guest_inventory import GuestInventory
+from appliance.services.guest_notices import GuestNotices
 from appliance.services.guest_power import GuestPower
 from appliance.services.guest_runner import (
     Engines,
@@ -36,6 +37,7 @@ from appliance.services.guest_sampler import GuestSampler
 from appliance.services.guest_snapshots import GuestSnapshots
 from appliance.services.guest_view import GuestView, view
 from appliance.services.guest_volumes import GuestVolumes
+from appliance.services.live_changes import LiveChanges
 from appliance.services.ports import CtProvisioner, LogLine, NetworkBackend, RunningGuest
 from appliance.services.storage import StorageService
 from appliance.services.tasks import TaskService
@@ -74,6 +76,7 @@ class GuestService:
         self._engines, self._node, self._scope = engines, node, scope
         self._inventory = GuestInventory(store, clock, new_mac)
         self._volumes = GuestVolumes(storage)
+        self._notices = GuestNotices(tasks, clock)
         self._runner = GuestRunner(
             engines=engines,
             storage=storage,
@@ -84,6 +87,7 @@ class GuestService:
             scope=scope,
             before_start=self._before_start,
             shared_directory=shared_directory,
+            tell_end=self._notices.crashed,
         )
         self._configuration = GuestConfiguration(
             inventory=self._inventory,
@@ -92,6 +96,7 @@ class GuestService:
             storage=storage,
             tasks=tasks,
             events=events,
+            live=LiveChanges(network),
         )
         self._creation = GuestCreation(
             inventory=self._inventory,
@@ -109,7 +114,9 @@ class GuestService:
             inventory=self._inventory, runner=self._runner, storage=storage, tasks=tasks, events=events, clock=clock
         )
         self._power = GuestPower(inventory=self._inventory, runner=self._runner, tasks=tasks, clock=clock)
-        self._sampler = GuestSampler(lambda: self._inventory, network=network, events=events, clock=clock)
+        self._sampler = GuestSampler(
+            lambda: self._inventory, network=network, events=events, clock=clock, tell_oom=self._notices.out_of_memory
+        )
         self._leases: Mapping[str, str] = {}
 
     # --- start and end of the appliance -------------------------------------------------------------------------------
@@ -374,6 +381,8 @@ class GuestService:
     # --- inside -------------------------------------------------------------------------------------------------------
 
     async def _before_start(self, guest: GuestRuntime, log_line: LogLine) -> None:
+        script = guest.stored.record.config.get("hookscript", "")
+        await guest_hooks.run(self._storage, script, guest.guest_id, guest_hooks.PRE_START, log_line)
         await self._configuration.before_start(guest, log_line)
 
     def _view(self, guest: GuestRuntime, now: float) -> GuestView:

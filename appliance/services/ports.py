@@ -261,6 +261,9 @@ class NetworkBackend(Protocol):
     async def unplug(self, guest_id: GuestId) -> None:
         """Remove every port of this guest; not an error when there is none."""
 
+    async def unplug_one(self, guest_id: GuestId, slot: str) -> None:
+        """Remove one port of this guest; not an error when there is none."""
+
     async def set_link(self, guest_id: GuestId, slot: str, *, up: bool) -> None: ...
 
     async def leases(self) -> Mapping[str, str]:

@@ -41,8 +41,8 @@ def tree(root: Path) -> Iterator[RootTree]:
 def test_a_fixed_address_becomes_static_stanzas() -> None:
     assert interior.interfaces("", [FIXED]) == (
         "auto lo\niface lo inet loopback\n\n"
-        "auto eth0\niface eth0 inet static\n\taddress 10.0.3.5/24\n\tgateway 10.0.3.1\n"
-        "iface eth0 inet6 static\n\taddress fd00::5/64\n"
+        "auto eth0\niface eth0 inet static\n\taddress 10.0.3.5\n\tnetmask 255.255.255.0\n\tgateway 10.0.3.1\n"
+        "iface eth0 inet6 static\n\taddress fd00::5\n\tnetmask 64\n"
         "\tpost-up ip -6 route add fe80::1 dev eth0\n\tpost-up ip -6 route add default via fe80::1 dev eth0\n"
     )
 

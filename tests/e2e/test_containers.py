@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from proxmoxer import ResourceException
 
+from tests.e2e.busybox import write_template
 from tests.harness import ROOT, Appliance
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(120)]
@@ -25,8 +26,10 @@ def api(appliance: Appliance) -> Any:
 
 
 @pytest.fixture(scope="module")
-def template(appliance: Appliance, api: Any, busybox_template: Path) -> str:
-    return appliance.upload(api, busybox_template, "vztmpl", "busybox_1_amd64.tar.gz")
+def template(appliance: Appliance, api: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """With ifupdown, as busybox has it."""
+    path = tmp_path_factory.mktemp("template") / "busybox_2_amd64.tar.gz"
+    return appliance.upload(api, write_template(path, sbin=("ifup", "ifdown", "run-parts")), "vztmpl", path.name)
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +123,52 @@ def test_who_may_only_look_at_the_console_does_not_get_in(appliance: Appliance, 
     with pytest.raises(ResourceException) as caught:
         mine.file.stat.get(path="/etc")
     assert caught.value.status_code == 403
+
+
+# --- while it runs ----------------------------------------------------------------------------------------------------
+
+
+def test_limits_change_at_once_and_the_rest_is_pending(appliance: Appliance, container: Any) -> None:
+    container.config.put(memory=96, cpulimit=0.5, hostname="renamed")
+    group = next(Path("/sys/fs/cgroup").glob(f"**/ct-{CT}/memory.limit_in_bytes"), None) or next(
+        Path("/sys/fs/cgroup").glob(f"**/ct-{CT}/memory.max")
+    )
+    assert group.read_text().strip() == str(96 << 20)
+    waiting = {row["key"]: row for row in container.pending.get() if "pending" in row or "delete" in row}
+    assert list(waiting) == ["hostname"]
+    assert (waiting["hostname"]["value"], waiting["hostname"]["pending"]) == ("inside", "renamed")
+    assert container.config.get(current=1)["hostname"] == "inside"
+    container.config.put(revert="hostname")
+    assert container.config.get()["hostname"] == "inside"
+    container.config.put(memory=64)
+
+
+def test_an_interface_comes_changes_and_goes_while_it_runs(appliance: Appliance, container: Any) -> None:
+    net1 = f"name=eth1,bridge={appliance.bridge},hwaddr=BC:24:11:AA:00:31"
+    container.config.put(net1=f"{net1},ip=10.99.0.2/24,rate=5,firewall=1")
+    assert interfaces(container)["eth1"].get("inet") == "10.99.0.2/24", appliance.log_tail()
+    container.config.put(net1=f"{net1},ip=10.99.0.3/24,rate=5,firewall=1")
+    assert interfaces(container)["eth1"]["inet"] == "10.99.0.3/24"
+    container.config.put(net1=f"{net1},ip=10.99.0.3/24,rate=5,firewall=1,link_down=1")
+    assert b"NO-CARRIER" in appliance_ct(appliance, "exec", CT, "--", "ip", "link", "show", "eth1").stdout
+    container.config.put(delete="net1")
+    assert "eth1" not in interfaces(container)
+    assert [row for row in container.pending.get() if "pending" in row or "delete" in row] == []
+
+
+def test_an_interface_that_the_kernel_cannot_make_stays_pending_and_names_why(
+    appliance: Appliance, container: Any
+) -> None:
+    net2 = f"name=eth2,bridge={appliance.bridge},hwaddr=BC:24:11:AA:00:32,tag=7"
+    container.config.put(net2=net2)
+    waiting = [row["key"] for row in container.pending.get() if "pending" in row]
+    if waiting:  # this kernel has no VLAN filtering
+        assert waiting == ["net2"]
+        assert "VLAN tag 7" in appliance.log_tail()
+    else:
+        assert "eth2" in interfaces(container)
+    container.config.put(delete="net2")
+
+
+def interfaces(container: Any) -> dict[str, Any]:
+    return {row["name"]: row for row in container.interfaces.get()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from appliance.clock import Clock
@@ -35,6 +35,7 @@ class FakeRunningGuest:
         self.asked: list[str] = []
         self.grown: dict[str, int] = {}
         self.cannot_grow: Unsupported | None = None
+        self.cannot_change: dict[str, str] = {}
         self.figures = GuestStats()
         self.state_engine = ""
         self.kept: dict[str, set[str]] = {}  # slot: the snapshots in its image
@@ -103,6 +104,14 @@ class FakeRunningGuest:
     async def drop_disk_snapshots(self, name: str, slots: Sequence[str]) -> None:
         for slot in slots:
             self.kept.setdefault(slot, set()).discard(name)
+
+    async def update_limits(self, spec: CtSpec, keys: Collection[str]) -> Mapping[str, str]:
+        self.asked += sorted(keys)
+        return {key: reason for key, reason in self.cannot_change.items() if key in keys}
+
+    async def renew_network(self, spec: CtSpec, names: Collection[str]) -> str:
+        self.asked.append(f"network {' '.join(sorted(names))}")
+        return "done"
 
     async def detach(self) -> None:
         self.held = False

@@ -43,6 +43,7 @@ class FakePorts:
         self.plugged: set[tuple[int, str]] = set()
         self.missing: set[str] = set()
         self.broken: HostError | None = None
+        self.links: dict[tuple[int, str], bool] = {}
 
     async def check(self, nic: NicSpec) -> None:
         if nic.bridge in self.missing:
@@ -60,8 +61,11 @@ class FakePorts:
             raise self.broken
         self.plugged = {port for port in self.plugged if port[0] != guest_id}
 
+    async def unplug_one(self, guest_id: GuestId, slot: str) -> None:
+        self.plugged.discard((guest_id, slot))
+
     async def set_link(self, guest_id: GuestId, slot: str, *, up: bool) -> None:
-        """Nothing depends on it here."""
+        self.links[guest_id, slot] = up
 
     async def leases(self) -> Mapping[str, str]:
         return {}

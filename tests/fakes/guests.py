@@ -141,6 +141,7 @@ class FakeGuestService:
             addresses=(),
             description=config.get("description", ""),
             problem="",
+            last_exit="",
         )
 
     def config(self, guest_id: int, kind: GuestKind | None = None) -> tuple[dict[str, str], str]:

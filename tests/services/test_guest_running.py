@@ -12,8 +12,8 @@ from appliance.errors import Conflict, HostError, InvalidParameter, NotFound
 from appliance.events import GuestStateChanged
 from appliance.model.guest import GuestId, GuestKind, GuestState, GuestStats
 from appliance.services import guests as guests_module
-from appliance.services.guest_runner import RESTART_INTERVAL_S
 from appliance.services.guest_sampler import ROUND_S
+from appliance.services.restart_policy import INTERVAL_S
 from appliance.state.store import StoreFull
 from tests.fakes.engines import FakeRunningGuest
 from tests.fakes.guest_host import ADMIN, GuestHost, GuestWorld, open_world
@@ -242,7 +242,7 @@ async def test_a_container_that_reboots_at_once_waits_before_it_starts_again(wor
     await world.reaches(101, GuestState.STOPPED)
     await turns()
     assert world.host.cts.started == [101]
-    await world.host.clock.advance(RESTART_INTERVAL_S)
+    await world.host.clock.advance(INTERVAL_S)
     await world.reaches(101, GuestState.RUNNING)
 
 
@@ -250,7 +250,7 @@ async def test_a_stop_in_the_middle_of_a_reboot_from_inside_wins(world: GuestWor
     (await running_ct(world)).end("reset", "restart asked for inside")
     await world.reaches(101, GuestState.STOPPED)
     await world.succeed(await world.guests.stop(CT, 101, user=ADMIN))
-    await world.host.clock.advance(RESTART_INTERVAL_S)
+    await world.host.clock.advance(INTERVAL_S)
     await turns()
     assert world.state(101) is GuestState.STOPPED
     assert world.host.cts.started == [101]
@@ -260,7 +260,7 @@ async def test_a_guest_removed_in_the_middle_of_a_reboot_from_inside_is_not_star
     (await running_ct(world)).end("reset", "restart asked for inside")
     await world.reaches(101, GuestState.STOPPED)
     await world.succeed(await world.guests.destroy(CT, 101, user=ADMIN))
-    await world.host.clock.advance(RESTART_INTERVAL_S)
+    await world.host.clock.advance(INTERVAL_S)
     await turns()
     assert world.host.cts.started == [101]
 

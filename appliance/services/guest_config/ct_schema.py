@@ -6,7 +6,7 @@ from appliance.services.guest_config import formats
 from appliance.services.guest_config.property_string import PropertySchema
 from appliance.services.guest_config.schema import KeyTable
 from appliance.services.guest_config.values import Value, boolean, choice, integer, number, unsupported
-from appliance.services.guest_config.vm_schema import key, refused, written_by_us
+from appliance.services.guest_config.vm_schema import key, written_by_us
 from appliance.services.guest_config.volumes import mount_volume_text, volume_text
 
 OS_TYPES = (
@@ -108,6 +108,35 @@ DEVICE = PropertySchema(
     default_key="path",
     required=("path",),
 )
+IO_LIMIT = PropertySchema(
+    fields={
+        "mbps_rd": number("Megabytes (of 10^6) per second read.", minimum=0, maximum=1e6),
+        "mbps_wr": number("Megabytes per second written.", minimum=0, maximum=1e6),
+        "iops_rd": integer("Reads per second.", minimum=1, maximum=10**9),
+        "iops_wr": integer("Writes per second.", minimum=1, maximum=10**9),
+    },
+)
+RESTART = PropertySchema(
+    fields={
+        "when": choice(
+            "no",
+            "on-failure",
+            "always",
+            default="no",
+            description="Whether a container that ends by itself "
+            "is started again: after a crash only, or after its own shutdown too. Never after a stop or a shutdown asked "
+            "for here.",
+        ),
+        "max": integer(
+            "How many times in a row at most (0: no limit); a run of ten minutes starts the count anew.",
+            minimum=0,
+            maximum=1_000_000,
+            default="0",
+        ),
+    },
+    default_key="when",
+    required=("when",),
+)
 SECURITY = PropertySchema(
     fields={
         "seccomp": choice(
@@ -156,7 +185,10 @@ _GENERAL = (
         check=formats.time_zone)),
     key("locale", "Options", Value(description="Locale inside (LANG), as far as the distribution has it.",
         pattern=r"[A-Za-z]{1,8}(_[A-Z]{2})?(\.[A-Za-z0-9-]{1,20})?(@[a-z]{1,20})?")),
-    refused("hookscript", "Options", "Script run at the container's changes of state."),
+    key("hookscript", "", Value(description="Snippet run on the host at the container's changes of state: executable, "
+        "called with id and phase (pre-start, post-start, pre-stop, post-stop). Needs Sys.Modify on /.",
+        check=formats.snippet), live=True),
+    key("restart", "Options", RESTART, "Whether to start it again when it ends by itself.", live=True, reprint=True),
     key("security", "", SECURITY, "Another confinement than the usual one. Needs Sys.Modify on /.", reprint=True),
     written_by_us("parent", "The snapshot this state comes from."),
     written_by_us("snaptime", "When the snapshot was taken."),
@@ -173,6 +205,7 @@ _RESOURCES = (
         "CPU",
         integer("Limit of processes and threads (default: the appliance's).", minimum=16, maximum=4_194_304),
     ),
+    key("iolimit", "Disk", IO_LIMIT, "Limits of disk traffic, of each disk its volumes are on.", reprint=True),
     key("nameserver", "Network", Value(description="DNS servers (default: the host's).", check=formats.ip_addresses)),
     key("searchdomain", "Network", Value(description="DNS search domains.", check=formats.dns_names)),
     key("rootfs", "Disk", ROOTFS, "Volume of the root file system.", reprint=True),

@@ -17,6 +17,7 @@ from appliance.model.guest import (
     CtSpec,
     GuestId,
     GuestKind,
+    IoLimit,
     MountKind,
     NicSpec,
 )
@@ -27,6 +28,7 @@ from appliance.services.guest_config.values import NOT_SUPPORTED, is_true
 from appliance.services.guest_config.volumes import EmptyTray, Existing, HostPath, Memory
 
 _FEATURES = ("nesting", "keyctl", "fuse", "mknod", "force_rw_sys")
+_MEGABYTE = 1_000_000
 _PRIVILEGED_ONLY = ("mknod", "mount")
 TMPFS_BYTES = 64 << 20
 """The size of a file system in memory that names none."""
@@ -67,6 +69,7 @@ def to_ct_spec(guest_id: int, config: Mapping[str, str], *, id_base: int, id_cou
         features=frozenset(name for name in _FEATURES if is_true(features.get(name, "0"))),
         devices=tuple(_device(slot, config[slot]) for slot in _family(config, "dev")),
         pids=int(config.get("pids", "0")),
+        io_limit=_io_limit(_parts(config, "iolimit")),
         security=_security(_parts(config, "security")),
         time_zone=config.get("timezone", ""),
         locale=config.get("locale", ""),
@@ -101,6 +104,15 @@ def _device(slot: str, text: str) -> CtDevice:
         uid=int(values.get("uid", "0")),
         gid=int(values.get("gid", "0")),
         read_only=is_true(values.get("deny-write", "0")),
+    )
+
+
+def _io_limit(values: Mapping[str, str]) -> IoLimit:
+    return IoLimit(
+        read_bytes=round(float(values.get("mbps_rd", "0")) * _MEGABYTE),
+        write_bytes=round(float(values.get("mbps_wr", "0")) * _MEGABYTE),
+        read_operations=int(values.get("iops_rd", "0")),
+        write_operations=int(values.get("iops_wr", "0")),
     )
 
 

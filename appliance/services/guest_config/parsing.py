@@ -19,6 +19,7 @@ from appliance.services.guest_config.vm_schema import VM_KEY_ALIASES, VM_KEYS
 
 KEYS_LIMIT = 1024
 _REPORTED_KEYS_LIMIT = 64
+_BOOKKEEPING = frozenset({"unused", "parent", "snaptime", "template", "meta"})
 
 
 def key_table(kind: GuestKind) -> KeyTable:
@@ -83,9 +84,9 @@ def masked(config: Mapping[str, str]) -> dict[str, str]:
 
 
 def applied_live(kind: GuestKind, name: str) -> bool:
-    """Whether a change of this key takes effect at once in a running guest; all others wait for its next start."""
+    """Whether a change of this key is no matter of a running guest, or one whose own operations bring it about."""
     key = key_table(kind).find(canonical_key(kind, name))
-    return key is not None and key.live
+    return key is not None and (key.live or key.name in _BOOKKEEPING)
 
 
 def _normalise(kind: GuestKind, name: str, text: str) -> str:

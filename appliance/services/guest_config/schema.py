@@ -2,7 +2,7 @@
 
 `KeyTable.find("net3")` gives the family `net` with its description and checks. One table a kind: `vm_schema.VM_KEYS`
 and `ct_schema.CT_KEYS`. The tables also say which privilege changes a key (`privileges.py` applies that), and whether a
-running guest takes a change at once (`live`); all other changes take effect at the guest's next start.
+change is no matter of the running guest (`live`: a description). Others are pending until it has taken them.
 """
 
 from __future__ import annotations

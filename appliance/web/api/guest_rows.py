@@ -60,11 +60,14 @@ class DeviceRow(msgspec.Struct, kw_only=True):
 
 class GuestStatus(GuestRow, kw_only=True):
     """A guest now. `ha` says whether high availability manages it; `agent` whether a guest agent is configured; `devices`
-    is this appliance's own, by slot, for native machines."""
+    is this appliance's own, by slot, for native machines; `lastcrash` how its last run ended, if by a crash; `oomkills` how
+    many of its processes the kernel has killed for lack of memory."""
 
     ha: dict[str, int]
     agent: bool | None = None
     devices: dict[str, DeviceRow] | None = None
+    lastcrash: str | None = None
+    oomkills: int | None = None
 
 
 class PendingRow(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -124,6 +127,8 @@ def status_row(guest: GuestView, config: Mapping[str, str]) -> dict[str, object]
     if guest.kind is GuestKind.QEMU:
         row["agent"] = True if has_agent(config) else None
         row["devices"] = _devices(guest.stats) if guest.state not in _NOT_YET_RUNNING and guest.stats else None
+    row["lastcrash"] = guest.last_exit or None
+    row["oomkills"] = guest.stats.oom_kills or None if guest.stats is not None else None
     return row
 
 

@@ -1,0 +1,106 @@
+"""Giving a running container the changes of its configuration that it can take: limits and network interfaces.
+
+    memory swap cores cpulimit cpuunits pids iolimit      written to its control group
+    netN                                                  port made, removed or made anew; addresses by the tools inside
+
+What could not be done is told, and stays pending: the guest takes it at its next start.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from appliance.errors import ApplianceError
+from appliance.model.guest import CtSpec, GuestKind, GuestState, NicSpec
+from appliance.services import guest_config
+from appliance.services.guest_runner import GuestRuntime
+from appliance.services.ports import LogLine, NetworkBackend, RunningGuest
+
+log = logging.getLogger(__name__)
+
+LIMITS = frozenset({"memory", "swap", "cores", "cpulimit", "cpuunits", "pids", "iolimit"})
+_ADDRESSES = frozenset({"ip", "gw", "ip6", "gw6"})
+
+
+@runtime_checkable
+class ChangeableContainer(Protocol):
+    """The part of a running container that takes changes."""
+
+    async def update_limits(self, spec: CtSpec, keys: Collection[str]) -> Mapping[str, str]:
+        """Set the limits these keys of `spec` ask for; why it could not be done, by key."""
+
+    async def renew_network(self, spec: CtSpec, names: Collection[str]) -> str:
+        """Have the interfaces `names` configured inside as `spec` says; a line about how that went."""
+
+
+class LiveChanges:
+    """See the module's docstring. Called with the guest's lock held."""
+
+    def __init__(self, network: NetworkBackend) -> None:
+        self._network = network
+
+    async def apply(self, guest: GuestRuntime, waiting: Mapping[str, str | None], log_line: LogLine) -> frozenset[str]:
+        """Try every pending change of `guest` (`waiting`: key to what it runs with, None for nothing); returns the keys
+        that are in force now. Never raises for one that fails."""
+        running = guest.running
+        if guest.kind is not GuestKind.LXC or guest.state is not GuestState.RUNNING or running is None:
+            return frozenset()
+        if not isinstance(running, ChangeableContainer):
+            return frozenset()
+        record = guest.stored.record
+        spec = guest_config.to_ct_spec(guest.guest_id, record.config, id_base=record.id_base, id_count=record.id_count)
+        keys = frozenset(waiting)
+        applied: set[str] = set()
+        if wanted := keys & LIMITS:
+            failed = await running.update_limits(spec, wanted)
+            for key, reason in failed.items():
+                log_line(f"{key}: {reason}")
+            applied |= wanted - failed.keys()
+        slots = sorted(key for key in keys if key.startswith("net") and key[3:].isdigit())
+        renew: set[str] = set()
+        for slot in slots:
+            try:
+                renew |= await self._change_nic(guest, running, waiting[slot] or "", spec, slot)
+            except ApplianceError as error:
+                log_line(f"{slot}: {error}")
+            else:
+                applied.add(slot)
+        if renew:
+            log_line(await running.renew_network(spec, renew))
+        return frozenset(applied)
+
+    async def _change_nic(
+        self, guest: GuestRuntime, running: RunningGuest, before: str, spec: CtSpec, slot: str
+    ) -> set[str]:
+        """Bring one port to what is wanted; the names inside whose addresses are to be set then."""
+        wanted = next((nic for nic in spec.nics if nic.slot == slot), None)
+        if wanted is None:
+            await self._network.unplug_one(guest.guest_id, slot)
+            return set()
+        differing = _differing(before, guest.stored.record.config[slot])
+        if differing <= _ADDRESSES:
+            return {wanted.name}
+        if differing == {"link_down"}:
+            await self._network.set_link(guest.guest_id, slot, up=not wanted.link_down)
+            return set()
+        await self._replug(guest, running, wanted)
+        return {wanted.name}
+
+    async def _replug(self, guest: GuestRuntime, running: RunningGuest, nic: NicSpec) -> None:
+        await self._network.check(nic)
+        await self._network.unplug_one(guest.guest_id, nic.slot)
+        await self._network.plug_ct(guest.guest_id, nic, Path(f"/proc/{running.pid}/ns/net"))
+
+
+def _differing(old: str, new: str) -> set[str]:
+    """The parts in which two NIC texts differ. Booleans that are 0 count as absent."""
+    before, after = (
+        {name: value for name, value in guest_config.parse_one(GuestKind.LXC, "net0", text).items() if value != "0"}
+        if text
+        else {}
+        for text in (old, new)
+    )
+    return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
