@@ -74,15 +74,20 @@ class Agent:
     # --- orders: their names are the protocol's ---------------------------------------------------------------------
 
     async def do_start(
-        self, guest: int, spec: dict[str, Any], disks: dict[str, str], taps: dict[str, str]
+        self,
+        guest: int,
+        spec: dict[str, Any],
+        disks: dict[str, str],
+        taps: dict[str, str],
+        directories: dict[str, str],
     ) -> dict[str, Any]:
-        """`disks`: slots to raw images. How long building and starting took."""
+        """`disks`: slots to raw images; `directories`: slots to what is shared. How long building and starting took."""
         volumes = {slot: _volume(Path(path)) for slot, path in disks.items()}
         whole = {"guest_id": guest, "engine": "native", "display": "none", "cpu_model": "host", **spec}
         began = time.monotonic()
         vm = await self._engine.start(
             msgspec.convert(whole, VmSpec),
-            VmResources(disks=volumes, taps=taps),
+            VmResources(disks=volumes, taps=taps, directories={slot: Path(each) for slot, each in directories.items()}),
             on_state=partial(self._state, guest),
             log=lambda line: say({"guest": guest, "log": line}),
         )

@@ -42,11 +42,19 @@ class NativeHost:
         self._ready = asyncio.Event()
 
     async def start(
-        self, number: int, spec: dict[str, Any], *, disks: Mapping[str, str], taps: Mapping[str, str] | None = None
+        self,
+        number: int,
+        spec: dict[str, Any],
+        *,
+        disks: Mapping[str, str],
+        taps: Mapping[str, str] | None = None,
+        directories: Mapping[str, str] | None = None,
     ) -> NativeGuest:
-        """Build and start one; `disks` maps slots, "kernel" and "initrd" to paths in the host."""
+        """Build and start one; `disks` maps slots, "kernel" and "initrd" to paths in the host, `directories` those shared."""
         guest = self.guests[number] = NativeGuest(self, number)
-        guest.facts = await guest.order("start", spec=spec, disks=dict(disks), taps=dict(taps or {}))
+        guest.facts = await guest.order(
+            "start", spec=spec, disks=dict(disks), taps=dict(taps or {}), directories=dict(directories or {})
+        )
         return guest
 
     async def adopt(self, number: int, spec: dict[str, Any]) -> NativeGuest:
