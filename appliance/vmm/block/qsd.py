@@ -81,11 +81,13 @@ def arguments(image: QsdImage) -> list[str]:
         "writethrough": not image.cache.volatile,
         "num-queues": image.queues,
         "logical-block-size": 512,
+        "iothread": "io",  # which looks for more work a while before it sleeps, as the daemon's main loop does not
     }
     return [
         PROGRAM,
         *("--chardev", f"socket,id=monitor,fd={MONITOR_FD}"),
         *("--monitor", "chardev=monitor"),
+        *("--object", "iothread,id=io"),
         *(each for node in nodes(image) for each in ("--blockdev", json.dumps(node))),
         *("--export", json.dumps(export)),
     ]
