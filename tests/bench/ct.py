@@ -1,0 +1,8 @@
+"""The group `ct`: figures of containers. Each is in a module of its own, named `ct_…`, with the figures it goes with."""
+
+from __future__ import annotations
+
+from tests.bench import containers, ct_many
+from tests.bench.figures import Benchmark
+
+BENCHMARKS: list[Benchmark] = [containers.start, *ct_many.BENCHMARKS]
