@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -18,12 +17,13 @@ from tests.ct.conftest import APPLETS, BUSYBOX, SPEC, Host
 pytestmark = pytest.mark.host
 RUNTIME = shutil.which("runc") or ""
 
+SCRIPT = "id -u; cat /proc/sys/kernel/hostname; ps -o pid,args; mount -t tmpfs none /tmp && echo own mount"
 CONFIG = {
     "ociVersion": "1.0.2",
     "hostname": "inner",
     "process": {
         "user": {"uid": 0, "gid": 0},
-        "args": ["/bin/sh", "-c", "id -u; cat /proc/sys/kernel/hostname; ps -o pid,args; mount -t tmpfs none /tmp && echo own mount"],
+        "args": ["/bin/sh", "-c", SCRIPT],
         "env": ["PATH=/bin"],
         "cwd": "/",
         "capabilities": {kind: ["CAP_SYS_ADMIN", "CAP_CHOWN"] for kind in ("bounding", "effective", "permitted")},
