@@ -80,6 +80,28 @@ def test_the_single_file_runs_as_it_is(root: DebianRoot, package: Package) -> No
     assert len(homes) == 1
 
 
+def test_dpkgs_scripts_may_run_twice_and_a_purge_leaves_no_file(root: DebianRoot, package: Package) -> None:
+    """Without systemd, as in a container or while an image is built; the files were unpacked by hand before."""
+    listing = "find / -xdev -path /proc -prune -o -path '/var/lib/dpkg/*' -prune -o -path '/var/log/*' -prune -o -print | sort"
+    root.sh("rm -rf /usr/lib/appliance /var/lib/appliance /var/cache/appliance /usr/share/doc/appliance /etc/issue.d")
+    root.sh("find / -xdev -name 'appliance*' -not -path '/proc/*' -not -path '/root/*' -exec rm -r {} + -prune")
+    before = root.sh(listing)
+    root.sh(
+        f"dpkg --force-depends --install /root/{package.path.name}; appliance --version; systemctl --version 2>&1 || true;"
+        "postinst=/var/lib/dpkg/info/appliance.postinst; $postinst configure 0; $postinst abort-remove; $postinst configure;"
+        "dpkg --verify appliance; mkdir -p /var/lib/appliance; touch /var/lib/appliance/state.db"
+    )
+    assert root.sh("ls /etc/systemd/system/multi-user.target.wants").split() == [
+        "appliance-guests.service",
+        "appliance.service",
+    ]
+    root.sh(
+        "dpkg --force-depends --remove appliance; test -e /var/lib/appliance/state.db; test -e /etc/default/appliance"
+    )
+    root.sh("dpkg --force-depends --purge appliance; ! test -e /var/lib/appliance")
+    assert root.sh(listing) == before
+
+
 def test_apt_finds_all_it_depends_on_there(root: DebianRoot, package: Package) -> None:
     plan = root.sh(f"apt-get --simulate --no-install-recommends install /root/{package.path.name}")
     chosen = set(re.findall(r"^Inst (\S+)", plan, re.M))
