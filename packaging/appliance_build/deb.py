@@ -81,8 +81,8 @@ def _changelog(source: Source) -> str:
     """deb-changelog(5): one entry, for this build."""
     date = email.utils.formatdate(source.epoch_s)
     return (
-        f"appliance ({source.version}) unstable; urgency=medium\n\n  * Built from {source.commit}; what changed is in "
-        f"CHANGELOG.md.gz.\n\n -- {MAINTAINER}  {date}\n"
+        f"appliance ({source.version}) unstable; urgency=medium\n\n  * Built from {source.commit}.\n"
+        f"  * What changed is in CHANGELOG.md.gz.\n\n -- {MAINTAINER}  {date}\n"
     )
 
 
