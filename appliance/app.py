@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import datetime
 import logging
-import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -29,7 +28,7 @@ from appliance.kernel.lockfile import LockFile
 from appliance.kernel.sd_notify import ServiceManager
 from appliance.network.backend import NetworkBackend
 from appliance.qemu.engine import QemuEngine
-from appliance.services import server_identity
+from appliance.services import server_identity, server_names
 from appliance.services.access import AccessService
 from appliance.services.audit import AuditLog
 from appliance.services.console import ConsoleService
@@ -298,7 +297,7 @@ async def _probe(engines: Sequence[NativeEngine | QemuEngine | CtEngine]) -> Non
 
 def _server_identity(config: Config) -> ServerIdentity:
     directory, now = config.data_dir / "pki", datetime.datetime.now(datetime.UTC)
-    names = [config.node_name, socket.gethostname(), config.listen_host]
+    names = server_names.of_this_host(config.node_name, config.listen_host)
     known = server_identity.recall(directory, names, now)
     if known is not None:
         return known

@@ -90,6 +90,14 @@ def test_the_first_password_is_roots_to_read_and_goes_when_it_is_changed(install
     assert bare.status(f"test -e {DATA_DIR}/admin-password") == 1
 
 
+def test_the_certificate_is_good_for_the_address_in_the_banner(installed: Life) -> None:
+    script = (
+        "import socket, ssl; c = ssl.create_default_context(cafile='/var/lib/appliance/pki/ca.pem');"
+        "s = c.wrap_socket(socket.create_connection(('10.0.2.15', 8006)), server_hostname='10.0.2.15'); print(s.version())"
+    )
+    assert installed.bare.sh(f'/usr/lib/appliance/bin/python3.11 -I -S -B -c "{script}"').startswith("TLSv1.")
+
+
 def test_the_process_is_watched_by_systemd(installed: Life) -> None:
     bare = installed.bare
     shown = bare.sh("systemctl show appliance -p WatchdogUSec -p WatchdogTimestampMonotonic -p StatusText -p NRestarts")
