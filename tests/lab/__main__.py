@@ -1,4 +1,4 @@
-"""`./dev lab test | vmm | up | ssh | down`: see docs/lab.md."""
+"""`./dev lab test | vmm | self | up | ssh | down`: see docs/lab.md."""
 
 from __future__ import annotations
 
@@ -25,15 +25,20 @@ STATE: Final = image.DIRECTORY / "up.json"
 """Who keeps hosts up, and how they are reached; there for as long as they are."""
 DOWN_TIMEOUT_S: Final = 60.0
 _HERE = Path(__file__).parent
-_VMM_TESTS = _HERE / "test_vmm*.py"
+_SUITES: Final = {
+    "test": ("test_package*.py", "end to end: the package on a bare host"),
+    "vmm": ("test_vmm*.py", "the native machine"),
+    "self": ("test_[!pv]*.py", "what the lab promises to tests"),
+}
+"""Verb: the files of its tests, and what they try. Each has a budget of its own: docs/lab.md."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(prog="./dev lab", description="Debian hosts under emulation, to prove things on.")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("test", help="run the end-to-end tests; further arguments go to pytest", add_help=False)
-    verbs.add_parser("vmm", help="run those of the native machine only", add_help=False)
+    for verb, (_, summary) in _SUITES.items():
+        verbs.add_parser(verb, help=f"run tests of {summary}; further arguments go to pytest", add_help=False)
     up = verbs.add_parser("up", help="start hosts and keep them until Ctrl-C or `down`")
     up.add_argument("count", type=int, nargs="?", default=1, choices=range(1, 5))
     ssh = verbs.add_parser("ssh", help="a shell, or a command, in a host that is up")
@@ -42,10 +47,9 @@ def main(arguments: Sequence[str]) -> int:
     verbs.add_parser("down", help="end what `up` keeps")
     options, rest = parser.parse_known_args(arguments)
     match options.verb:
-        case "test":
-            return _pytest(rest or [str(_HERE), f"--ignore-glob={_VMM_TESTS}", "--durations=25"])
-        case "vmm":
-            return _pytest([*map(str, sorted(_HERE.glob(_VMM_TESTS.name))), *rest])
+        case verb if verb in _SUITES:
+            files = map(str, sorted(_HERE.glob(_SUITES[verb][0])))
+            return _pytest([*files, "--durations=20", *rest])
         case "up":
             return asyncio.run(_up(options.count))
         case "ssh":
