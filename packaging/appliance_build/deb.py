@@ -6,10 +6,10 @@ import email.utils
 import gzip
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from appliance_build import tree
+from appliance_build import manual, tree
 from appliance_build.ingredients import DebianPackage
 from appliance_build.run import run
 from appliance_build.source import Source
@@ -29,15 +29,20 @@ PLACES = {
 }
 """Where each file of packaging/debian goes."""
 
+FILLED = "completion.bash"
+"""The one of them with words of the command line in it."""
+
 _CONTROL = "DEBIAN"
 
 
 def build(root: Path, output: Path, *, source: Source, packages: Sequence[DebianPackage]) -> Path:
     """Complete `root`, which holds the tree and the copyright file, and pack it. Raises `BuildError`."""
     files = source.root / "packaging"
+    words = manual.ask([root / "usr/lib/appliance" / tree.INTERPRETER, "-I", "-S", "-B"])
     for name, (place, mode) in PLACES.items():
-        _put(root / place, (files / "debian" / name).read_bytes(), mode)
-    _documentation(root, files, source)
+        content = (files / "debian" / name).read_text()
+        _put(root / place, (manual.fill(content, words) if name == FILLED else content).encode(), mode)
+    _documentation(root, files, source, words)
     control = root / _CONTROL
     control.mkdir()
     tree.settle(root, epoch_s=source.epoch_s)  # sizes and sums are of what is packed
@@ -68,10 +73,10 @@ def render_control(template: str, version: str, packages: Sequence[DebianPackage
     return text
 
 
-def _documentation(root: Path, files: Path, source: Source) -> None:
+def _documentation(root: Path, files: Path, source: Source, words: Mapping[str, str]) -> None:
     for page in sorted((files / "man").glob("*.[18]")):
         place = root / f"usr/share/man/man{page.suffix[1:]}/{page.name}.gz"
-        _put(place, _gzip(page.read_text().replace("@VERSION@", source.version).encode()), 0o644)
+        _put(place, _gzip(manual.fill_page(page.read_text(), words, version=source.version).encode()), 0o644)
     documentation = root / "usr/share/doc/appliance"
     _put(documentation / "CHANGELOG.md.gz", _gzip((source.root / "CHANGELOG.md").read_bytes()), 0o644)
     _put(documentation / "changelog.gz", _gzip(_changelog(source).encode()), 0o644)

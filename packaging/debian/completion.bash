@@ -5,9 +5,8 @@ _appliance() {
   _init_completion -n = || return
 
   local options="--socket --data-dir --url --token --ca-fingerprint --output --no-wait --help --version"
-  local commands="vm ct get create set delete upload tasks audit token doctor serve help"
-  local serve="--data-dir --run-dir --listen --node-name --admin-password-file --bridge --proxy --base-path --log-format --verbose --help"
-  local verbs="list create status config set start shutdown stop reboot console resize clone delete"
+  local commands="@COMMANDS@ help"
+  local serve="@SERVE_OPTIONS@"
 
   case $prev in
     --bundle) _filedir; return ;;
@@ -35,8 +34,8 @@ _appliance() {
   local place=$((cword - at))
   case $command in
     serve) COMPREPLY=($(compgen -W "$serve" -- "$cur")) ;;
-    vm) ((place > 1)) || COMPREPLY=($(compgen -W "$verbs reset suspend resume --help" -- "$cur")) ;;
-    ct) ((place > 1)) || COMPREPLY=($(compgen -W "$verbs --help" -- "$cur")) ;;
+    vm) ((place > 1)) || COMPREPLY=($(compgen -W "@VM_VERBS@ --help" -- "$cur")) ;;
+    ct) ((place > 1)) || COMPREPLY=($(compgen -W "@CT_VERBS@ --help" -- "$cur")) ;;
     upload)
       if [[ $cur == -* ]]; then
         COMPREPLY=($(compgen -W "--storage --content --filename --checksum --checksum-algorithm --help" -- "$cur"))
@@ -47,7 +46,7 @@ _appliance() {
     tasks) ((place > 1)) || COMPREPLY=($(compgen -W "cancel --limit --help" -- "$cur")) ;;
     audit) ((place > 1)) || COMPREPLY=($(compgen -W "verify --limit --help" -- "$cur")) ;;
     token) ((place > 1)) || COMPREPLY=($(compgen -W "create list delete --help" -- "$cur")) ;;
-    doctor) COMPREPLY=($(compgen -W "--data-dir --bundle --output --help" -- "$cur")) ;;
+    doctor) COMPREPLY=($(compgen -W "@DOCTOR_OPTIONS@" -- "$cur")) ;;
     help) COMPREPLY=($(compgen -W "$commands" -- "$cur")) ;;
   esac
 } &&

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from appliance_build import manual
+from appliance_build.run import BuildError
 
 from appliance.cli.guests import VERBS
 from appliance.cli.help import USAGE
@@ -21,10 +25,19 @@ _filedir() { COMPREPLY=("<files$1>"); }
 """
 
 
+@functools.cache
+def words() -> Mapping[str, str]:
+    return manual.ask([sys.executable], cwd=ROOT)
+
+
+def filled(name: str) -> str:
+    return manual.fill_page((PACKAGING / "man" / name).read_text(), words(), version="1.2")
+
+
 def page(name: str) -> str:
     """The text of a man page, without the marks."""
-    text = (PACKAGING / "man" / name).read_text().replace("\\-", "-")
-    return re.sub(r"\\f[RPBI]", "", text)
+    text = re.sub(r"\\f[RPBI]|\\&", "", filled(name).replace("\\-", "-").replace("\\e", "\\"))
+    return re.sub(r"\\\[u([0-9A-F]{4})\]", lambda match: chr(int(match[1], 16)), text)
 
 
 def helped(command: str) -> set[str]:
@@ -34,10 +47,11 @@ def helped(command: str) -> set[str]:
     return set(re.findall(r"--[a-z][a-z-]*", done.stdout))
 
 
-def complete(*words: str) -> set[str]:
-    """What bash offers for the last of `words`."""
-    quoted = " ".join(f"'{word}'" for word in words)
-    script = f"{_STUBS}\n. {COMPLETION}\nCOMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; _appliance; "
+def complete(*line: str) -> set[str]:
+    """What bash offers for the last word of `line`."""
+    quoted = " ".join(f"'{word}'" for word in line)
+    function = manual.fill(COMPLETION.read_text(), words())
+    script = f"{_STUBS}\n{function}\nCOMP_WORDS=({quoted}); COMP_CWORD={len(line) - 1}; _appliance; "
     script += 'printf "%s\\n" "${COMPREPLY[@]}"'
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
@@ -45,8 +59,7 @@ def complete(*words: str) -> set[str]:
 
 def commands() -> set[str]:
     """The commands that `appliance --help` lists."""
-    lines = USAGE.partition("Options:")[0].splitlines()
-    found = {word for line in lines if re.match(r"  [a-z]", line) for word in line.split()[0].split("|")}
+    found = set(manual.commands(USAGE))
     assert {"vm", "ct", "get", "delete", "serve", "doctor"} <= found
     return found
 
@@ -54,6 +67,17 @@ def commands() -> set[str]:
 @pytest.mark.parametrize(("command", "name"), [("serve", "appliance-serve.8"), ("doctor", "appliance.1")])
 def test_a_page_has_every_option_of_its_command(command: str, name: str) -> None:
     assert helped(command) - set(re.findall(r"--[a-z][a-z-]*", page(name))) == set()
+
+
+def test_a_help_text_stands_in_its_page_letter_by_letter() -> None:
+    for line in USAGE.splitlines():
+        assert line in page("appliance.1"), line
+    assert manual.fill_page("@USAGE@", {"USAGE": ".x\\y -a\n'z\n"}, version="1") == "\\&.x\\ey \\-a\n\\&'z"
+
+
+def test_a_word_that_stands_for_nothing_ends_the_build() -> None:
+    with pytest.raises(BuildError, match="@NOTHING@"):
+        manual.fill("a @NOTHING@", {"USAGE": ""})
 
 
 def test_the_page_of_serve_has_no_option_that_is_not_there() -> None:
@@ -104,9 +128,9 @@ def test_global_options_are_completed_and_their_values_are_no_command() -> None:
 
 @pytest.mark.parametrize("path", sorted((PACKAGING / "man").iterdir()), ids=lambda path: path.name)
 def test_a_page_formats_without_a_warning(path: Path) -> None:
-    argv = ["groff", "-man", "-Tutf8", "-ww", "-z", str(path)]
+    argv = ["groff", "-man", "-Tutf8", "-ww", "-z", "-"]
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        done = subprocess.run(argv, input=filled(path.name), capture_output=True, text=True, check=False)
     except FileNotFoundError:
         pytest.skip("groff is not installed")
     assert (done.returncode, done.stderr) == (0, "")
