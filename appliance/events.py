@@ -103,6 +103,13 @@ class AccessChanged(Event):
     """Users, groups, roles, tokens or ACLs were written."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsoleViewersChanged(Event):
+    """Somebody began or ceased to look at a guest's console or display."""
+
+    guest_id: GuestId
+
+
 class Subscription:
     """One subscriber's bounded queue. Iterate it asynchronously; made by `EventBus.subscribe` only."""
 

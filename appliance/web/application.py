@@ -37,6 +37,7 @@ from appliance.web.sockets import SocketRegistry
 from appliance.web.static import StaticFiles
 from appliance.web.table import ApiTable
 from appliance.web.ws import events
+from appliance.web.ws.viewers import VIEWERS, ConsoleViewers
 
 CLIENT_BODY_LIMIT_BYTES = 1 << 20
 
@@ -75,6 +76,7 @@ def build_application(
     app[keys.SERVICES] = services
     app[keys.TABLE] = table or ApiTable(resources)
     app[keys.SOCKETS] = SocketRegistry()
+    app[VIEWERS] = ConsoleViewers(services.events)
     app[keys.DOCUMENTS] = keys.Documents()
     app[keys.STRANGERS] = FailureLimiter(burst=REMOTE_BURST, refill_s=REMOTE_REFILL_S)
     app[resources_api.KEPT] = resources_api.Kept()

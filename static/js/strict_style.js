@@ -6,8 +6,9 @@ const createElement = document.createElement;
 const setAttribute = Element.prototype.setAttribute;
 
 document.createElement = function (name, ...rest) {
-  const element = createElement.call(this, name, ...rest);
-  if (String(name).toLowerCase() === "style") asSheet(element);
+  if (String(name).toLowerCase() !== "style") return createElement.call(this, name, ...rest);
+  const element = createElement.call(this, "template"); // even an empty <style> is refused
+  asSheet(element);
   return element;
 };
 

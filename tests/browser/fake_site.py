@@ -25,6 +25,8 @@ Scheme = Literal["light", "dark"]
 
 
 def _is_fault(message: ConsoleMessage) -> bool:
+    if "ERR_NETWORK_CHANGED" in message.text:  # another test has made or removed an interface of this host
+        return False
     return message.type == "error" or "Content Security Policy" in message.text
 
 

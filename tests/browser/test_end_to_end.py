@@ -102,7 +102,7 @@ def test_a_container_is_made_in_the_dialog_typed_into_and_deleted_and_a_second_w
     page.click("[data-action=stop]")
     page.click("#confirm")
     expect(row).to_have_attribute("data-state", "stopped", timeout=TASK_LIMIT_MS)
-    expect(page.locator("#console-state")).to_have_text("The guest is stopped")
+    expect(page.locator("#console-state")).to_have_text("The guest does not run")
     page.click("[data-action=start]")
     expect(page.locator("#console")).to_have_attribute("data-status", "connected", timeout=TASK_LIMIT_MS)
     page.click("[data-action=stop]")

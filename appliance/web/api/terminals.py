@@ -27,6 +27,7 @@ from appliance.web import keys, middleware
 from appliance.web.api.lxc_inside import UNRESTRICTED
 from appliance.web.registry import Allow, Call, GuestParams, NodeParams, PveBool, Resource
 from appliance.web.ws import console, events
+from appliance.web.ws.viewers import VIEWERS
 
 if TYPE_CHECKING:
     from appliance.events import Subscription
@@ -275,6 +276,7 @@ async def _opened(call: Call, needed: Needed) -> AsyncIterator[web.WebSocketResp
     with (
         call.request.app[keys.SOCKETS].register(socket, call.remote),
         call.services.events.subscribe(limit=EVENTS_LIMIT) as seen,
+        call.request.app[VIEWERS].present(_guest_of(needed), call.identity.user),
     ):
         await socket.prepare(call.request)
         call.request[keys.UPGRADED] = socket
@@ -284,6 +286,12 @@ async def _opened(call: Call, needed: Needed) -> AsyncIterator[web.WebSocketResp
         finally:
             await scope.close()
             await socket.close()
+
+
+def _guest_of(needed: Needed) -> GuestId | None:
+    """The guest whose console the right is about."""
+    number = needed[0].removeprefix("/vms/")
+    return GuestId(int(number)) if number.isdecimal() else None
 
 
 async def _close_when_revoked(call: Call, needed: Needed, seen: Subscription, socket: web.WebSocketResponse) -> None:

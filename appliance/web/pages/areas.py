@@ -52,6 +52,7 @@ AREAS: Final = (
          seen_by=lambda viewer: viewer.sees_node),
     Area(id="access", href="/access", icon="users", word="Access",
          search="users groups roles permissions acl pools tokens two-factor"),
+    Area(id="consoles", href="/consoles", icon="grid-2x2", word="Consoles", search="tiles terminals displays"),
     Area(id="account", href="/account", icon="user", word="My account", is_tab=False,
          search="password two-factor tokens language theme settings"),
     Area(id="api", href="/api-docs", icon="book-open", word="API", search="reference documentation explorer"),

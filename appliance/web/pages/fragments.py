@@ -34,6 +34,7 @@ from appliance.model.guest import GuestState
 from appliance.web.pages import access_pages, contexts, datacenter, guest_tabs, guest_window, tree
 from appliance.web.pages.render import Voice
 from appliance.web.pages.viewer import Viewer
+from appliance.web.ws.viewers import ConsoleViewers
 
 if TYPE_CHECKING:
     from appliance.services.guest_view import GuestView
@@ -72,6 +73,7 @@ class PageFeed:
 
     viewer: Viewer
     renderer: Voice
+    watching: ConsoleViewers
     topics: tuple[str, ...] = ()
     _sent: dict[str, int] = field(default_factory=dict)
     _log_lines: dict[str, int] = field(default_factory=dict)
@@ -255,9 +257,17 @@ class PageFeed:
         mine = [event for event in batch if isinstance(event, _GUEST_EVENTS) and event.guest_id == guest_id]
         if any(isinstance(event, bus.GuestListChanged) and not event.exists for event in mine):
             return await self._render("guest_gone", {"guest_id": guest_id})
+        if tab in ("console", "display") and any(
+            isinstance(event, bus.ConsoleViewersChanged) and event.guest_id == guest_id for event in batch
+        ):
+            return [*await self._viewers(guest_id), *(await self._guest(guest_id, tab) if mine else ())]
         sampled = tab == "summary" and any(isinstance(event, bus.GuestStatsSampled) for event in batch)
         tasks = tab in ("tasks", "snapshots") and any(isinstance(event, _TASK_EVENTS) for event in batch)
         return await self._guest(guest_id, tab) if mine or sampled or tasks else ()
+
+    async def _viewers(self, guest_id: int) -> Sequence[Fragment]:
+        self.viewer.guest(guest_id)
+        return await self._render("guest_viewers", {"viewers": self.watching.of(guest_id)})
 
     async def _access(self, tab: str) -> Sequence[Fragment]:
         """Whole again whenever access control has changed (`after`)."""

@@ -9,6 +9,7 @@ from appliance.web import keys
 from appliance.web.pages import areas, contexts, guest_tabs
 from appliance.web.pages.guest_window import Wanted
 from appliance.web.pages.visit import Visit, visited
+from appliance.web.ws.viewers import VIEWERS
 
 
 @visited
@@ -33,6 +34,7 @@ async def show_guest(visit: Visit) -> web.StreamResponse:
     if tab not in dict(tabs):
         raise NotFound(f"page '{tab[:40]}' of guest {guest_id}")
     context |= await guest_tabs.context(visit.viewer, guest_id, tab)
+    context["viewers"] = visit.request.app[VIEWERS].of(guest_id)
     return await visit.page(
         f"guest_{tab}",
         active="guests",

@@ -46,7 +46,8 @@ TASK_WORDS: Mapping[str, str] = {
 SHARED_LIMIT = 4096
 TAG_HUES = 12
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-_FROM_ROOT = re.compile(r'(\s(?:href|src|action|hx-get|hx-post|data-next|data-gone|data-href|data-icons)=")/(?!/)')
+_PLACES = "href|src|action|hx-get|hx-post|data-next|data-gone|data-href|data-icons|data-pop-out|data-dialog"
+_FROM_ROOT = re.compile(rf'(\s(?:{_PLACES})=")/(?!/)')
 """Addresses in what was rendered: no text of a user can look like one, its quotes are escaped."""
 
 

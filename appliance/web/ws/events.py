@@ -84,6 +84,8 @@ class Feed:
         match event:
             case bus.GuestListChanged(exists=False):
                 return True  # there is no object left to hold a privilege on; the id alone tells nothing
+            case bus.ConsoleViewersChanged():
+                return self._has(f"/vms/{event.guest_id}", "VM.Console")
             case bus.GuestStateChanged() | bus.GuestConfigChanged() | bus.GuestListChanged():
                 return self._has(f"/vms/{event.guest_id}", "VM.Audit")
             case bus.TaskStarted() | bus.TaskProgressed() | bus.TaskFinished():
@@ -163,6 +165,8 @@ def describe(event: bus.Event) -> dict[str, object]:
             return {"type": "storage-content", "storage": event.storage}
         case bus.AccessChanged():
             return {"type": "access"}
+        case bus.ConsoleViewersChanged():
+            return {"type": "console-viewers", "vmid": int(event.guest_id)}
     return {"type": "resync"}
 
 
