@@ -11,12 +11,17 @@ import contextlib
 import itertools
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 
 import msgspec
 
 from appliance.errors import GuestFault
 
-TIMEOUT_S = 5.0
+TIMEOUT_S = 10.0
+TIMEOUTS_S: Mapping[str, float] = MappingProxyType(
+    {"guest-fsfreeze-freeze": 600.0, "guest-fsfreeze-thaw": 60.0, "guest-fstrim": 600.0, "guest-ping": 3.0}
+)
+"""Of commands that may take longer than others, for they wait for the guest's disks, and of the one that is to tell soon."""
 ANSWER_LIMIT_BYTES = 4 << 20
 STALE_ANSWERS_LIMIT = 100
 _SENTINEL = b"\xff"
@@ -35,14 +40,15 @@ class GuestAgent:
         self._sync_ids = itertools.count(1)
 
     async def execute(
-        self, command: str, arguments: Mapping[str, object], *, timeout_s: float = TIMEOUT_S, answers: bool = True
+        self, command: str, arguments: Mapping[str, object], *, timeout_s: float | None = None, answers: bool = True
     ) -> object:
-        """Run `command` ("guest-ping") and return its value. `answers=False` for the commands that succeed silently.
+        """Run `command` ("guest-ping") and return its value. `answers=False` for the commands that succeed silently. By
+        default each command has a time-out of its own.
 
         Raises `GuestFault` when the agent is not running, answers nonsense, or refuses.
         """
         try:
-            async with asyncio.timeout(timeout_s), self._one_at_a_time:
+            async with asyncio.timeout(timeout_s or TIMEOUTS_S.get(command, TIMEOUT_S)), self._one_at_a_time:
                 reader, writer = await self._connect()
                 try:
                     return await self._talk(reader, writer, command, arguments, answers=answers)

@@ -133,22 +133,44 @@ def _nic(nic: NicSpec, resources: VmResources, launch: Launch, devices: Devices)
     tap = resources.taps.get(nic.slot)
     if tap is None:
         raise HostError(f"vm {devices.spec.guest_id}: {nic.slot}: no tap device was made for it")
+    vhost = nic.model == "virtio" and not launch.facts.no_vhost
+    yield from ("-netdev", as_json(netdev(nic, tap, vhost=vhost)))
+    driver, options = nic_device(nic, devices, boot_roms=launch.facts.boot_roms)
+    yield from devices.add(driver, nic.slot, options)
+
+
+def netdev(nic: NicSpec, tap: str, *, vhost: bool) -> dict[str, object]:
+    """What is behind a NIC."""
+    queues = _queues(nic)
+    ends: dict[str, object] = {
+        "type": "tap",
+        "id": nic.slot,
+        "ifname": tap,
+        "script": "no",
+        "downscript": "no",
+        "queues": queues,
+    }
+    return ends | {"vhost": vhost}
+
+
+def nic_device(nic: NicSpec, devices: Devices, *, boot_roms: frozenset[str]) -> tuple[str, dict[str, object]]:
+    """The NIC itself: its driver and options, without its place."""
     driver, rom = NIC_MODELS[nic.model]
-    is_virtio = nic.model == "virtio"
-    queues = nic.queues if is_virtio and nic.queues > 1 else None
-    netdev = {"type": "tap", "id": nic.slot, "ifname": tap, "script": "no", "downscript": "no", "queues": queues}
-    yield from ("-netdev", as_json(netdev | {"vhost": is_virtio and not launch.facts.no_vhost}))
-    index = devices.boot_index(nic.slot)
+    queues, index = _queues(nic), devices.boot_index(nic.slot)
     options: dict[str, object] = {
         "netdev": nic.slot,
         "mac": nic.mac,
         "bootindex": index,
-        "romfile": None if index is not None and rom in launch.facts.boot_roms else "",
+        "romfile": None if index is not None and rom in boot_roms else "",
         "mq": True if queues else None,
         "vectors": 2 * queues + 2 if queues else None,  # a pair per queue, configuration and control
-        "host_mtu": nic.mtu if is_virtio else None,
+        "host_mtu": nic.mtu if nic.model == "virtio" else None,
     }
-    yield from devices.add(driver, nic.slot, options)
+    return driver, options
+
+
+def _queues(nic: NicSpec) -> int | None:
+    return nic.queues if nic.model == "virtio" and nic.queues > 1 else None
 
 
 def _share(share: VmShare, launch: Launch, devices: Devices) -> Iterator[str]:

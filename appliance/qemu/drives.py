@@ -53,19 +53,24 @@ def drive_arguments(spec: VmSpec, resources: VmResources, launch: Launch, device
     for disk in spec.disks:
         volume = _volume_of(spec, disk, resources)
         if volume is not None:
-            yield from ("-blockdev", as_json(_block_node(disk, volume, buffered=disk.slot in launch.buffered)))
+            yield from ("-blockdev", as_json(block_node(disk, volume, buffered=disk.slot in launch.buffered)))
         if disk.bus == "virtio":
             yield from devices.bridge_for(disk.slot)
-        single = disk.bus == "scsi" and spec.scsi_controller == "virtio-scsi-single"
-        iothread = f"iothread-{disk.slot}" if disk.iothread and (disk.bus == "virtio" or single) else None
+        iothread = iothread_of(spec, disk)
         if iothread:
             yield from ("-object", as_json({"qom-type": "iothread", "id": iothread}))
-        bus = _bus_of(spec, disk, devices)
+        bus = bus_of(spec, disk, devices)
         controller = str(bus.get("bus", "")).partition(".")[0]
         if controller not in controllers and disk.bus in ("scsi", "sata"):
             controllers.add(controller)
             yield from _controller(spec, disk, controller, iothread, devices)
-        yield from ("-device", as_json(_device(spec, disk, volume, bus, iothread, devices)))
+        yield from ("-device", as_json(drive_device(disk, volume, bus, iothread, devices)))
+
+
+def iothread_of(spec: VmSpec, disk: VmDisk) -> str | None:
+    """The name of the disk's own I/O thread, if it is to have one."""
+    single = disk.bus == "scsi" and spec.scsi_controller == "virtio-scsi-single"
+    return f"iothread-{disk.slot}" if disk.iothread and (disk.bus == "virtio" or single) else None
 
 
 def vars_node(store: VarsStore) -> dict[str, Any]:
@@ -86,7 +91,8 @@ def _protocol(path: str) -> str:
     return "host_device" if path.startswith("/dev/") else "file"
 
 
-def _block_node(disk: VmDisk, volume: OpenedVolume, *, buffered: bool) -> dict[str, Any]:
+def block_node(disk: VmDisk, volume: OpenedVolume, *, buffered: bool) -> dict[str, Any]:
+    """What is behind a drive."""
     direct, no_flush, _ = _CACHE["writeback" if disk.cdrom else disk.cache]
     direct = direct and not buffered
     common: dict[str, Any] = {
@@ -105,7 +111,7 @@ def _block_node(disk: VmDisk, volume: OpenedVolume, *, buffered: bool) -> dict[s
     return node | ({"detect-zeroes": zeroes} if zeroes else {})
 
 
-def _bus_of(spec: VmSpec, disk: VmDisk, devices: Devices) -> Mapping[str, object]:
+def bus_of(spec: VmSpec, disk: VmDisk, devices: Devices) -> Mapping[str, object]:
     """Where the drive plugs in, and which of the controller's places it takes."""
     index = disk.index
     match disk.bus:
@@ -134,14 +140,14 @@ def _controller(spec: VmSpec, disk: VmDisk, controller: str, iothread: str | Non
         yield from devices.add(SCSI_CONTROLLERS[spec.scsi_controller], controller, {"iothread": iothread})
 
 
-def _device(
-    spec: VmSpec,
+def drive_device(
     disk: VmDisk,
     volume: OpenedVolume | None,
     bus: Mapping[str, object],
     iothread: str | None,
     devices: Devices,
 ) -> dict[str, object]:
+    """The drive itself."""
     on_scsi, is_virtio = disk.bus == "scsi", disk.bus == "virtio"
     driver = "virtio-blk-pci" if is_virtio else f"{'scsi' if on_scsi else 'ide'}-{'cd' if disk.cdrom else 'hd'}"
     is_disk = not disk.cdrom or is_virtio

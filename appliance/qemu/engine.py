@@ -102,7 +102,7 @@ class QemuEngine:
             watch = process.ProcessWatch(identity.pid, pidfd)
             vm = RunningVm(
                 record, paths, group, watch, scope=self._scope, clock=self._clock, on_state=on_state,
-                task_log=_to_our_log,
+                task_log=_to_our_log, vhost=self._facts is not None and not self._facts.no_vhost,
             )  # fmt: skip
             try:
                 attached = await vm.reattach()
@@ -193,6 +193,7 @@ class QemuEngine:
             on_state=on_state,
             task_log=log,
             shares=shares,
+            vhost=not self._known_facts().no_vhost,
         )
         try:
             await to_the_end(group.attach, watch.pid)
@@ -226,6 +227,7 @@ def _record_of(spec: VmSpec, *, started_at: float) -> RunRecord:
         display=has_display(spec),
         agent=spec.agent,
         balloon=spec.balloon_min_mib is not None,
+        spec=replace(spec, cloud_init=None),
     )
 
 
@@ -269,7 +271,7 @@ def _find(paths: RunDir, spec: VmSpec) -> tuple[RunRecord, ProcessIdentity] | No
     if record is None:
         started_at = paths.path.stat().st_mtime
         log.warning("vm %s: %s is unreadable", paths.guest_id, paths.record)
-        record = _record_of(spec, started_at=started_at)
+        record = msgspec.structs.replace(_record_of(spec, started_at=started_at), spec=None)
     identity = paths.find_process(record)
     return (record, identity) if identity else None
 

@@ -12,7 +12,6 @@ from appliance.qemu.monitor import Monitor
 from appliance.qemu.run_dir import RunDir, RunRecord
 
 DISPLAY_TIMEOUT_S = 5.0
-AGENT_TIMEOUT_S = 5.0
 
 
 class Ports:
@@ -77,7 +76,7 @@ class Ports:
         command: str,
         arguments: Mapping[str, object],
         *,
-        timeout_s: float = AGENT_TIMEOUT_S,
+        timeout_s: float | None = None,
         answers: bool = True,
     ) -> object:
         """Run a guest agent command ("guest-ping"). Raises `GuestFault` at once when nobody has opened the port."""

@@ -16,7 +16,8 @@ from appliance.cloud_init import render, write_drive
 from appliance.errors import HostError
 from appliance.kernel.cgroup_limits import Limits
 from appliance.kernel.huge_page_room import chosen_kib, make_room
-from appliance.model.guest import VmResources, VmSpec
+from appliance.model.guest import VmDisk, VmResources, VmSpec
+from appliance.model.volume import OpenedVolume
 from appliance.qemu.capabilities import HostFacts
 from appliance.qemu.drives import needs_direct_io
 from appliance.qemu.firmware import VarsStore, temporary_vars, volume_vars
@@ -65,23 +66,32 @@ def _make_room(spec: VmSpec) -> int:
 
 def _check_resources(spec: VmSpec, resources: VmResources) -> frozenset[str]:
     """Blocking. Returns the slots to open without O_DIRECT."""
+    name = f"vm {spec.guest_id}"
     for slot, tap in resources.taps.items():
-        if "/" in tap or not Path(f"/sys/class/net/{tap}/tun_flags").is_file():
-            raise HostError(f"vm {spec.guest_id}: {slot}: tap device {tap} is missing")
+        check_tap(name, slot, tap)
     buffered: set[str] = set()
     for disk in spec.disks:
         volume = resources.disks.get(disk.slot)
-        if volume is None:
-            continue
-        try:
-            mode = volume.path.stat().st_mode
-            if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
-                raise HostError(f"vm {spec.guest_id}: {disk.slot}: {volume.path} is neither a file nor a block device")
-            if needs_direct_io(disk) and not _opens_direct(volume.path):
-                buffered.add(disk.slot)
-        except OSError as error:
-            raise HostError.from_os_error(error, f"vm {spec.guest_id}: {disk.slot}: open {volume.path}") from error
+        if volume is not None and check_disk(name, disk, volume):
+            buffered.add(disk.slot)
     return frozenset(buffered)
+
+
+def check_tap(name: str, slot: str, tap: str) -> None:
+    """Blocking. Raises `HostError`."""
+    if "/" in tap or not Path(f"/sys/class/net/{tap}/tun_flags").is_file():
+        raise HostError(f"{name}: {slot}: tap device {tap} is missing")
+
+
+def check_disk(name: str, disk: VmDisk, volume: OpenedVolume) -> bool:
+    """Blocking. Whether it is to be opened without O_DIRECT. Raises `HostError`."""
+    try:
+        mode = volume.path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+            raise HostError(f"{name}: {disk.slot}: {volume.path} is neither a file nor a block device")
+        return needs_direct_io(disk) and not _opens_direct(volume.path)
+    except OSError as error:
+        raise HostError.from_os_error(error, f"{name}: {disk.slot}: open {volume.path}") from error
 
 
 def _opens_direct(path: Path) -> bool:

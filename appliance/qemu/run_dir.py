@@ -25,7 +25,7 @@ import msgspec
 from appliance.errors import HostError
 from appliance.files import write_atomic
 from appliance.kernel.pidfd import ProcessIdentity, identify
-from appliance.model.guest import GuestId
+from appliance.model.guest import GuestId, VmSpec
 from appliance.qemu import process
 
 RECORD_VERSION = 1
@@ -52,6 +52,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     display: bool = False
     agent: bool = False
     balloon: bool = False
+    spec: VmSpec | None = None
+    """What it has now: hot-plug changes it. Without what cloud-init was told. None: of an earlier appliance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,11 @@ class RunDir:
     def write_record(self, record: RunRecord) -> None:
         """Replace the record atomically. Raises `HostError`."""
         write_atomic(self.record, msgspec.json.encode(record), mode=0o600)
+
+    def update_spec(self, spec: VmSpec) -> None:
+        """Note what it has now. Raises `HostError`."""
+        if (record := self.read_record()) is not None:
+            self.write_record(msgspec.structs.replace(record, spec=spec))
 
     def read_record(self) -> RunRecord | None:
         """The record; None when there is none or it is not one of ours."""

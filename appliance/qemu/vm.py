@@ -1,4 +1,4 @@
-"""One VM that runs: its state as QMP tells it, its orderly and hard end, its consoles, figures and display.
+"""One VM that runs: its state as QMP tells it, its orderly and hard end; `ports` and `plugs` have the rest.
 
     PRELAUNCH (-S) --begin--> RUNNING <--STOP/RESUME--> PAUSED --the process ends--> STOPPED
 
@@ -15,13 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 from appliance.clock import Clock
 from appliance.errors import GuestFault, HostError, TimedOut
-from appliance.model.guest import ExitReason, GuestId, GuestState, GuestStats, SavedState
+from appliance.model.guest import ExitReason, GuestId, GuestState, GuestStats, NicSpec, SavedState, VmDisk
+from appliance.model.volume import OpenedVolume
 from appliance.qemu import snapshots, stats
 from appliance.qemu.console import SerialConsole
 from appliance.qemu.drives import node_name
 from appliance.qemu.ending import LastWords, exit_reason
 from appliance.qemu.groups import VmGroup
 from appliance.qemu.monitor import Monitor
+from appliance.qemu.plugs import Plugs
 from appliance.qemu.ports import Ports
 from appliance.qemu.process import ProcessWatch, read_stat
 from appliance.qemu.run_dir import RunDir, RunRecord
@@ -46,7 +48,7 @@ LogLine = Callable[[str], None]
 
 
 class RunningVm:
-    """Fulfils `services.ports.RunningGuest`. Made by `QemuEngine`, which calls `begin` or `reattach` once."""
+    """Fulfils `services.ports.RunningGuest` and `HotPlug`. Made by `QemuEngine`, which calls `begin` or `reattach` once."""
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class RunningVm:
         on_state: StateCallback,
         task_log: LogLine,
         shares: ShareDaemons | None = None,
+        vhost: bool = False,
     ) -> None:
         """`shares`: those this appliance started; of an adopted VM they end with QEMU."""
         self._record, self._paths, self._group, self._watch = record, paths, group, watch
@@ -68,6 +71,7 @@ class RunningVm:
         self._name = f"vm {record.guest_id}"
         self._monitor = Monitor(paths.qmp, name=self._name, on_event=self._on_event, on_flood=self._on_flood)
         self._ports = Ports(record, paths, self._monitor, name=self._name, pid=watch.pid)
+        self._plugs = Plugs(record.spec, paths, self._monitor, scope=scope, name=self._name, vhost=vhost)
         self._state = GuestState.RUNNING
         self._last_words = LastWords()
         self._pause_reason = ""
@@ -225,6 +229,31 @@ class RunningVm:
         """Not an error where there is none. Raises `HostError`."""
         await snapshots.remove(self._monitor, name, slots)
 
+    @property
+    def attached(self) -> Mapping[str, VmDisk | NicSpec]:
+        """The disks and NICs it has now, by slot."""
+        return self._plugs.attached
+
+    async def attach_disk(self, disk: VmDisk, volume: OpenedVolume) -> None:
+        """Plug in a disk. Raises `Unsupported`, `Conflict`, `HostError`; nothing has changed then."""
+        await self._plugs.attach_disk(disk, volume)
+
+    async def attach_nic(self, nic: NicSpec, tap: str) -> None:
+        """As `attach_disk`."""
+        await self._plugs.attach_nic(nic, tap)
+
+    async def detach_disk(self, slot: str) -> None:
+        """Take it out. Raises `NotFound`, `TimedOut` when the guest does not let go, `HostError`."""
+        await self._plugs.detach(slot)
+
+    async def detach_nic(self, slot: str) -> None:
+        """As `detach_disk`."""
+        await self._plugs.detach(slot)
+
+    async def set_link(self, slot: str, *, up: bool) -> None:
+        """Plug or pull the cable of a NIC. Raises `NotFound`, `HostError`."""
+        await self._plugs.set_link(slot, up=up)
+
     async def agent(self, command: str, **arguments: object) -> object:
         """Run a guest agent command: "ping", "network-get-interfaces" ... Raises `GuestFault` when it is not running."""
         return await self._ports.agent(f"guest-{command}", arguments)
@@ -274,6 +303,8 @@ class RunningVm:
                 self._set_state(GuestState.PAUSED, "the guest suspended itself to RAM")
             case "SHUTDOWN":
                 self._last_words.shutdown_reason = str(data.get("reason", ""))
+            case "DEVICE_DELETED":
+                self._plugs.deleted(str(data.get("device", "")))
             case "RESET":
                 self._last_words.panicked = False
             case "GUEST_PANICKED":

@@ -1,7 +1,7 @@
 """The stored configuration of guests: changing it, with the volumes it names, templates, and disks that grow.
 
 A change makes its volumes first, then writes, then removes: what fails leaves the configuration and its volumes as they
-were. A running guest is given what it can take (`live_changes.py`); the rest is pending until its next start (ADR 6).
+were. A running guest is given what it can take (`live_changes.py`, `guest_hotplug.py`); the rest is pending until its next start (ADR 6).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from appliance.model.guest import GuestKind, GuestState
 from appliance.model.volume import VolumeId
 from appliance.services import guest_config, lifecycle
 from appliance.services.guest_config import DiskConfig, Existing
+from appliance.services.guest_hotplug import GuestHotplug
 from appliance.services.guest_inventory import GuestInventory
 from appliance.services.guest_runner import GuestRunner, GuestRuntime
 from appliance.services.guest_volumes import GuestVolumes, Made
@@ -41,6 +42,7 @@ class GuestConfiguration:
         tasks: TaskService,
         events: EventBus,
         live: LiveChanges,
+        hotplug: GuestHotplug,
     ) -> None:
         self._inventory = inventory
         self._runner = runner
@@ -49,6 +51,7 @@ class GuestConfiguration:
         self._tasks = tasks
         self._events = events
         self._live = live
+        self._hotplug = hotplug
 
     async def update(
         self,
@@ -60,8 +63,13 @@ class GuestConfiguration:
         digest: str | None,
         user: str,
         skip_lock: bool = False,
+        log_line: LogLine = log.info,
     ) -> None:
-        """Write keys and delete keys; makes and removes volumes as they ask. Returns when done."""
+        """Write keys and delete keys; makes and removes volumes as they ask. Returns when done.
+
+        Raises `InvalidParameter`, naming the keys, also where a running machine did not take a disk or NIC, or did not
+        let go of one: that is written all the same, and applies at the next start.
+        """
         guest = self._inventory.get(guest_id, kind)
         parsed = await asyncio.to_thread(guest_config.parse, kind, put)
         async with guest.hold(f"configuration by {user}"):
@@ -71,16 +79,31 @@ class GuestConfiguration:
             plan = guest_config.plan_update(kind, config, parsed, delete)
             if not plan.changed:
                 return
-            if guest.state is not GuestState.STOPPED and plan.removed:
-                raise Conflict(f"{guest.label} is running: shut it down before volumes are removed")
+            self._require_removable(guest, plan.removed)
             _check_not_kept(guest, plan.removed)
-            await self._apply(guest, plan.config, removed=plan.removed)
+            await self._apply(guest, plan.config, removed=plan.removed, log_line=log_line)
+            await self._plug(guest, plan.changed, log_line)
 
-    async def _apply(self, guest: GuestRuntime, config: Mapping[str, str], *, removed: Sequence[VolumeId]) -> None:
+    async def _plug(self, guest: GuestRuntime, changed: Collection[str], log_line: LogLine) -> None:
+        live = await self._hotplug.apply(guest, changed, log_line)
+        await self.applied(guest, live.done)
+        if live.problems:
+            raise InvalidParameter(dict(live.problems))
+
+    def _require_removable(self, guest: GuestRuntime, volumes: Sequence[VolumeId]) -> None:
+        if guest.state is GuestState.STOPPED or not volumes:
+            return
+        held = self._hotplug.held(guest)
+        if held is None or not held.isdisjoint(volumes):
+            raise Conflict(f"{guest.label} is running: shut it down before volumes are removed")
+
+    async def _apply(
+        self, guest: GuestRuntime, config: Mapping[str, str], *, removed: Sequence[VolumeId], log_line: LogLine
+    ) -> None:
         filled = guest_config.fill_macs(guest.kind, config, self._inventory.mac_source())
         guest_config.check(guest.kind, guest.guest_id, filled)
         in_use = self._inventory.volumes_of_others(guest.guest_id)
-        made = await self._volumes.make(guest.kind, guest.guest_id, filled, in_use=in_use, log_line=log.info)
+        made = await self._volumes.make(guest.kind, guest.guest_id, filled, in_use=in_use, log_line=log_line)
         await to_its_end(self._write(guest, made, removed=removed), name=f"configuration of {guest.label}")
 
     async def _write(self, guest: GuestRuntime, made: Made, *, removed: Sequence[VolumeId]) -> None:

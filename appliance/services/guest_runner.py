@@ -93,6 +93,10 @@ class GuestRuntime:
     own_lock: bool = False
     stats: GuestStats | None = None
     cpus_used: float = 0.0
+    tell: LogLine = lambda line: None
+    """Takes what becomes of this run: the log of the task that started it, also when that has long ended."""
+    exit_detail: str = ""
+    """Why it ended last."""
 
     @property
     def guest_id(self) -> GuestId:
@@ -179,6 +183,7 @@ class GuestRunner:
         except BaseException as error:
             await self._give_up_start(guest, error)
             raise
+        guest.tell = log_line
         await self._attach(guest, running)
         await self._hook(guest, guest_hooks.POST_START, log_line)
 
@@ -204,6 +209,7 @@ class GuestRunner:
             overruled.cancel()
         if guest.ended.is_set():
             guest.restart_due = False
+            log_line(f"ended: {guest.exit_detail}")
             return
         if guest.overruled.is_set():
             raise Conflict(f"{guest.label}: shutdown overruled by a stop")
@@ -358,6 +364,9 @@ class GuestRunner:
     async def _supervise(self, guest: GuestRuntime, running: RunningGuest) -> None:
         reason = await running.wait()
         self._set_state(guest, GuestState.STOPPING, reason.detail)
+        guest.exit_detail = reason.detail
+        guest.tell(f"{guest.label} has ended: {reason.detail}")
+        guest.tell = lambda line: None
         if reason.kind == "crashed":
             log.error("%s: %s", guest.label, reason.detail)
         guest.running = None
@@ -423,6 +432,8 @@ class GuestRunner:
     def _engine_state(self, guest: GuestRuntime, state: GuestState, reason: str) -> None:
         """The engine noticed a change by itself. Ends are the supervisor's: it knows when the cleaning up is done."""
         if guest.running is not None and state in (GuestState.RUNNING, GuestState.PAUSED):
+            if reason:
+                guest.tell(reason)
             self._set_state(guest, state, reason)
 
     def _set_state(self, guest: GuestRuntime, new: GuestState, reason: str) -> None:

@@ -23,6 +23,7 @@ from appliance.services.access import AccessService
 from appliance.services.console import ConsoleClient, ConsoleService
 from appliance.services.guest_configuration import GuestConfiguration
 from appliance.services.guest_creation import GuestCreation
+from appliance.services.guest_hotplug import GuestHotplug
 from appliance.services.guest_inventory import GuestInventory
 from appliance.services.guest_notices import GuestNotices
 from appliance.services.guest_power import GuestPower
@@ -97,6 +98,7 @@ class GuestService:
             tasks=tasks,
             events=events,
             live=LiveChanges(network),
+            hotplug=GuestHotplug(storage=storage, network=network),
         )
         self._creation = GuestCreation(
             inventory=self._inventory,
@@ -241,10 +243,11 @@ class GuestService:
         digest: str | None,
         user: str,
         skip_lock: bool = False,
+        log_line: LogLine = log.info,
     ) -> None:
         """Write keys and delete keys; makes and removes volumes as they ask. Returns when done."""
         await self._configuration.update(
-            kind, guest_id, put=put, delete=delete, digest=digest, user=user, skip_lock=skip_lock
+            kind, guest_id, put=put, delete=delete, digest=digest, user=user, skip_lock=skip_lock, log_line=log_line
         )
 
     def pending(self, kind: GuestKind, guest_id: int) -> Sequence[guest_config.Pending]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from appliance.errors import HostError
@@ -16,6 +17,7 @@ from appliance.errors import HostError
 log = logging.getLogger(__name__)
 
 LOG_LIMIT_BYTES = 1 << 20
+LATE_LIMIT_BYTES = LOG_LIMIT_BYTES + (64 << 10)
 LINE_LIMIT = 2048
 
 _CONTROL = {code: None for code in (*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000)) if code != 0x09}
@@ -95,6 +97,20 @@ def append_line(path: Path, line: str) -> None:
     """Add a line to the file of a task that runs no more, after a half line if need be. Blocks. Raises `HostError`."""
     lines = read_lines(path)
     _write_at(path, "".join(f"{text}\n" for text in (*lines, line)).encode(), 0)
+
+
+def append_late(path: Path, lines: Sequence[str]) -> None:
+    """Add what became known after the end of the task, as far as the log's limit allows; nothing where there is no log any
+    more. Blocks. Raises `HostError`."""
+    try:
+        data = "".join(f"{clean_line(line)}\n" for line in lines).encode()
+        with path.open("r+b") as file:
+            if file.seek(0, os.SEEK_END) + len(data) <= LATE_LIMIT_BYTES:
+                file.write(data)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise HostError.from_os_error(error, f"write {path}") from error
 
 
 def _write_at(path: Path, data: bytes, offset: int) -> None:

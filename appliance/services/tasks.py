@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,17 +31,22 @@ from appliance.errors import (
     TooManyRequests,
 )
 from appliance.events import EventBus, TaskFinished, TaskProgressed, TaskStarted
-from appliance.services.task_log import TaskLog, read_lines
+from appliance.services.task_log import TaskLog, append_late, read_lines
 from appliance.services.task_records import RETENTION_TASKS, TaskInfo, TaskOutcome, TaskRecords, status_of_error
 from appliance.services.upid import ID_LIMIT, USER_LIMIT, Upid, safe_part
 from appliance.state.store import Store
 from appliance.tasks import TaskScope
+from appliance.threads import to_the_end
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 RUNNING_LIMIT = 1000
 PROGRESS_INTERVAL_S = 0.25
 SAVE_RETRY_S = 5.0
+LATE_LINES_LIMIT = 100
+"""Of one task, waiting to be written."""
 CLOSE_TIMEOUT_S = 10.0
 
 CANCELLED_STATUS = "interrupted by user"
@@ -51,15 +58,20 @@ Lines = list[str]
 class TaskHandle:
     """What the work of a task holds. On the loop; nothing here waits or fails."""
 
-    def __init__(self, upid: str, task_log: TaskLog) -> None:
+    def __init__(self, upid: str, task_log: TaskLog, *, late: Callable[[str], None] = lambda line: None) -> None:
+        """`late` takes lines that come after the end of the task."""
         self.upid = upid
+        self._late = late
         self.warnings = 0
         self.fraction: float | None = None
         self._log = task_log
         self._changed = asyncio.Event()
 
     def log(self, line: str) -> None:
-        """Add a line (or lines) to the log."""
+        """Add a line (or lines) to the log; also after the end of the task, for whatever it began that goes on."""
+        if self._log.ended:
+            self._late(line)
+            return
         self._log.append(line)
         self._changed.set()
 
@@ -110,6 +122,7 @@ class TaskService:
         self._node = node
         self._records = TaskRecords(store, clock, directory=directory, node=node, retention=retention)
         self._running: dict[str, _Running] = {}
+        self._late: dict[str, list[str]] = {}
         self._works = TaskScope("task")
         self._scope = TaskScope("tasks")
         self._supervisors: set[asyncio.Task[Any]] = set()
@@ -156,11 +169,32 @@ class TaskService:
         except HostError as error:
             return error
         task_log = TaskLog(self._records.log_path(info.upid))
-        run = _Running(info, task_log, TaskHandle(info.upid, task_log), asyncio.Event())
+        handle = TaskHandle(info.upid, task_log, late=partial(self._append_late, info.upid))
+        run = _Running(info, task_log, handle, asyncio.Event())
         self._running[info.upid] = run
         self._supervise(self._see_through(run, work), info.upid)
         self._events.publish(TaskStarted(upid=info.upid))
         return info.upid
+
+    def _append_late(self, upid: str, line: str) -> None:
+        waiting = self._late.setdefault(upid, [])
+        if len(waiting) < LATE_LINES_LIMIT:
+            waiting.append(line)
+        if len(waiting) == 1:
+            with contextlib.suppress(ServiceStopping):
+                self._scope.start(self._write_late(upid), name=f"late lines of {upid}")
+
+    async def _write_late(self, upid: str) -> None:
+        try:
+            if (run := self._running.get(upid)) is not None:
+                await run.ended.wait()  # its last lines are on the disk then
+            while lines := self._late[upid]:
+                await to_the_end(append_late, self._records.log_path(upid), tuple(lines))
+                del lines[: len(lines)]
+        except HostError as error:
+            log.warning("task %s: %s", upid, error)
+        finally:
+            del self._late[upid]
 
     async def _record(self, kind: str, object_id: str, user: str) -> TaskInfo:
         while True:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from proxmoxer import ResourceException
 
 from tests.harness import Appliance
 
@@ -106,3 +107,24 @@ def test_an_orderly_restart_of_the_appliance_is_a_pause_to_it_and_a_kill_a_power
     appliance.start()
     assert guest_of(appliance)[1].status.current.get()["status"] == "stopped"
     assert started(appliance).status.current.get()["status"] == "running"
+
+
+@pytest.mark.parametrize("engine", ["native", "qemu"])
+def test_what_is_plugged_in_is_there_at_once_and_a_guest_that_does_not_let_go_of_it_is_told_of(
+    appliance: Appliance, engine: str
+) -> None:
+    api, guest = guest_of(appliance)
+    appliance.finish(api, guest.config.post(engine=engine))
+    started(appliance)
+
+    def waiting() -> set[str]:
+        return {row["key"] for row in guest.pending.get() if {"pending", "delete"} & row.keys()}
+
+    guest.config.put(virtio1="local:1,format=raw", net1=f"virtio,bridge={appliance.bridge}")
+    assert waiting() == set()
+    guest.config.put(hotplug="0", virtio2="local:1,format=raw")
+    assert waiting() == {"virtio2"}
+    with pytest.raises(ResourceException, match=r"virtio1.*hotplug problem.*letting go of it"):
+        guest.config.put(hotplug="1", delete="virtio1")
+    assert waiting() == {"virtio1", "virtio2"}
+    assert "unused0" in guest.config.get()

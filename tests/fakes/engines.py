@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from appliance.clock import Clock
-from appliance.errors import ApplianceError, NotFound, Unsupported
+from appliance.errors import ApplianceError, NotFound, TimedOut, Unsupported
 from appliance.model.guest import (
     Capabilities,
     CtResources,
@@ -16,17 +17,70 @@ from appliance.model.guest import (
     GuestId,
     GuestState,
     GuestStats,
+    NicSpec,
+    VmDisk,
     VmResources,
     VmSpec,
 )
+from appliance.model.volume import OpenedVolume
 from appliance.services.ports import LogLine, StateCallback
 from tests.fakes.console import FakeConsoleSource
 
 
-class FakeRunningGuest:
+class FakePlugs:
+    """What hot-plug does to a VM: `attached` is what it has, `keeps` what it does not let go of; `cannot_plug` plays a
+    machine without hot-plug, `plug_fails` one that fails."""
+
+    def __init__(self, spec: VmSpec | None) -> None:
+        self.attached: dict[str, VmDisk | NicSpec] = {}
+        if spec is not None:
+            self.attached |= {disk.slot: disk for disk in spec.disks if disk.volume} | {
+                nic.slot: nic for nic in spec.nics
+            }
+        self.volumes: dict[str, OpenedVolume] = {}
+        self.taps: dict[str, str] = {}
+        self.keeps: set[str] = set()
+        self.cannot_plug: Unsupported | None = None
+        self.plug_fails: ApplianceError | None = None
+
+    async def attach_disk(self, disk: VmDisk, volume: OpenedVolume) -> None:
+        self._plug(disk)
+        self.volumes[disk.slot] = volume
+
+    async def attach_nic(self, nic: NicSpec, tap: str) -> None:
+        self._plug(nic)
+        self.taps[nic.slot] = tap
+
+    def _plug(self, device: VmDisk | NicSpec) -> None:
+        if (error := self.cannot_plug or self.plug_fails) is not None:
+            raise error
+        assert device.slot not in self.attached, f"{device.slot} would be there twice"
+        self.attached[device.slot] = device
+
+    async def detach_disk(self, slot: str) -> None:
+        if self.cannot_plug is not None:
+            raise self.cannot_plug
+        if slot not in self.attached:
+            raise NotFound(slot)
+        if slot in self.keeps:
+            raise TimedOut(f"{slot}: the guest letting go of it", 10)
+        del self.attached[slot]
+
+    detach_nic = detach_disk
+
+    async def set_link(self, slot: str, *, up: bool) -> None:
+        nic = self.attached[slot]
+        assert isinstance(nic, NicSpec)
+        self.attached[slot] = replace(nic, link_down=not up)
+
+
+class FakeRunningGuest(FakePlugs):
     """One run of a guest. `end` is what happens to it; `complies` False plays one that ignores the power button."""
 
-    def __init__(self, guest_id: GuestId, *, started_at: float, on_state: StateCallback) -> None:
+    def __init__(
+        self, guest_id: GuestId, *, started_at: float, on_state: StateCallback, spec: VmSpec | None = None
+    ) -> None:
+        super().__init__(spec)
         self.guest_id = guest_id
         self.pid = 4000 + guest_id
         self.started_at = started_at
@@ -121,6 +175,10 @@ class FakeRunningGuest:
         self._on_state, self.held = on_state, True
         return self
 
+    def notice(self, state: GuestState, reason: str) -> None:
+        """Its engine has noticed something by itself."""
+        self._on_state(state, reason)
+
     def _move(self, state: GuestState) -> None:
         self.state = state
         self._on_state(state, "")
@@ -156,7 +214,12 @@ class FakeEngine:
         if self.failure is not None:
             raise self.failure
         assert spec.guest_id not in self.running(), f"guest {spec.guest_id} would run twice"
-        running = FakeRunningGuest(spec.guest_id, started_at=self._clock.now(), on_state=on_state)
+        running = FakeRunningGuest(
+            spec.guest_id,
+            started_at=self._clock.now(),
+            on_state=on_state,
+            spec=spec if isinstance(spec, VmSpec) else None,
+        )
         self.alive[spec.guest_id] = running
         self.started.append(spec.guest_id)
         self.opened.append(resources)

@@ -197,11 +197,14 @@ class FakeGuestService:
         digest: str | None,
         user: str,
         skip_lock: bool = False,
+        log_line: object = None,
     ) -> None:
         guest = self._unlocked(guest_id, kind, skip_lock or "lock" in delete)
         parsed = await asyncio.to_thread(guest_config.parse, kind, put)
         guest_config.check_digest(guest.config, digest)
         plan = guest_config.plan_update(kind, guest.config, parsed, delete)
+        if plan.removed and guest.state is not GuestState.STOPPED:
+            raise Conflict(f"{kind.prefix} {guest_id} is running: shut it down before volumes are removed")
         _specify(kind, guest_id, plan.config)
         guest.config = self._filled(kind, plan.config)
         self.removed += plan.removed

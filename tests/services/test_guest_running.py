@@ -142,6 +142,22 @@ async def test_a_guest_that_crashes_is_cleaned_up_and_can_be_started_again(world
     await world.succeed(await world.guests.start(VM, 100, user=ADMIN))
 
 
+async def test_why_a_guest_ended_is_in_the_log_of_what_ended_it_and_of_the_start(world: GuestWorld) -> None:
+    await world.make_vm()
+    started = await world.guests.start(VM, 100, user=ADMIN)
+    await world.succeed(started)
+    running = world.run_of(100)
+    assert running is not None
+    running.notice(GuestState.RUNNING, "the guest's kernel panicked")
+    upid = await world.guests.shutdown(VM, 100, user=ADMIN)
+    await world.succeed(upid)
+    assert "ended: powered off" in (await world.tasks.read_log(upid))[0]
+    async with asyncio.timeout(20):
+        while len(lines := (await world.tasks.read_log(started))[0]) < 3 or lines[-1] == "TASK OK":
+            await asyncio.sleep(0.01)
+    assert lines[-2:] == ["the guest's kernel panicked", "vm 100 has ended: powered off"]
+
+
 async def test_ports_that_cannot_be_removed_do_not_keep_the_guest_from_being_stopped(world: GuestWorld) -> None:
     running = await running_vm(world)
     world.host.ports.broken = HostError("netlink: device or resource busy")

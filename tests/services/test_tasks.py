@@ -389,6 +389,39 @@ async def test_lists_are_newest_first_and_filtered(tasks: TaskService, host: Hos
 # restarts
 
 
+async def test_what_becomes_known_after_the_end_follows_in_the_log_within_bounds(
+    tasks: TaskService, host: Host
+) -> None:
+    handles: list[TaskHandle] = []
+
+    async def work(handle: TaskHandle) -> None:
+        handles.append(handle)
+        handle.log("started")
+
+    upid = await run(tasks, work)
+    await tasks.wait(upid, timeout_s=PATIENCE_S)
+
+    async def lines() -> list[str]:
+        for _ in range(200):
+            await asyncio.sleep(0.01)
+            if not tasks._late:
+                break
+        return (await tasks.read_log(upid, limit=0))[0]
+
+    handles[0].log("it has ended")
+    handles[0].log("why")
+    assert await lines() == ["started", "TASK OK", "it has ended", "why"]
+    for _ in range(40):
+        for _ in range(1000):
+            handles[0].log("x" * 5000)
+        await lines()
+    (path,) = host.directory.glob("*/UPID*")
+    assert path.stat().st_size <= task_log.LATE_LIMIT_BYTES
+    path.unlink()
+    handles[0].log("nobody remembers")
+    assert await lines() == []
+
+
 async def test_records_and_logs_survive_an_orderly_restart(host: Host) -> None:
     first = await host.start()
     done = await run(first, nothing)

@@ -286,12 +286,13 @@ async def test_unlink_detaches_and_with_force_destroys(site: GuestSite) -> None:
     assert list((await site.call("PUT", f"{path}/unlink", {"idlist": "memory"})).errors) == ["idlist"]
 
 
-async def test_volumes_of_a_running_guest_are_not_destroyed_and_nothing_is_detached(site: GuestSite) -> None:
+async def test_a_volume_that_a_running_guest_has_is_not_destroyed(site: GuestSite) -> None:
     path = define(site, GuestKind.QEMU)
     await site.do("POST", f"{path}/status/start")
     answer = await site.call("PUT", f"{path}/unlink", {"idlist": "scsi0", "force": 1})
     assert answer.status == 409
-    assert "scsi0" in site.guests.guests[100].config
+    assert site.guests.guests[100].config == {"unused0": DISK}
+    assert site.guests.removed == []
 
 
 @KINDS

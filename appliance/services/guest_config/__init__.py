@@ -31,6 +31,7 @@ from appliance.services.guest_config.disks import (
 )
 from appliance.services.guest_config.figures import disk_bytes
 from appliance.services.guest_config.formats import ssh_key_lines
+from appliance.services.guest_config.live import Attach, Detach, LivePlan, SetLink, Step, hotplug_kinds, live_plan
 from appliance.services.guest_config.parsing import (
     applied_live,
     digest,
@@ -71,15 +72,20 @@ __all__ = [
     "PASSWORD_MASK",
     "SYSTEM",
     "Allocate",
+    "Attach",
     "CloudInitDrive",
+    "Detach",
     "DiskConfig",
     "EmptyTray",
     "Existing",
     "HostPath",
     "Import",
+    "LivePlan",
     "Pending",
     "PropertySchema",
     "Requirement",
+    "SetLink",
+    "Step",
     "UpdatePlan",
     "VolumeRef",
     "applied_live",
@@ -99,8 +105,10 @@ __all__ = [
     "format_size",
     "free_unused_slot",
     "hash_password",
+    "hotplug_kinds",
     "is_disk_slot",
     "key_table",
+    "live_plan",
     "masked",
     "owned_volumes",
     "parse",

@@ -65,7 +65,7 @@ _GENERAL = (
     key("template", "Options", boolean("Whether it is a template: never started, only cloned.", default="0")),
     key("lock", "", choice(*LOCKS, description="Marks an operation under way; clears with delete=lock."), live=True),
     key("ostype", "Options", choice(*OS_TYPES, description="Guest operating system.", default="other")),
-    key("hotplug", "HWType", Value(description="What may change while running; a hint.",
+    key("hotplug", "HWType", Value(description="What may be plugged while it runs: `network`, `disk`; 1 all, 0 nothing.",
         default="network,disk,usb", pattern=r"[01]|[a-z]+(,[a-z]+)*", max_length=64)),
     key("agent", "Options", vm_devices.AGENT, "Communication with the QEMU guest agent."),
     key("migrate_downtime", "Options", number("Longest pause of a migration in seconds.", minimum=0, default="0.1")),
@@ -77,7 +77,8 @@ _GENERAL = (
         description="What runs it; `auto` lets the host choose. (Extension of this appliance.)")),
     key("dataplane", "HWType", choice("auto", "python", "offload", default="auto",
         description="Who moves a native machine's disk and network data. (Extension of this appliance.)")),
-    key("vsock", "HWType", boolean("A socket device between host and guest. (Extension of this appliance.)", default="0")),
+    key("vsock", "HWType", boolean("A socket device, on UNIX sockets, or the host's AF_VSOCK with dataplane=offload. "
+        "(Extension of this appliance.)", default="0")),
     key("kernel", "HWType", Value(description="Volume of a kernel to boot directly. (Extension of this appliance.)",
         check=formats.volume_id)),
     key("initrd", "HWType", Value(description="Volume of that kernel's initial RAM disk. (Extension of this appliance.)",

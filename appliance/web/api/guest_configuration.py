@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
@@ -29,7 +30,10 @@ from appliance.web.api.guest_rows import PendingRow, config_reply, config_schema
 from appliance.web.registry import Allow, Call, GuestParams, PveBool, PveList, Resource, Rest
 
 if TYPE_CHECKING:
+    from appliance.services.ports import LogLine
     from appliance.services.tasks import TaskHandle
+
+log = logging.getLogger(__name__)
 
 _CONFIG_PRIVILEGES = {
     GuestKind.QEMU: ("Disk", "CDROM", "CPU", "Memory", "Network", "HWType", "Options", "Cloudinit"),
@@ -125,7 +129,12 @@ def declare(api: Resource, kind: GuestKind) -> None:
     @api.put(f"{base}/config", summary=f"Change the configuration of a {noun}", allow=may_change,
              rest_schema=lambda: config_schema(kind))  # fmt: skip
     async def write_config(call: Call, params: ChangeParams) -> None:
-        """All or nothing; returns when done, volumes made included. Each key needs its own privilege."""
+        """All or nothing; returns when done, volumes made included. Each key needs its own privilege.
+
+        Disks and NICs of a running VM come and go at once where `hotplug` allows it and its engine can, else at the next
+        start. A guest that takes or gives up one too late, or not at all, is an error that names the key; the change is
+        written, and applies at the next start.
+        """
         params = with_reverts(call, kind, params)
         put = await check_change(call, kind, params)
         await apply_change(call, kind, params, put)
@@ -172,7 +181,7 @@ def declare_for_vms(api: Resource) -> None:
         put = await check_change(call, kind, params)
 
         async def work(task: TaskHandle) -> None:
-            await apply_change(call, kind, params, put)
+            await apply_change(call, kind, params, put, log_line=task.log)
 
         upid = await call.services.tasks.run("qmconfig", object_id=str(params.vmid), user=call.user, work=work)
         return await _end_within(call, upid, params.background_delay)
@@ -214,17 +223,22 @@ async def check_change(call: Call, kind: GuestKind, params: ChangeParams) -> dic
     return put
 
 
-async def apply_change(call: Call, kind: GuestKind, params: ChangeParams, put: dict[str, str]) -> None:
+async def apply_change(
+    call: Call, kind: GuestKind, params: ChangeParams, put: dict[str, str], *, log_line: LogLine = log.info
+) -> None:
     """Write it; with `force`, destroy the volumes of the disks that were deleted."""
     guests = call.services.guests
     before, _ = stored_config(call, kind, params.vmid)
     doomed = {volume for slot, volume in guest_config.referenced_volumes(kind, before) if slot in params.delete}
-    if params.force and doomed and guests.get(GuestId(params.vmid), kind).state is not GuestState.STOPPED:
+    is_live = kind is GuestKind.QEMU  # they are taken out first; what the guest keeps is not destroyed
+    stopped = guests.get(GuestId(params.vmid), kind).state is GuestState.STOPPED
+    if params.force and doomed and not (stopped or is_live):
         raise Conflict(f"{kind.prefix} {params.vmid} is running: shut it down before volumes are removed")
     skip_lock = params.skiplock
     await guests.update_config(
-        kind, params.vmid, put=put, delete=params.delete, digest=params.digest, user=call.user, skip_lock=skip_lock
-    )
+        kind, params.vmid, put=put, delete=params.delete, digest=params.digest, user=call.user, skip_lock=skip_lock,
+        log_line=log_line,
+    )  # fmt: skip
     if not params.force:
         return
     after, digest = stored_config(call, kind, params.vmid)
@@ -235,8 +249,9 @@ async def apply_change(call: Call, kind: GuestKind, params: ChangeParams, put: d
     ]
     if unused:
         await guests.update_config(
-            kind, params.vmid, put={}, delete=unused, digest=digest, user=call.user, skip_lock=skip_lock
-        )
+            kind, params.vmid, put={}, delete=unused, digest=digest, user=call.user, skip_lock=skip_lock,
+            log_line=log_line,
+        )  # fmt: skip
 
 
 def _check_space(call: Call, kind: GuestKind, slot: str, config: dict[str, str]) -> None:
