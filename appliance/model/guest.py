@@ -220,7 +220,9 @@ class VmSpec:
     kernel: str = ""
     initrd: str = ""
     cmdline: str = ""
-    vsock: bool = False  # a socket device; native: on UNIX sockets in the guest's run directory, as Firecracker has it
+    vsock: bool = (
+        False  # a socket device; native: UNIX sockets in its run directory, or the host's AF_VSOCK ("offload")
+    )
     data_plane: str = "auto"  # native machine: "auto", "python" or "offload" (vhost, vhost-user)
     watchdog: str = (
         ""  # what an i6300ESB does when it expires: "reset", "shutdown", "poweroff", "pause", "none"; "": no device

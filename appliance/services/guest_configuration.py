@@ -1,7 +1,8 @@
 """The stored configuration of guests: changing it, with the volumes it names, templates, and disks that grow.
 
 A change makes its volumes first, then writes, then removes: what fails leaves the configuration and its volumes as they
-were. A running guest is given what it can take (`live_changes.py`, `guest_hotplug.py`); the rest is pending until its next start (ADR 6).
+were. A running guest is given what it can take (`live_changes.py`, `guest_hotplug.py`); the rest is pending until its next
+start (ADR 6).
 """
 
 from __future__ import annotations

@@ -42,13 +42,14 @@ from appliance.vmm.plugs import Plugs
 from appliance.vmm.startup import make_boot
 from appliance.vmm.vhost.backend import DataPlane
 from appliance.vmm.virtio.balloon import VirtioBalloon
-from appliance.vmm.virtio.console import PortOptions, VirtioConsole
+from appliance.vmm.virtio.console import ConsolePort, PortOptions, VirtioConsole
 from appliance.vmm.virtio.fs import VirtioFs, open_shared
 from appliance.vmm.virtio.net import VirtioNet
 from appliance.vmm.virtio.rng import VirtioRng
 from appliance.vmm.virtio.vsock import VirtioVsock, VsockOptions
 
 AGENT_PORT = "org.qemu.guest_agent.0"
+PANIC_INTERVAL_S = 10.0
 
 
 @dataclass
@@ -64,15 +65,19 @@ class Built:
     spec: VmSpec
     resources: VmResources
     agent: ByteChannel | None = None
+    agent_port: ConsolePort | None = None
     balloon: VirtioBalloon | None = None
     display: Display | None = None
+    vsock: VirtioVsock | None = None
     on_panic: Callable[[], None] = lambda: None
     on_paused: Callable[[str], None] = lambda reason: None
 
     def notes(self) -> list[str]:
-        """For the task's log: cautions, and who moves the data of each disk and NIC."""
+        """For the task's log: cautions, and who moves the data of each device that another may serve."""
         planes = {**{slot: disk.data_plane for slot, disk in self.disks.items()},
                   **{slot: nic.data_plane.value for slot, nic in self.nics.items()}}  # fmt: skip
+        if self.vsock is not None:
+            planes["vsock"] = self.vsock.data_plane.value
         return [*self._cautions(), *(f"{slot}: data plane: {plane}" for slot, plane in planes.items())]
 
     def _cautions(self) -> list[str]:
@@ -157,6 +162,7 @@ class _Builder:
     def __init__(self, machine: Machine, spec: VmSpec, resources: VmResources, options: BuildOptions) -> None:
         self._machine, self._spec, self._resources, self._options = machine, spec, resources, options
         self._context = replace(machine.context, request=self._request)
+        self._panic_told_at = float("-inf")
         self.built: Built | None = None
 
     async def build(self) -> Built:
@@ -180,7 +186,8 @@ class _Builder:
         built = self.built = Built(machine, chipset, plugs, spec, self._resources)
         self._add_small_devices(built)
         if spec.vsock:
-            await self._add_vsock(built)
+            built.vsock = await self._make_vsock()
+            plugs.plug("vsock", built.vsock, SLOTS["vsock"])
         if has_display(spec):
             await self._add_display(built)
         for disk in spec.disks:
@@ -225,6 +232,7 @@ class _Builder:
         built.agent.bind(port)
         port.sink, port.on_room = built.agent.feed, built.agent.has_room
         port.set_open(True)
+        built.agent_port = port
         built.plugs.plug("agent", device, SLOTS["agent"])
 
     async def _add_display(self, built: Built) -> None:
@@ -261,10 +269,12 @@ class _Builder:
             raise
         built.plugs.plug(share.slot, made[0], share_slot(share))
 
-    async def _add_vsock(self, built: Built) -> None:
-        """On UNIX sockets in the machine's run directory: `vsock.sock`, and `vsock.sock_PORT` for what the guest asks for."""
+    async def _make_vsock(self) -> VirtioVsock:
+        """On UNIX sockets in the machine's run directory: `vsock.sock`, and `vsock.sock_PORT` for what the guest asks for.
+        On the host's own AF_VSOCK, the guest's ID as its CID, where the data is to leave this process."""
+        offload = self._spec.data_plane == DataPlane.OFFLOAD
         options = VsockOptions(
-            guest_cid=self._spec.guest_id, socket_path=self._options.run_dir / "vsock.sock", data_plane=DataPlane.AUTO
+            guest_cid=self._spec.guest_id, socket_path=None if offload else self._options.run_dir / "vsock.sock"
         )
         made: list[VirtioVsock] = []
 
@@ -277,20 +287,27 @@ class _Builder:
             for each in made:
                 each.close()
             raise
-        built.plugs.plug("vsock", made[0], SLOTS["vsock"])
+        return made[0]
 
     # --- doors of the devices ---------------------------------------------------------------------------------------
 
     def _request(self, request: MachineRequest, why: str) -> None:
         """A panic is told, not acted upon: what follows is the guest's own choice (kernel.panic). Any thread."""
         if request is MachineRequest.PANIC:
-            self._context.note(f"{request}: {why}")
-            self._context.bridge.post(lambda: self.built.on_panic() if self.built else None)
+            self._panicked(why)
             return
         if request is MachineRequest.WATCHDOG:
             self._watchdog(why)
             return
         self._machine.request(request, why)
+
+    def _panicked(self, why: str) -> None:
+        """A guest can say it a million times a second: the loop hears of it now and then."""
+        self._context.note(f"{MachineRequest.PANIC}: {why}")
+        now = self._options.clock.monotonic()
+        if now - self._panic_told_at > PANIC_INTERVAL_S:
+            self._panic_told_at = now
+            self._context.bridge.post(lambda: self.built.on_panic() if self.built else None)
 
     def _watchdog(self, why: str) -> None:
         self._context.note(f"watchdog expired: {why}; action {self._spec.watchdog}")

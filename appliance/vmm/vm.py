@@ -43,7 +43,6 @@ from appliance.vmm.vhost.backend import DataPlane
 from appliance.vmm.virtio.net import VirtioNet
 
 AGENT_PING_TIMEOUT_S = 2.0
-AGENT_TIMEOUT_S = 5.0
 DETACH_SHUTDOWN_S = 20.0  # within the appliance's own limit for its guests' end
 DETACH_LEVEL = 0  # the disk is faster than the compression, and shutting down does not wait for ever
 _PUMP_BYTES = 64 << 10
@@ -191,7 +190,9 @@ class NativeVm:
 
     async def agent(self, command: str, **arguments: object) -> object:
         """Run a guest agent command: "ping", "network-get-interfaces" ... Raises `GuestFault` when it is not running."""
-        return await self._agent.execute(f"guest-{command}", arguments, timeout_s=AGENT_TIMEOUT_S)
+        if not self.spec.agent:
+            raise GuestFault(f"{self._name}: no QEMU guest agent configured")
+        return await self._agent.execute(f"guest-{command}", arguments)
 
     async def set_link(self, slot: str, *, up: bool) -> None:
         """Plug or pull the cable of a NIC. Raises `NotFound`."""
@@ -374,9 +375,9 @@ class NativeVm:
     # --- the guest agent's port as a stream ---------------------------------------------------------------------------
 
     async def _connect_agent(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        channel = self.built.agent
-        if channel is None:
-            raise ConnectionRefusedError(f"{self._name}: no guest agent is configured")
+        channel, port = self.built.agent, self.built.agent_port
+        if channel is None or port is None or not port.guest_open:
+            raise ConnectionRefusedError(f"{self._name}: nobody in the guest has opened the agent's port")
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         try:

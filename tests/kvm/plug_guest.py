@@ -44,5 +44,10 @@ CODE: Final = bytes.fromhex(  # 32-bit, entered as PVH has it
 
 def write_kernel(path: Path) -> Path:
     """It, as a file to boot directly."""
-    path.write_bytes(elf_kernel(CODE, address=_ADDRESS, notes=note(b"Xen", NOTE_PVH, _ADDRESS)))
+    return write_code(path, CODE)
+
+
+def write_code(path: Path, code: bytes) -> Path:
+    """A kernel of any 32-bit code."""
+    path.write_bytes(elf_kernel(code, address=_ADDRESS, notes=note(b"Xen", NOTE_PVH, _ADDRESS)))
     return path

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,24 +15,15 @@ import uvloop
 from tests.images import build_images
 from tests.lab import image, recipe
 from tests.lab.appliance import LabAppliance
+from tests.lab.guest_paths import GuestFiles
 from tests.lab.host import LabHost
+from tests.lab.vmm_client import NativeHost, native_host
 from tests.lab.wire import Switch
 
 T = TypeVar("T")
 MakeCluster = Callable[[int], Awaitable[list[LabHost]]]
 FAILURES = image.DIRECTORY / "failures"
 _LIVE: list[LabHost] = []
-
-
-@dataclass(frozen=True, slots=True)
-class GuestFiles:
-    """Paths inside a lab host: what guests are booted from. See `guest_files.py` and `guest_console.py`."""
-
-    vmlinux: str
-    bzimage: str
-    initramfs: str
-    disk: str
-    """Debian 12 as `tests/images.py` builds it, qcow2, read-only: the base of an overlay."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -44,7 +34,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         directory = FAILURES / item.name.replace("/", "_")
         directory.mkdir(parents=True, exist_ok=True)
         for host in _LIVE:
-            text = _in_loop(host.evidence())
+            text = in_loop(host.evidence())
             (directory / f"{host.name}.txt").write_text(text)
         item.add_report_section(report.when, "lab", f"hosts' consoles and journals: {directory}")  # type: ignore[attr-defined]
     return report
@@ -53,13 +43,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def host_image() -> image.HostImage:
     """The image of lab hosts, built when there is none."""
-    return _in_loop(image.build(print))
+    return in_loop(image.build(print))
 
 
 @pytest.fixture(scope="session")
 def guest_disk() -> Path:
     """Debian 12 as a VM's disk image, here; hosts see it as `guest_files.disk`."""
-    return _in_loop(build_images(print))[0]
+    return in_loop(build_images(print))[0]
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +62,32 @@ def lab_host(host_image: image.HostImage, guest_disk: Path) -> Iterator[LabHost]
 @pytest.fixture(scope="module")
 def lab_source(lab_host: LabHost) -> LabHost:
     """`lab_host` with this repository in it: `python -m pytest`, `appliance` and the like work there."""
-    _in_loop(lab_host.put_source())
+    in_loop(lab_host.put_source())
     return lab_host
+
+
+@pytest.fixture(scope="session")
+def vmm_host(host_image: image.HostImage, guest_disk: Path) -> Iterator[LabHost]:
+    """The host that all tests of the native machine share, with this repository in it."""
+    with started_host(LabHost(host_image, guest_disk=guest_disk)) as host:
+        in_loop(host.put_source())
+        yield host
+
+
+@pytest.fixture
+async def native(vmm_host: LabHost) -> AsyncIterator[NativeHost]:
+    """The native engine in that host, for one test."""
+    async with native_host(vmm_host) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
 def lab_appliance(lab_source: LabHost) -> Iterator[LabAppliance]:
     """An appliance that runs as a service of `lab_host`; its API is reached from here."""
     running = LabAppliance(lab_source)
-    _in_loop(running.start())
+    in_loop(running.start())
     yield running
-    _in_loop(running.stop())
+    in_loop(running.stop())
 
 
 @pytest.fixture
@@ -131,10 +136,10 @@ def started_host(host: LabHost) -> Iterator[LabHost]:
     """A host for as long as the context lasts; when a test fails meanwhile, what it has to say is kept."""
     _LIVE.append(host)
     try:
-        _in_loop(host.start())
+        in_loop(host.start())
         yield host
     finally:
-        _in_loop(_forget(host))
+        in_loop(_forget(host))
 
 
 async def _forget(host: LabHost) -> None:
@@ -142,7 +147,7 @@ async def _forget(host: LabHost) -> None:
     _LIVE.remove(host)
 
 
-def _in_loop(work: Coroutine[Any, Any, T]) -> T:
+def in_loop(work: Coroutine[Any, Any, T]) -> T:
     """Hosts belong to no loop: what outlives one test is started and ended in a loop of its own."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)

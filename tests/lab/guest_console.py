@@ -5,7 +5,8 @@
     guest → us    "@7 begin", the output, a newline, "@7 end 0" (the exit status)
 
 Kernel messages may come in between; a guest that stops answering is a time-out. The kernel command line chooses:
-`guest.console=hvc0` (default: the last `console=`), `guest.load=no` (load no drivers; `load-drivers` does it later).
+`guest.console=hvc0` (default: the last `console=`), `guest.load=no` (load no drivers; `load-drivers` does it later),
+`guest.root=/dev/vda3` (load the drivers, then be that system's initial RAM disk and say nothing).
 """
 
 from __future__ import annotations

@@ -23,9 +23,10 @@ GUEST_MODULES: Final = (
     "virtio_pci", "virtio_mmio", "virtio_blk", "virtio_scsi", "sd_mod", "virtio_net", "virtio_console",
     "virtio_balloon", "virtio_mem", "virtio-rng", "virtio_input", "vmw_vsock_virtio_transport", "virtiofs",
     "pvpanic-mmio", "pvpanic-pci", "qemu_fw_cfg", "vfat", "nls_cp437", "nls_ascii", "isofs", "overlay", "af_packet",
+    "ext4", "crc32c_generic", "button", "evdev",
 )  # fmt: skip
 DRIVER_KERNEL_MODULES: Final = (
-    *GUEST_MODULES, "ext4", "crc32c_generic", "xfs", "i6300esb", "ahci", "sr_mod", "nvme", "e1000", "e1000e", "psmouse",
+    *GUEST_MODULES, "xfs", "i6300esb", "ahci", "sr_mod", "nvme", "e1000", "e1000e", "psmouse",
     "usbhid", "xhci_pci", "bochs",
 )  # fmt: skip
 
@@ -150,15 +151,21 @@ GUEST_INIT: Final = """\
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox --install -s
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/ TERM=dumb
-console= load=yes
+console= load=yes root=
 for word in $(cat /proc/cmdline); do
   case "$word" in
     guest.console=*) console=${word#guest.console=} ;;
     guest.load=*) load=${word#guest.load=} ;;
+    guest.root=*) root=${word#guest.root=} ;;
     console=*) last=${word#console=} last=${last%%,*} ;;
   esac
 done
 [ "$load" = no ] || load-drivers
+if [ "$root" ]; then
+  modprobe -q crc32c_generic
+  until mount "$root" /mnt; do usleep 100000; done 2>/dev/null
+  exec switch_root /mnt /sbin/init
+fi
 : "${console:=${last:-ttyS0}}"
 tries=0
 until [ -c "/dev/$console" ] || [ $tries = 600 ]; do usleep 100000; tries=$((tries + 1)); done

@@ -9,8 +9,8 @@ import pytest
 
 from tests.e2e.busybox import write_template
 from tests.lab.appliance import LabAppliance
-from tests.lab.conftest import GuestFiles
 from tests.lab.guest_console import Answer, GuestConsole
+from tests.lab.guest_paths import GuestFiles
 from tests.lab.host import LabHost
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lab.conftest import GuestFiles
+from tests.lab.guest_paths import GuestFiles
 from tests.lab.host import LabHost
 from tests.lab.vmm_client import NativeHost, direct, kernel_disks, native_host
 
@@ -14,14 +14,14 @@ SHARED = "/srv/shared"
 
 
 async def test_linux_mounts_a_shared_directory_and_knows_its_numa_nodes(
-    lab_source: LabHost, guest_files: GuestFiles
+    vmm_host: LabHost, guest_files: GuestFiles
 ) -> None:
-    async with native_host(lab_source, directory="/var/tmp/vmm-memory") as native:
-        await _use(native, lab_source, guest_files)
+    async with native_host(vmm_host, directory="/var/tmp/vmm-memory") as native:
+        await _use(native, vmm_host, guest_files)
 
 
-async def _use(native: NativeHost, lab_source: LabHost, guest_files: GuestFiles) -> None:
-    await lab_source.shell(f"mkdir -p {SHARED}; echo of the host >{SHARED}/ours", timeout_s=60)
+async def _use(native: NativeHost, vmm_host: LabHost, guest_files: GuestFiles) -> None:
+    await vmm_host.shell(f"mkdir -p {SHARED}; echo of the host >{SHARED}/ours", timeout_s=60)
     nodes = [{"index": 0, "cpus": [0], "memory_mib": 192}, {"index": 1, "cpus": [1], "memory_mib": 128}]
     nodes[1] |= {"host_nodes": [0], "policy": "bind"}
     spec = direct(
@@ -37,9 +37,9 @@ async def _use(native: NativeHost, lab_source: LabHost, guest_files: GuestFiles)
         await guest.run("mkdir -p /tmp/home && mount -t virtiofs home /tmp/home && cat /tmp/home/ours") == "of the host"
     )
     await guest.run("echo of the guest >/tmp/home/theirs && sync")
-    assert await lab_source.shell(f"cat {SHARED}/theirs", timeout_s=60) == "of the guest\n"
+    assert await vmm_host.shell(f"cat {SHARED}/theirs", timeout_s=60) == "of the guest\n"
     assert await guest.run("cat /sys/devices/system/node/online") == "0-1"
     assert await guest.run("cat /sys/devices/system/node/node1/cpulist") == "1"
     await guest.order("stop")
-    assert await lab_source.shell("pgrep virtiofsd | wc -l", timeout_s=60) == "0\n"
-    assert await lab_source.shell("cat /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", timeout_s=60) == "0\n"
+    assert await vmm_host.shell("pgrep virtiofsd | wc -l", timeout_s=60) == "0\n"
+    assert await vmm_host.shell("cat /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", timeout_s=60) == "0\n"

@@ -29,7 +29,7 @@ import uvloop
 from appliance.clock import SystemClock
 from appliance.errors import ApplianceError
 from appliance.kernel.kvm_vcpu import Vcpu as KvmVcpu
-from appliance.model.guest import GuestState, VmResources, VmSpec
+from appliance.model.guest import GuestState, NicSpec, VmDisk, VmResources, VmSpec
 from appliance.model.volume import OpenedVolume, VolumeFormat
 from appliance.tasks import TaskScope
 from appliance.vmm import vcpu as run_loop
@@ -138,6 +138,21 @@ class Agent:
         vm = self._vms[guest]
         assert vm.built.balloon is not None
         vm.built.balloon.target_mib = mib
+
+    async def do_attach_disk(self, guest: int, slot: str, path: str) -> None:
+        await self._vms[guest].attach_disk(VmDisk(slot=slot, volume=f"local:{slot}"), _volume(Path(path)))
+
+    async def do_detach_disk(self, guest: int, slot: str) -> None:
+        await self._vms[guest].detach_disk(slot)
+
+    async def do_attach_nic(self, guest: int, nic: dict[str, Any], tap: str) -> None:
+        await self._vms[guest].attach_nic(msgspec.convert(nic, NicSpec), tap)
+
+    async def do_detach_nic(self, guest: int, slot: str) -> None:
+        await self._vms[guest].detach_nic(slot)
+
+    async def do_resize(self, guest: int, slot: str, size_bytes: int) -> None:
+        await self._vms[guest].resize_disk(slot, size_bytes)
 
     async def do_fault(self, guest: int) -> None:
         """Let its first processor execute where there is no memory: KVM gives up (KVM_EXIT_INTERNAL_ERROR)."""

@@ -16,10 +16,10 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
-from tests.lab.conftest import GuestFiles
 from tests.lab.guest_console import GuestConsole
+from tests.lab.guest_paths import GuestFiles
 from tests.lab.host import LabHost
-from tests.lab.recipe import GUEST_DIR, SOURCE_DIR, VENV_DIR
+from tests.lab.recipe import SOURCE_DIR, VENV_DIR
 
 AGENT_LIMIT_S: Final = 900.0
 READY_TIMEOUT_S: Final = 90.0
@@ -193,7 +193,7 @@ def disk(slot: str, **more: Any) -> dict[str, Any]:
 
 def nic(slot: str) -> dict[str, Any]:
     """A NIC of a specification; the resources name its tap device."""
-    return {"slot": slot, "model": "virtio", "mac": "BC:24:11:00:00:01", "bridge": "none"}
+    return {"slot": slot, "model": "virtio", "mac": f"BC:24:11:00:00:0{slot[-1]}", "bridge": "none"}
 
 
 async def raw_image(host: LabHost, name: str, size_mib: int) -> str:
@@ -203,8 +203,8 @@ async def raw_image(host: LabHost, name: str, size_mib: int) -> str:
     return path
 
 
-async def tap(host: LabHost, name: str, *, address: str = "") -> dict[str, str]:
-    """A tap device in the host, on a bridge of its own with `address`: the resources of net0."""
+async def tap(host: LabHost, name: str, *, address: str = "") -> str:
+    """A tap device in the host, on a bridge of its own with `address`; its name."""
     script = f"""
     ip link del {name} 2>/dev/null || true; ip link del {name}br 2>/dev/null || true
     ip tuntap add {name} mode tap vnet_hdr
@@ -213,20 +213,7 @@ async def tap(host: LabHost, name: str, *, address: str = "") -> dict[str, str]:
     [ -z "{address}" ] || ip addr add {address} dev {name}br
     ip link set {name}br up; ip link set {name} up"""
     await host.shell(script, timeout_s=60)
-    return {"net0": name}
-
-
-async def input_initramfs(host: LabHost, files: GuestFiles) -> str:
-    """The cloud kernel's initial RAM disk, and in /extra the modules that tell of pressed buttons."""
-    path = f"{SCRATCH}/initramfs-input"
-    script = f"""
-    work=$(mktemp -d); mkdir $work/extra
-    cp /lib/modules/$(cat {GUEST_DIR}/release)/kernel/drivers/acpi/button.ko $work/extra
-    cp /lib/modules/$(cat {GUEST_DIR}/release)/kernel/drivers/input/evdev.ko $work/extra
-    mkdir -p {SCRATCH}; cp {files.initramfs} {path}; truncate -s %4 {path}
-    cd $work; find extra | busybox cpio -o -H newc >>{path} 2>/dev/null; rm -r $work"""
-    await host.shell(script, timeout_s=60)
-    return path
+    return name
 
 
 @contextlib.asynccontextmanager
