@@ -10,10 +10,13 @@ import secrets
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
+import urllib.request
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -201,6 +204,15 @@ class Appliance:
             link.unlink()
         self.finish(api, upid)
         return f"local:{content}/{filename}"
+
+    def fetch(self, api: Any, path: str, **query: str) -> bytes:
+        """The bytes a method of the API answers with."""
+        ticket, _ = api.get_tokens()
+        url = f"https://127.0.0.1:{self.port}/api2/json{path}?{urllib.parse.urlencode(query)}"
+        request = urllib.request.Request(url, headers={"Cookie": f"PVEAuthCookie={ticket}"})
+        context = ssl.create_default_context(cafile=str(self.data_dir / "pki" / "ca.pem"))
+        with urllib.request.urlopen(request, context=context, timeout=60) as reply:
+            return bytes(reply.read())
 
     def _stop_all_guests(self) -> None:
         """After a failure: end what may still run, so that nothing is left on the host."""

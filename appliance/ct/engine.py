@@ -17,11 +17,12 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 from appliance.clock import Clock
+from appliance.ct import archive as archives
 from appliance.ct import (
     confinement,
     devices,
@@ -49,6 +50,7 @@ from appliance.model.guest import (
     CtCredentials,
     CtResources,
     CtSpec,
+    CtTree,
     GuestId,
     GuestState,
     IoLimit,
@@ -249,6 +251,53 @@ class CtEngine:
     async def personalise(self, root: OpenedVolume, *, credentials: CtCredentials) -> None:
         """See ports.CtProvisioner."""
         await provision.personalise(root, credentials)
+
+    async def pack(
+        self,
+        guest_id: GuestId,
+        trees: Sequence[CtTree],
+        target: Path,
+        *,
+        config: str,
+        exclude: Sequence[str],
+        compress: str,
+        log: provision.LogLine,
+    ) -> None:
+        """See ports.CtProvisioner."""
+        async with contextlib.AsyncExitStack() as held:
+            packed = [await self._tree(guest_id, tree, held) for tree in trees]
+            await archives.write(target, packed, config=config, exclude=exclude, compress=compress, log=log)
+
+    async def _tree(self, guest_id: GuestId, tree: CtTree, held: contextlib.AsyncExitStack) -> archives.PackedTree:
+        if tree.volume is not None:
+            about = f"ct {guest_id}: {tree.slot}"
+            fd = await held.enter_async_context(provision.opened(tree.volume, about))
+            return archives.PackedTree(fd=fd, prefix=tree.prefix, id_base=0, id_count=provision.ID_LIMIT)
+        record = await asyncio.to_thread(records.load, self._places.bundle(guest_id))
+        if record is None or guest_id not in self._running:
+            raise Conflict(f"ct {guest_id}: not running")
+        place = self._places.bundle(guest_id) / tree.slot
+        fd = await asyncio.to_thread(os.open, place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        held.callback(os.close, fd)
+        return archives.PackedTree(fd=fd, prefix=tree.prefix, id_base=record.id_base, id_count=record.id_count)
+
+    async def unpack_backup(
+        self, root: OpenedVolume, archive: Path, *, below: str, exclude: Sequence[str], log: provision.LogLine
+    ) -> None:
+        """See ports.CtProvisioner."""
+        await provision.unpack_into(root, archive, log=log, below=below, exclude=exclude, backup=True)
+
+    async def read_archived(self, archive: Path, name: str) -> bytes:
+        """See ports.CtProvisioner."""
+        return await archives.read_member(archive, name)
+
+    async def archived_files(self, archive: Path) -> Sequence[archives.Member]:
+        """See ports.ArchiveReader."""
+        return await archives.members(archive)
+
+    def stream_archived(self, archive: Path, name: str) -> AsyncGenerator[bytes, None]:
+        """See ports.ArchiveReader."""
+        return archives.stream_member(archive, name)
 
     async def close(self) -> None:
         for running in list(self._running.values()):

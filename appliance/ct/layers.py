@@ -32,6 +32,8 @@ class Mapped(Protocol):
 
 def mount_plain(layers: OverlayLayers, attributes: int) -> int:
     """The volume as a detached mount, ids unchanged. Raises `OSError`."""
+    if layers.upper is None:
+        return _read_only(layers.lowers, attributes | mount.MOUNT_ATTR_RDONLY)
     return _overlay(layers.upper, layers.work, layers.lowers, attributes)
 
 
@@ -53,6 +55,8 @@ def mount_mapped(layers: OverlayLayers, staging: Path, *, mapped: Mapped, owner:
         staged.append(place)
         return place
 
+    if layers.upper is None:
+        raise OSError(errno.EROFS, f"overlay {staging}: {os.strerror(errno.EROFS)}")
     try:
         own = stage(layers.upper.parent, read_only=False)
         lowers = [stage(lower, read_only=True) for lower in layers.lowers]
@@ -60,6 +64,18 @@ def mount_mapped(layers: OverlayLayers, staging: Path, *, mapped: Mapped, owner:
             return _overlay(own / layers.upper.name, own / layers.work.name, lowers, attributes)
     finally:
         _unstage(staging, staged)
+
+
+def _read_only(lowers: Sequence[Path], attributes: int) -> int:
+    if len(lowers) > 1:
+        return _overlay(None, None, lowers, attributes)
+    fd = mount.open_tree(lowers[0])  # an overlay of one layer there cannot be
+    try:
+        mount.mount_setattr(fd, about=lowers[0], set_=attributes)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _unstage(staging: Path, staged: Sequence[Path]) -> None:
@@ -70,8 +86,10 @@ def _unstage(staging: Path, staged: Sequence[Path]) -> None:
         staging.rmdir()
 
 
-def _overlay(upper: Path, work: Path, lowers: Sequence[Path], attributes: int) -> int:
-    common = [("upperdir", str(upper)), ("workdir", str(work)), ("index", "off"), ("metacopy", "off")]
+def _overlay(upper: Path | None, work: Path | None, lowers: Sequence[Path], attributes: int) -> int:
+    common = [("index", "off"), ("metacopy", "off")]
+    if upper is not None and work is not None:
+        common += [("upperdir", str(upper)), ("workdir", str(work))]
     one_by_one = [("lowerdir+", str(lower)) for lower in lowers]
     try:
         return mount.new_mount_of("overlay", "overlay", [*one_by_one, *common], attributes=attributes)

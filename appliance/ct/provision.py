@@ -7,14 +7,15 @@ afterwards goes through `RootTree`, because the tree's links are the template's.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from appliance import command
-from appliance.ct import rootfs, unpack
+from appliance.ct import pack, rootfs, unpack
 from appliance.ct.tree import RootTree
 from appliance.errors import HostError, InvalidParameter, NoSpace, NotFound
 from appliance.model.guest import CtCredentials
@@ -35,14 +36,23 @@ async def populate(root: OpenedVolume, template: Path, *, credentials: CtCredent
     await personalise(root, credentials)
 
 
-async def unpack_into(root: OpenedVolume, template: Path, *, log: LogLine) -> None:
-    """Unpack `template` into the empty volume, and nothing else."""
+async def unpack_into(
+    root: OpenedVolume,
+    template: Path,
+    *,
+    log: LogLine,
+    below: str = "",
+    exclude: Sequence[str] = (),
+    backup: bool = False,
+) -> None:
+    """Unpack `template` (or a `backup`) into the empty volume, and nothing else; `below`, `exclude`: see `unpack.py`."""
     if not await asyncio.to_thread(template.is_file):
         raise NotFound(f"template {template.name}")
     about = f"volume {root.volume_id or root.path}"
     async with opened(root, about) as fd:
         log(f"extracting {template.name}")
-        log(await _unpack(fd, template, root.size_bytes or UNSIZED_LIMIT_BYTES, about))
+        options = {"below": below, "exclude": list(exclude)} | ({"depth": pack.DEPTH_LIMIT + 1} if backup else {})
+        log(await _unpack(fd, template, root.size_bytes or UNSIZED_LIMIT_BYTES, about, options))
 
 
 async def personalise(root: OpenedVolume, credentials: CtCredentials) -> None:
@@ -65,8 +75,8 @@ async def opened(root: OpenedVolume, about: str) -> AsyncIterator[int]:
             await to_the_end(os.close, each)
 
 
-async def _unpack(fd: int, template: Path, byte_limit: int, about: str) -> str:
-    argv = [*_HELPER, str(fd), str(template), str(byte_limit), str(ID_LIMIT)]
+async def _unpack(fd: int, template: Path, byte_limit: int, about: str, options: Mapping[str, object]) -> str:
+    argv = [*_HELPER, str(fd), str(template), str(byte_limit), str(ID_LIMIT), json.dumps(options)]
     done = await command.run(argv, timeout_s=UNPACK_LIMIT_S, check=False, pass_fds=(fd,))
     if done.returncode == 0:
         return done.text

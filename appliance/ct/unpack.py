@@ -1,4 +1,10 @@
-"""Unpack a container template: a program of its own, run as `python -I unpack.py ROOT_FD ARCHIVE BYTES IDS`.
+"""Unpack a container template or backup: a program of its own.
+
+    python -I unpack.py ROOT_FD ARCHIVE BYTES IDS [OPTIONS]     JSON, {"below": "srv/data", "exclude": [...], "depth": 500}
+    python -I unpack.py --list ARCHIVE                          one JSON array a line: path, type, size, mtime
+    python -I unpack.py --show ARCHIVE PATH                     a regular file's content on stdout
+
+With `below` only what lies under that directory is unpacked, as if that were the root; `exclude` are paths left out.
 
 The archive is hostile. This process first opens it, then chroots into the volume (descriptor ROOT_FD), and only then
 reads it: whatever it holds, no file outside the volume has a name here. On top of that every entry is checked: absolute
@@ -15,6 +21,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import lzma
 import os
 import resource
@@ -31,7 +38,9 @@ REFUSED, FULL = 3, 4
 ENTRY_LIMIT = 5_000_000
 DEPTH_LIMIT = 128
 MEMORY_LIMIT_BYTES = 1 << 30
+LISTED_LIMIT, LISTED_DEPTH = 2_000_000, 1000
 _COPY_BYTES = 1 << 20
+_KINDS = {"d": "isdir", "f": "isreg", "l": "issym", "h": "islnk", "b": "isblk", "c": "ischr", "p": "isfifo"}
 _MAGIC = {b"\x28\xb5\x2f\xfd": "zst", b"\xfd7zX": "xz", b"\x1f\x8b": "gz", b"BZh": "bz2"}
 _XATTR = "SCHILY.xattr."
 _XATTRS_KEPT = ("security.capability", "user.", "system.posix_acl_access", "system.posix_acl_default")
@@ -41,13 +50,13 @@ class Refused(Exception):
     """The archive holds what a template must not; the text names the entry."""
 
 
-def entry_path(name: str) -> str:
+def entry_path(name: str, depth_limit: int = DEPTH_LIMIT) -> str:
     """A member's path relative to the root, "" for the root itself. Raises `Refused`."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or "\0" in name:
         raise Refused(f"{name!r}: absolute names and .. are refused")
-    if len(parts) > DEPTH_LIMIT:
-        raise Refused(f"{name[:80]!r}…: more than {DEPTH_LIMIT} levels deep")
+    if len(parts) > depth_limit:
+        raise Refused(f"{name[:80]!r}…: more than {depth_limit} levels deep")
     return "/".join(parts)
 
 
@@ -69,8 +78,19 @@ def climbs_out(path: str, target: str) -> bool:
 class Unpacker:
     """Makes the entries below the present root directory, in the archive's order."""
 
-    def __init__(self, *, byte_limit: int, id_limit: int) -> None:
+    def __init__(
+        self,
+        *,
+        byte_limit: int,
+        id_limit: int,
+        below: str = "",
+        exclude: frozenset[str] = frozenset(),
+        depth_limit: int = DEPTH_LIMIT,
+    ) -> None:
+        self._depth_limit = depth_limit
         self._byte_limit = byte_limit
+        self._below = below
+        self._exclude = exclude
         self._id_limit = id_limit
         self._known = {""}
         self._times: dict[str, float] = {}
@@ -80,7 +100,13 @@ class Unpacker:
 
     def add(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         """Make one entry. Raises `Refused`, `OSError`."""
-        path = entry_path(member.name)
+        path = entry_path(member.name, self._depth_limit)
+        if self._is_left_out(path):
+            return
+        if self._below:
+            if path != self._below and not path.startswith(f"{self._below}/"):
+                return
+            path = path[len(self._below) + 1 :]
         self._count(member)
         if member.ischr() or member.isblk():
             if path.split("/")[0] != "dev":
@@ -106,6 +132,9 @@ class Unpacker:
         else:
             raise Refused(f"{path}: entry type {member.type!r} is refused")
 
+    def _is_left_out(self, path: str) -> bool:
+        return any(path == each or path.startswith(f"{each}/") for each in self._exclude)
+
     def close(self) -> None:
         """Set the directories' times, which making entries in them had changed."""
         for path, mtime in self._times.items():
@@ -113,7 +142,8 @@ class Unpacker:
 
     def _count(self, member: tarfile.TarInfo) -> None:
         self.entries += 1
-        self.size += member.size if member.isreg() else 0
+        if member.isreg():
+            self.size += stored_bytes(member)
         if member.size < 0 or self.size > self._byte_limit:
             raise Refused(f"{member.name}: the content is over {self._byte_limit} bytes")
         if self.entries > ENTRY_LIMIT:
@@ -158,11 +188,9 @@ class Unpacker:
         self._times[path] = member.mtime
 
     def _file(self, path: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        source = archive.extractfile(member)
-        assert source is not None
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with os.fdopen(fd, "wb", buffering=0) as target:
-            shutil.copyfileobj(source, target, _COPY_BYTES)
+            write_content(archive, member, target)
         self._finish(path, member)
 
     def _symlink(self, path: str, member: tarfile.TarInfo) -> None:
@@ -172,7 +200,11 @@ class Unpacker:
         os.chown(path, member.uid, member.gid, follow_symlinks=False)
 
     def _hard_link(self, path: str, member: tarfile.TarInfo) -> None:
-        target = entry_path(member.linkname)
+        target = entry_path(member.linkname, self._depth_limit)
+        if self._below:
+            target = target[len(self._below) + 1 :] if target.startswith(f"{self._below}/") else ""
+            if not target:
+                raise Refused(f"{path}: hard link to {member.linkname!r}, which belongs to another volume")
         self._parents(target)
         try:
             os.link(target, path, follow_symlinks=False)
@@ -190,9 +222,54 @@ class Unpacker:
             os.utime(path, (member.mtime, member.mtime), follow_symlinks=False)
 
 
-def unpack(stream: IO[bytes], mode: str, *, byte_limit: int, id_limit: int) -> Unpacker:
+def pieces_of(member: tarfile.TarInfo) -> list[tuple[int, int]] | None:
+    """(start, length) of what is no hole in a sparse file; None for any other."""
+    return member.sparse  # type: ignore[return-value]  # typeshed calls it bytes
+
+
+def stored_bytes(member: tarfile.TarInfo) -> int:
+    """What a file occupies: holes take no space."""
+    sparse = pieces_of(member)
+    return member.size if sparse is None else sum(length for _, length in sparse)
+
+
+def write_content(archive: tarfile.TarFile, member: tarfile.TarInfo, target: IO[bytes]) -> None:
+    """A file's content, holes kept. In a stream, the pieces of a sparse file follow each other."""
+    sparse = pieces_of(member)
+    if sparse is None:
+        source = archive.extractfile(member)
+        assert source is not None
+        shutil.copyfileobj(source, target, _COPY_BYTES)
+        return
+    stream = archive.fileobj
+    assert stream is not None
+    stream.seek(member.offset_data)
+    for start, length in sparse:
+        if start < 0 or length < 0 or start + length > member.size:
+            raise Refused(f"{member.name}: a piece of it lies outside")
+        target.seek(start)
+        left = length
+        while left > 0:
+            data = stream.read(min(_COPY_BYTES, left))
+            if not data:
+                raise Refused(f"{member.name}: it ends early")
+            target.write(data)
+            left -= len(data)
+    target.truncate(member.size)
+
+
+def unpack(
+    stream: IO[bytes],
+    mode: str,
+    *,
+    byte_limit: int,
+    id_limit: int,
+    below: str = "",
+    exclude: frozenset[str] = frozenset(),
+    depth_limit: int = DEPTH_LIMIT,
+) -> Unpacker:
     """Unpack a tar stream into the present root directory. `mode` is "", "gz", "xz" or "bz2"."""
-    unpacker = Unpacker(byte_limit=byte_limit, id_limit=id_limit)
+    unpacker = Unpacker(byte_limit=byte_limit, id_limit=id_limit, below=below, exclude=exclude, depth_limit=depth_limit)
     try:
         # the members are read one after the other, never by tarfile's own extraction
         with tarfile.open(fileobj=stream, mode=f"r|{mode}", bufsize=_COPY_BYTES) as archive:  # type: ignore[call-overload]  # typeshed lists the modes one by one
@@ -218,7 +295,60 @@ def open_archive(path: str) -> tuple[IO[bytes], str, subprocess.Popen[bytes] | N
     return child.stdout, "", child
 
 
+def list_members(stream: IO[bytes], mode: str) -> None:
+    """Write a line of JSON for each member to stdout. Raises `Refused`."""
+    try:
+        with tarfile.open(fileobj=stream, mode=f"r|{mode}", bufsize=_COPY_BYTES) as archive:  # type: ignore[call-overload]
+            for count, member in enumerate(archive):
+                if count >= LISTED_LIMIT:
+                    raise Refused(f"more than {LISTED_LIMIT} entries")
+                archive.members.clear()
+                kind = next((word for word, test in _KINDS.items() if getattr(member, test)()), "v")
+                row = [entry_path(member.name, LISTED_DEPTH), kind, member.size, int(member.mtime)]
+                sys.stdout.write(json.dumps(row) + "\n")
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, MemoryError, ValueError, OverflowError) as error:
+        raise Refused(f"damaged archive: {error or type(error).__name__}") from error
+    sys.stdout.flush()
+
+
+def show_member(stream: IO[bytes], mode: str, wanted: str) -> None:
+    """Write a regular file to stdout. Raises `Refused` when there is none of this name."""
+    try:
+        with tarfile.open(fileobj=stream, mode=f"r|{mode}", bufsize=_COPY_BYTES) as archive:  # type: ignore[call-overload]
+            for member in archive:
+                archive.members.clear()
+                if entry_path(member.name, LISTED_DEPTH) == wanted:
+                    source = archive.extractfile(member) if member.isreg() else None
+                    if source is None:
+                        raise Refused(f"{wanted}: not a regular file")
+                    shutil.copyfileobj(source, sys.stdout.buffer, _COPY_BYTES)
+                    sys.stdout.buffer.flush()
+                    return
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, MemoryError, ValueError, OverflowError) as error:
+        raise Refused(f"damaged archive: {error or type(error).__name__}") from error
+    raise Refused(f"{wanted}: not in the archive")
+
+
+def look_into(arguments: list[str]) -> int:
+    """`--list` and `--show`: nothing is written, so what it holds need not be confined."""
+    stream, mode, child = open_archive(arguments[1])
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+    try:
+        if arguments[0] == "--list":
+            list_members(stream, mode)
+        else:
+            show_member(stream, mode, arguments[2])
+    finally:
+        if child is not None:
+            child.kill()
+            child.wait()
+    return 0
+
+
 def main(arguments: list[str]) -> int:
+    if arguments[0].startswith("--"):
+        return look_into(arguments)
+    options = json.loads(arguments[4]) if len(arguments) > 4 else {}
     root_fd, path, byte_limit, id_limit = int(arguments[0]), arguments[1], int(arguments[2]), int(arguments[3])
     stream, mode, child = open_archive(path)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
@@ -226,7 +356,15 @@ def main(arguments: list[str]) -> int:
     os.chroot(".")
     os.close(root_fd)
     os.umask(0)
-    done = unpack(stream, mode, byte_limit=byte_limit, id_limit=id_limit)
+    done = unpack(
+        stream,
+        mode,
+        byte_limit=byte_limit,
+        id_limit=id_limit,
+        below=options.get("below", ""),
+        exclude=frozenset(options.get("exclude", ())),
+        depth_limit=options.get("depth", DEPTH_LIMIT),
+    )
     while stream.read(_COPY_BYTES):  # padding after the end mark
         pass
     if child is not None and child.wait() != 0:

@@ -357,6 +357,18 @@ class CtResources:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CtTree:
+    """A file system of a container for its archive: its place inside ("" is the root), and the volume with its content.
+
+    Without `volume`: what is mounted in `slot` of the container that runs.
+    """
+
+    slot: str
+    prefix: str
+    volume: OpenedVolume | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CtCredentials:
     """What is written into a new container's root file system. `password_hash` is a crypt(3) string."""
 

@@ -77,9 +77,9 @@ class VolumeInfo:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OverlayLayers:
     """The directories of a `subvol` in layers: one written to (and the kernel's own beside it), over `lowers`, topmost
-    first, which nobody writes to. Owners on all of them are the container's own ids."""
+    first, which nobody writes to. Without `upper` it can only be read. Owners are the container's own ids."""
 
-    upper: Path
+    upper: Path | None
     work: Path
     lowers: tuple[Path, ...]
 

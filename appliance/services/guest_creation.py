@@ -102,11 +102,11 @@ class GuestCreation:
         guest_config.check(kind, guest_id, config)
 
         async def build(guest: GuestRuntime, task: TaskHandle) -> None:
-            await self._publish_made(guest, await self._make(guest, config, archive, credentials, task))
+            await self.publish_made(guest, await self._make(guest, config, archive, credentials, task))
             if start:
                 await self._runner.launch(guest, task.log)
 
-        return await self._begin(kind, guest_id, config, build, task_kind="create", pool=pool, user=user)
+        return await self.begin(kind, guest_id, config, build, task_kind="create", pool=pool, user=user)
 
     async def clone(
         self,
@@ -138,9 +138,9 @@ class GuestCreation:
                     raise Conflict(f"{source.label} is running: shut it down before it is cloned")
                 config = self._clone_config(source, new_id, name) | described  # it may have changed while we waited
                 made = await self._volumes.clone(kind, new_id, config, full=full, storage=storage, log_line=task.log)
-                await self._publish_made(guest, made)
+                await self.publish_made(guest, made)
 
-        return await self._begin(
+        return await self.begin(
             kind, new_id, reserved, build, task_kind="clone", pool=pool, user=user, object_id=source_id
         )
 
@@ -201,7 +201,7 @@ class GuestCreation:
         if self._inventory.summary(guest).protection:
             raise Conflict(f"can't remove {guest.label} - protection mode enabled")
 
-    async def _begin(
+    async def begin(
         self,
         kind: GuestKind,
         guest_id: GuestId,
@@ -294,7 +294,8 @@ class GuestCreation:
         )
         return made
 
-    async def _publish_made(self, guest: GuestRuntime, made: Made) -> None:
+    async def publish_made(self, guest: GuestRuntime, made: Made) -> None:
+        """The guest is whole: its configuration names its volumes, and nothing undoes it any more."""
         await self._inventory.table.replace(guest.stored, config=made.config, busy="", foreign_volumes=[])
         self._tell(guest, exists=True)
 

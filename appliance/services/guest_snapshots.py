@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 PREPARE, DELETE = "prepare", "delete"
 CURRENT = "current"
+TEMPORARY = "vzdump"
+"""A snapshot that lasts as long as a backup reads it."""
 SNAPSHOTS_LIMIT = 128
 FREEZE_LIMIT_S = 10.0
 
@@ -180,6 +182,23 @@ class GuestSnapshots:
     async def _create(
         self, guest: GuestRuntime, name: str, description: str, *, with_state: bool, log_line: LogLine
     ) -> None:
+        try:
+            await self._begin(guest, name, description, lock="snapshot", with_state=with_state, log_line=log_line)
+            record = guest.stored.record
+            done = msgspec.structs.replace(record.snapshots[name], state="")
+            await self._write(
+                guest,
+                config=_without_lock(record.config) | {"parent": name},
+                snapshots={**record.snapshots, name: done},
+            )
+        except BaseException:
+            await to_its_end(self._undo(guest, name), name=f"undo snapshot {name} of {guest.label}")
+            raise
+
+    async def _begin(
+        self, guest: GuestRuntime, name: str, description: str, *, lock: str, with_state: bool, log_line: LogLine
+    ) -> None:
+        """Make the volumes' parts; the record says `PREPARE`. After an error `_undo` is called for."""
         record = guest.stored.record
         parts = await self._parts(guest, record.config, check=True)
         state_slot, engine = self._where_memory_goes(guest, parts, with_state=with_state, log_line=log_line)
@@ -193,26 +212,44 @@ class GuestSnapshots:
             vmstate=str(of_slot[state_slot]) if state_slot else "",
             state_engine=engine,
         )
-        locked = record.config | {"lock": "snapshot"}
+        locked = record.config | {"lock": lock}
+        await self._write(guest, config=locked, snapshots={**record.snapshots, name: kept})
+        async with self.standing_still(guest, log_line):
+            for volume in parts.volumes:
+                log_line(f"keeping {volume}")
+                backend = self._storage.backend(volume.storage)
+                await backend.snapshot(volume, name, in_use=guest.running is not None)
+            if guest.running is not None and parts.open_slots:
+                log_line(f"keeping {', '.join(parts.open_slots)}{' and its memory' if state_slot else ''}")
+                await guest.running.snapshot_disks(name, parts.open_slots, state_slot=state_slot or None)
+
+    @asynccontextmanager
+    async def temporary(self, guest: GuestRuntime, log_line: LogLine) -> AsyncIterator[None]:
+        """A snapshot `TEMPORARY` for as long as somebody reads it; the guest goes on, its configuration locked ("backup").
+
+        A crash meanwhile is an unfinished snapshot, which the next start undoes. Raises what making one raises.
+        """
+
+        async def take_back() -> None:
+            async with self._own(guest, "end of the backup"):
+                await self._undo(guest, TEMPORARY)
+
         try:
-            await self._write(guest, config=locked, snapshots={**record.snapshots, name: kept})
-            async with self._standing_still(guest, log_line):
-                for volume in parts.volumes:
-                    log_line(f"keeping {volume}")
-                    backend = self._storage.backend(volume.storage)
-                    await backend.snapshot(volume, name, in_use=guest.running is not None)
-                if guest.running is not None and parts.open_slots:
-                    log_line(f"keeping {', '.join(parts.open_slots)}{' and its memory' if state_slot else ''}")
-                    await guest.running.snapshot_disks(name, parts.open_slots, state_slot=state_slot or None)
-            done = msgspec.structs.replace(kept, state="")
-            await self._write(
-                guest,
-                config=_without_lock(guest.stored.record.config) | {"parent": name},
-                snapshots={**guest.stored.record.snapshots, name: done},
-            )
-        except BaseException:
-            await to_its_end(self._undo(guest, name), name=f"undo snapshot {name} of {guest.label}")
-            raise
+            async with guest.hold("backup"):
+                self._inventory.require_unlocked(guest)
+                await self._begin(guest, TEMPORARY, "", lock="backup", with_state=False, log_line=log_line)
+            yield
+        finally:
+            await to_its_end(take_back(), name=f"end of the backup of {guest.label}")
+
+    @asynccontextmanager
+    async def _own(self, guest: GuestRuntime, what: str) -> AsyncIterator[None]:
+        async with guest.hold(what):
+            guest.own_lock = True
+            try:
+                yield
+            finally:
+                guest.own_lock = False
 
     def _where_memory_goes(
         self, guest: GuestRuntime, parts: Parts, *, with_state: bool, log_line: LogLine
@@ -232,7 +269,7 @@ class GuestSnapshots:
         return parts.open_slots[0], guest.running.state_engine
 
     @asynccontextmanager
-    async def _standing_still(self, guest: GuestRuntime, log_line: LogLine) -> AsyncIterator[None]:
+    async def standing_still(self, guest: GuestRuntime, log_line: LogLine) -> AsyncIterator[None]:
         """Hold a running guest, its file systems flushed where its agent can do that; it goes on whatever happens."""
         running = guest.running
         if running is None or guest.state is not GuestState.RUNNING:
@@ -393,8 +430,8 @@ class GuestSnapshots:
 
     def _check_new(self, guest: GuestRuntime, name: str) -> None:
         self._check_template(guest)
-        if name == CURRENT:
-            raise InvalidParameter({"snapname": "'current' is the present state"})
+        if name in (CURRENT, TEMPORARY):
+            raise InvalidParameter({"snapname": f"'{name}' is a word of our own"})
         if name in guest.stored.record.snapshots:
             raise Conflict(f"{guest.label}: snapshot name '{name}' already used")
         if len(guest.stored.record.snapshots) >= SNAPSHOTS_LIMIT:

@@ -3,6 +3,7 @@
 guests.py               this: reading, consoles; start and end of the service
 guest_creation.py       create, clone, destroy          guest_power.py   start … resume, start order
 guest_configuration.py  settings, disks that grow        guest_snapshots.py  snapshots, returns
+guest_backup.py         archives of guests                guest_restore.py    guests made again from one
 guest_runner.py         what runs                       guest_records.py what is stored
 """
 
@@ -20,13 +21,16 @@ from appliance.model.guest import GUEST_ID_MAX, GUEST_ID_MIN, GuestId, GuestKind
 from appliance.model.volume import VolumeId
 from appliance.services import cluster_options, guest_config, guest_hooks
 from appliance.services.access import AccessService
+from appliance.services.backup_files import BackupFiles
 from appliance.services.console import ConsoleClient, ConsoleService
+from appliance.services.guest_backup import GuestBackups
 from appliance.services.guest_configuration import GuestConfiguration
 from appliance.services.guest_creation import GuestCreation
 from appliance.services.guest_hotplug import GuestHotplug
 from appliance.services.guest_inventory import GuestInventory
 from appliance.services.guest_notices import GuestNotices
 from appliance.services.guest_power import GuestPower
+from appliance.services.guest_restore import GuestRestore
 from appliance.services.guest_runner import (
     Engines,
     GuestRunner,
@@ -114,6 +118,26 @@ class GuestService:
         )
         self.snapshots = GuestSnapshots(
             inventory=self._inventory, runner=self._runner, storage=storage, tasks=tasks, events=events, clock=clock
+        )
+        self.backups = GuestBackups(
+            inventory=self._inventory,
+            runner=self._runner,
+            snapshots=self.snapshots,
+            storage=storage,
+            provisioner=provisioner,
+            tasks=tasks,
+            clock=clock,
+            node=node,
+        )
+        self.backup_files = BackupFiles(storage, provisioner)
+        self.restores = GuestRestore(
+            inventory=self._inventory,
+            runner=self._runner,
+            creation=self._creation,
+            volumes=self._volumes,
+            storage=storage,
+            provisioner=provisioner,
+            clock=clock,
         )
         self._power = GuestPower(inventory=self._inventory, runner=self._runner, tasks=tasks, clock=clock)
         self._sampler = GuestSampler(

@@ -7,7 +7,7 @@ Everything here runs on the loop; engines put blocking work into threads or help
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 from appliance.model.guest import (
     Capabilities,
     CtCredentials,
+    CtTree,
     ExitReason,
     GuestId,
     GuestState,
@@ -175,7 +176,36 @@ class GuestEngine(Protocol[SpecT, ResourcesT]):
         """Give up everything but the guests."""
 
 
-class CtProvisioner(Protocol):
+class ArchivedFile(Protocol):
+    """An entry of an archive. `kind`: d, f, l, h (hard link), b, c, p or v. Sizes in bytes, times in epoch seconds."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def mtime(self) -> int: ...
+
+
+class ArchiveReader(Protocol):
+    """Looks into archives, which are hostile."""
+
+    async def read_archived(self, archive: Path, name: str) -> bytes:
+        """A small file of an archive. Raises `NotFound`, `InvalidParameter`."""
+
+    async def archived_files(self, archive: Path) -> Sequence[ArchivedFile]:
+        """All entries. Raises `InvalidParameter` for a damaged archive."""
+
+    def stream_archived(self, archive: Path, name: str) -> AsyncGenerator[bytes, None]:
+        """A regular file's content, in pieces. Raises `NotFound`, `InvalidParameter`."""
+
+
+class CtProvisioner(ArchiveReader, Protocol):
     """The part of the container engine that writes into a new root file system. `spec` is a `CtSpec`."""
 
     async def populate(
@@ -192,6 +222,27 @@ class CtProvisioner(Protocol):
 
     async def personalise(self, root: OpenedVolume, *, credentials: CtCredentials) -> None:
         """The second half: root's credentials, and nothing of another machine's identity."""
+
+    async def pack(
+        self,
+        guest_id: GuestId,
+        trees: Sequence[CtTree],
+        target: Path,
+        *,
+        config: str,
+        exclude: Sequence[str],
+        compress: str,
+        log: LogLine,
+    ) -> None:
+        """Write an archive of `trees`, with `config` in it, to the new file `target`. `compress`: "zstd", "gzip" or "".
+
+        Raises `Conflict` when a tree of the running container is asked for and it does not run, `HostError`, `NoSpace`.
+        """
+
+    async def unpack_backup(
+        self, root: OpenedVolume, archive: Path, *, below: str, exclude: Sequence[str], log: LogLine
+    ) -> None:
+        """Unpack what lies under `below` in an archive into the empty volume. Refuses what `populate` refuses."""
 
 
 class VolumeBackend(Protocol):
@@ -256,6 +307,9 @@ class VolumeBackend(Protocol):
 
     async def snapshots(self, volume_id: VolumeId) -> Sequence[str]:
         """The names of the volume's snapshots, sorted."""
+
+    async def open_snapshot(self, volume_id: VolumeId, name: str) -> OpenedVolume:
+        """What a snapshot holds, to be read only; not of qcow2, whose snapshots are read with the image."""
 
     async def open(self, volume_id: VolumeId) -> OpenedVolume:
         """Check and describe the volume for an engine. A hostile image (external data file, backing file outside

@@ -156,7 +156,11 @@ class StorageService:
     async def _delete_storage(self, storage_id: str) -> None:
         config = self.storage(storage_id)
         if config.active:
-            held = [info for info in await self.backend(storage_id).list() if info.guest_id is not None]
+            held = [
+                info
+                for info in await self.backend(storage_id).list()
+                if info.guest_id is not None and info.content is not ContentType.BACKUP
+            ]
             if held:
                 raise Conflict(f"storage '{storage_id}' holds {len(held)} volumes of guests")
         await self._store.txn([], [self._documents.delete(storage_id)])

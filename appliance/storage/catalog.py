@@ -66,8 +66,8 @@ class Catalog:
         if content is None or content in DISK_CONTENT:
             names += inspection.disks(self._root, guest_id)
         for kind in naming.FILE_DIRECTORIES:
-            if guest_id is None and content in (None, kind):
-                names += inspection.files(self._root, kind)
+            if content in (None, kind) and (guest_id is None or kind is ContentType.BACKUP):
+                names += (name for name in inspection.files(self._root, kind) if guest_id in (None, _owner(name)))
         infos = (self._describe_or_skip(name) for name in names)
         return [info for info in infos if info is not None and (content is None or info.content is content)]
 
@@ -89,7 +89,7 @@ class Catalog:
             size_bytes=record.size if is_tree else measured.size_bytes,
             used_bytes=used,
             created_at=measured.created_at,
-            guest_id=place.guest_id,
+            guest_id=place.guest_id or _owner(name),
             parent=VolumeId(self._id, record.parent) if record.parent else None,
             notes=record.notes,
             protected=record.protected,
@@ -101,3 +101,8 @@ class Catalog:
         except (OSError, ApplianceError) as error:  # removed meanwhile, or no volume of ours
             log.debug("storage %s: %s is not listed: %s", self._id, name, error)
             return None
+
+
+def _owner(name: str) -> GuestId | None:
+    backup = naming.backup_owner(name)
+    return backup[1] if backup else None

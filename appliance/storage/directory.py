@@ -6,6 +6,7 @@
     publication.py    how a volume appears and vanishes at one moment
     inspection.py     measuring, and judging images before QEMU sees them; qcow2_header.py reads their first bytes
     trees.py          counting and removing what a container made of a directory volume; what kind a file system offers
+    backups.py        archives of guests, and what is made and taken apart on the way
     overlays.py       directory volumes in layers; layers.py: unpacked templates, which many of them stand on
     receiving.py      streams with a checksum
     headroom.py       the space new volumes leave alone
@@ -32,6 +33,7 @@ from appliance.kernel import btrfs
 from appliance.model.guest import GuestId
 from appliance.model.volume import ContentType, OpenedVolume, StorageUsage, VolumeFormat, VolumeId, VolumeInfo
 from appliance.storage import inspection, naming, overlays, receiving, tools, trees
+from appliance.storage.backups import BackupArea
 from appliance.storage.catalog import DISK_CONTENT, Catalog
 from appliance.storage.layers import Fill, LayerStore
 from appliance.storage.publication import BeforeEffect, Maker, Publisher
@@ -81,6 +83,7 @@ class DirectoryBackend:
         self._snapshots = VolumeSnapshots(storage_id, root, self._records, before_effect)
         self._layers = LayerStore(storage_id, root, self._records, before_effect)
         self._trees = TreeKind.PLAIN
+        self.backups = BackupArea(self, root, self._publisher)
 
     @property
     def storage_id(self) -> str:
@@ -355,6 +358,10 @@ class DirectoryBackend:
     async def snapshots(self, volume_id: VolumeId) -> Sequence[str]:
         """The names of a volume's snapshots, sorted."""
         return await self._snapshots.names(volume_id)
+
+    async def open_snapshot(self, volume_id: VolumeId, name: str) -> OpenedVolume:
+        """See `VolumeBackend.open_snapshot`."""
+        return await self._snapshots.open(volume_id, name)
 
     # --- all volumes ------------------------------------------------------------------------------------------
 

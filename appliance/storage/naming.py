@@ -47,6 +47,7 @@ _SHORT_FORMATS: Final = {".tar.gz": "tgz", ".tar.xz": "txz", ".tar.zst": "tzst",
 _DISK = re.compile(
     r"(?P<stem>(?:vm|subvol|base)-(?P<id>\d{3,9})-[A-Za-z0-9][A-Za-z0-9_.-]*)\.(?P<format>raw|qcow2|subvol)"
 )
+_BACKUP = re.compile(r"backup/vzdump-(?P<kind>lxc|qemu)-(?P<id>\d{3,9})-.+")
 _LABEL = re.compile(r"[a-z][a-z0-9]{0,15}")
 _FILE = re.compile(r"[A-Za-z0-9_+=][A-Za-z0-9_.+=@-]*")
 
@@ -79,6 +80,14 @@ def locate(name: str) -> Place:
         check_file_name(content, rest)
         return Place(PurePosixPath(FILE_DIRECTORIES[content], rest), content, file_format(content, rest))
     raise InvalidParameter({"volume": f"'{name}' is not the name of a volume of a directory storage"})
+
+
+def backup_owner(name: str) -> tuple[str, GuestId] | None:
+    """Of which kind of guest, and which, the backup `name` is; None when it is none or its name does not tell."""
+    match = _BACKUP.fullmatch(name)
+    if match is None or not GUEST_ID_MIN <= int(match["id"]) <= GUEST_ID_MAX:
+        return None
+    return match["kind"], GuestId(int(match["id"]))
 
 
 def check_file_name(content: ContentType, file_name: str) -> None:

@@ -69,6 +69,15 @@ def opened(root: Path, volume: str, record: VolumeRecord) -> OverlayLayers:
     )
 
 
+def opened_snapshot(root: Path, volume: str, record: VolumeRecord, name: str) -> OverlayLayers:
+    """The paths of a snapshot, to be read only. Raises `NotFound`."""
+    layers = record.kept.get(name)
+    if layers is None:
+        raise NotFound(f"volume {volume}: snapshot '{name}'")
+    place = root / naming.locate(volume).path
+    return OverlayLayers(upper=None, work=place / WORK, lowers=tuple(root / layer for layer in layers))
+
+
 def make(root: Path, path: Path, record: VolumeRecord) -> None:
     """A volume's directory at `path`, empty but for what its layers show. Blocks. Raises `OSError`."""
     path.mkdir(0o700)

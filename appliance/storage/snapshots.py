@@ -26,8 +26,8 @@ from appliance.errors import Conflict, HostError, InvalidParameter, NotFound, Un
 from appliance.files import sync_directory
 from appliance.kernel import btrfs, reflink
 from appliance.kernel.rename import exchange
-from appliance.model.volume import VolumeFormat, VolumeId
-from appliance.storage import headroom, naming, tools
+from appliance.model.volume import OpenedVolume, VolumeFormat, VolumeId
+from appliance.storage import headroom, naming, overlays, tools
 from appliance.storage.overlays import OverlaySnapshots
 from appliance.storage.records import HIDDEN_DIRECTORY, OVERLAY, Records
 from appliance.storage.trees import remove_any
@@ -177,6 +177,24 @@ class VolumeSnapshots:
         if await self._is_overlay(volume_id):
             return sorted((await asyncio.to_thread(self._records.get, volume_id.name)).kept)
         return await self._thread(_names, snapshots_of(self._root, volume_id.name))
+
+    async def open(self, volume_id: VolumeId, name: str) -> OpenedVolume:
+        """What a snapshot holds, to be read only. Not of qcow2, where it is inside the image. Raises `NotFound`."""
+        path, volume_format = await self._find(volume_id)
+        if volume_format is VolumeFormat.QCOW2:
+            raise Unsupported(f"volume {volume_id}: a snapshot inside an image is read with the image")
+        record = await asyncio.to_thread(self._records.get, volume_id.name)
+        layers = None
+        if record.layout == OVERLAY:
+            layers = overlays.opened_snapshot(self._root, volume_id.name, record, name)
+        else:
+            path = snapshots_of(self._root, volume_id.name) / name
+            if not await asyncio.to_thread(os.path.lexists, path):
+                raise NotFound(f"volume {volume_id}: snapshot '{name}'")
+        size = record.size if volume_format is VolumeFormat.SUBVOL else (await self._thread(path.stat)).st_size
+        return OpenedVolume(
+            volume_id=volume_id, path=path, format=volume_format, size_bytes=size, read_only=True, layers=layers
+        )
 
     # --- inside -------------------------------------------------------------------------------------------------------
 

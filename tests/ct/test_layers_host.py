@@ -39,7 +39,7 @@ async def test_ids_on_the_layers_are_the_containers_own(
     said = await guest.execute(["/bin/sh", "-c", script], timeout_s=20)
     assert said.text.split() == ["1:1", "5:6"], said.stderr
     assert layered.layers is not None
-    upper = layered.layers.upper
+    upper = layered.path / "upper"
     assert [(upper / name).lstat().st_uid for name in ("made", "etc/owned")] == [5, 1]
     assert (layered.layers.lowers[0] / "etc/owned").read_text() == "by the container's daemon"
     assert (layered.layers.lowers[0] / "tmp").is_dir()

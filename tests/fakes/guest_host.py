@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from appliance.errors import ApplianceError, HostError, NotFound
 from appliance.events import Event, EventBus, GuestStateChanged
-from appliance.model.guest import CtCredentials, GuestId, GuestKind, GuestState, NicSpec
+from appliance.model.guest import CtCredentials, CtTree, GuestId, GuestKind, GuestState, NicSpec
 from appliance.model.volume import ContentType, OpenedVolume
 from appliance.services.access import AccessService
 from appliance.services.console import ConsoleService
 from appliance.services.guest_runner import Engines
 from appliance.services.guests import GuestService
-from appliance.services.ports import LogLine
+from appliance.services.ports import ArchivedFile, LogLine
 from appliance.services.storage import StorageService
 from appliance.services.task_records import TaskInfo
 from appliance.services.tasks import TaskService
@@ -103,6 +103,33 @@ class FakeProvisioner:
 
     async def personalise(self, root: OpenedVolume, *, credentials: CtCredentials) -> None:
         self.populated.append((root.path, credentials))
+
+    async def pack(
+        self,
+        guest_id: GuestId,
+        trees: Sequence[CtTree],
+        target: Path,
+        *,
+        config: str,
+        exclude: Sequence[str],
+        compress: str,
+        log: LogLine,
+    ) -> None:
+        raise HostError("nothing is packed here")
+
+    async def unpack_backup(
+        self, root: OpenedVolume, archive: Path, *, below: str, exclude: Sequence[str], log: LogLine
+    ) -> None:
+        raise HostError("nothing is unpacked here")
+
+    async def read_archived(self, archive: Path, name: str) -> bytes:
+        raise NotFound(f"'{name}' in {archive.name}")
+
+    async def archived_files(self, archive: Path) -> Sequence[ArchivedFile]:
+        return ()
+
+    async def stream_archived(self, archive: Path, name: str) -> AsyncGenerator[bytes, None]:
+        yield b""
 
 
 class FakePools:

@@ -20,6 +20,7 @@ from appliance.errors import Conflict, NotAuthenticated, NotFound, PermissionDen
 from appliance.events import EventBus, GuestListChanged, GuestStateChanged, TaskFinished, TaskStarted
 from appliance.model.guest import GuestId, GuestKind, GuestState
 from appliance.model.metrics import Fold, Point
+from appliance.model.volume import VolumeId
 from appliance.services.directory_mappings import DirectoryMappings
 from appliance.services.identity import Identity, parse_auth_id
 from appliance.services.task_records import TaskInfo
@@ -231,6 +232,7 @@ class FakeGuests:
         self._events = events
         self._tasks = tasks
         self.views: dict[int, GuestView] = {}
+        self.named: frozenset[VolumeId] = frozenset()
         self.consoles: dict[tuple[int, str], FakeViewer] = {}
         self.displays: dict[int, Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]] = {}
 
@@ -245,6 +247,9 @@ class FakeGuests:
         self.views[guest_id] = view
         self._events.publish(GuestListChanged(guest_id=view.guest_id, kind=kind, exists=True))
         return view
+
+    def named_volumes(self) -> frozenset[VolumeId]:
+        return self.named
 
     def set_state(self, guest_id: int, state: GuestState) -> None:
         old = self.views[guest_id]

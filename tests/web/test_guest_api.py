@@ -86,10 +86,12 @@ async def test_every_bad_key_of_a_creation_is_named_and_nothing_is_made(site: Gu
 @pytest.mark.parametrize(
     ("path", "data", "named"),
     [
-        ("qemu", {"archive": "local:backup/x.vma"}, "archive"),
+        ("qemu", {"archive": "/etc/passwd"}, "archive"),
+        ("qemu", {"unique": 1}, "unique"),
+        ("qemu", {"live-restore": 1}, "live-restore"),
         ("qemu", {"ha-managed": 1}, "ha-managed"),
         ("qemu", {"force": 1}, "force"),
-        ("lxc", {"ostemplate": "local:vztmpl/x.tar", "restore": 1}, "restore"),
+        ("lxc", {"ostemplate": "local:../../x", "restore": 1}, "ostemplate"),
         ("lxc", {"ostemplate": "/etc/passwd"}, "ostemplate"),
         ("lxc", {"ostemplate": "local:../../x"}, "ostemplate"),
         ("lxc", {}, "ostemplate"),

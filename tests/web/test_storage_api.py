@@ -170,7 +170,7 @@ async def test_a_disk_of_a_guest_is_not_deleted_under_it(site: Site) -> None:
         GuestId(100), format=VolumeFormat.RAW, size_bytes=MIB, content=ContentType.IMAGES
     )
     site.world.guests.add(100)
-    site.world.guests.config = lambda guest_id, kind=None: ({"scsi0": f"{disk},size=1M"}, "")  # type: ignore[method-assign]  # a configuration of this test alone
+    site.world.guests.named = frozenset({disk})
     status, _, reason = await call(site, "DELETE", f"{LOCAL}/content/{disk}")
     assert (status, "in use" in reason) == (409, True)
 

@@ -9,6 +9,7 @@ to be made; `boot` the boot order; `whole` checks what must fit together; `privi
 anywhere (a clear password is hashed by libcrypt: hash it before, in a thread).
 """
 
+from appliance.services.guest_config import conf_text
 from appliance.services.guest_config.boot import boot_order
 from appliance.services.guest_config.changes import (
     UpdatePlan,
@@ -96,6 +97,7 @@ __all__ = [
     "check",
     "check_digest",
     "clone_config",
+    "conf_text",
     "copy_requirements",
     "create_config",
     "digest",

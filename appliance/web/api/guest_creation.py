@@ -22,6 +22,7 @@ from appliance.web.api.guest_params import (
     check_allocate,
     check_config_change,
     check_node,
+    check_readable,
     check_skiplock,
     parse_config,
     public_keys,
@@ -145,8 +146,12 @@ def declare_for_vms(api: Resource) -> None:
               rest_schema=lambda: config_schema(kind))  # fmt: skip
     async def create(call: Call, params: CreateVmParams) -> str:
         """VM.Allocate on the id or the pool, and the privilege of each key. Volumes are made in the task."""
-        backup = {"archive": params.archive, "live-restore": params.live_restore, "unique": params.unique}
-        refuse("restoring from a backup", backup | {"force": params.force})
+        refuse(
+            "restoring into a running guest, or over one", {"live-restore": params.live_restore, "force": params.force}
+        )
+        if params.archive:
+            return await _restore(call, kind, params, archive=params.archive)
+        refuse("only of a backup", {"unique": params.unique})
         config = await _prepare(call, kind, params, params.config)
         return await call.services.guests.create(
             kind, params.vmid, config, user=call.user, start=params.start, pool=params.pool
@@ -167,7 +172,10 @@ def declare_for_containers(api: Resource) -> None:
               rest_schema=lambda: config_schema(kind))  # fmt: skip
     async def create(call: Call, params: CreateCtParams) -> str:
         """VM.Allocate on the id or the pool, and the privilege of each key. Unprivileged unless told otherwise."""
-        refuse("restoring from a backup", {"restore": params.restore, "unique": params.unique, "force": params.force})
+        refuse("restoring over a guest", {"force": params.force})
+        if params.restore:
+            return await _restore(call, kind, params, ostemplate=params.ostemplate)
+        refuse("only of a backup", {"unique": params.unique})
         refuse("a damaged template is never used", {"ignore-unpack-errors": params.ignore_unpack_errors})
         template = _template(call, params)
         _check_password(params.password)
@@ -202,6 +210,27 @@ async def _prepare(call: Call, kind: GuestKind, params: CreateParams, raw: dict[
         config["unprivileged"] = "1"
     check_config_change(call, kind, params.vmid, old={}, put=config, pool=params.pool)
     return config
+
+
+async def _restore(call: Call, kind: GuestKind, params: CreateParams, **named: str) -> str:
+    """A guest from a backup, with the request's keys in place of the backup's; each key needs its privilege all the same."""
+    refuse("high availability", {"ha-managed": params.ha_managed})
+    check_allocate(call, params.vmid, params.pool)
+    ((name, text),) = named.items()
+    try:
+        volume = VolumeId.parse(text)
+    except InvalidParameter as error:
+        raise InvalidParameter({name: "; ".join(error.errors.values())}) from error
+    check_readable(call, volume)
+    own = await parse_config(kind, params.config)
+    plan = await call.services.guests.restores.plan(kind, volume, own, storage=params.storage, unique=params.unique)
+    put = dict(plan.config)
+    for slot, (_, storage) in plan.images.items():
+        put[slot] = f"{storage}:1"  # its privileges are those of a new disk there
+    check_config_change(call, kind, params.vmid, old={}, put=put, pool=params.pool)
+    return await call.services.guests.restores.start(
+        GuestId(params.vmid), plan, user=call.user, pool=params.pool, start=params.start
+    )
 
 
 async def _clone(call: Call, kind: GuestKind, params: CloneParams, *, name: str | None, format_: str | None) -> str:

@@ -9,9 +9,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from appliance.errors import InvalidParameter
+from appliance.errors import InvalidParameter, PermissionDenied
 from appliance.model.guest import GuestId, GuestKind
-from appliance.services import guest_config
+from appliance.model.volume import VolumeId
+from appliance.services import backup_names, guest_config
 from appliance.web.registry import Allow, Call, GuestParams, PveBool
 
 AUDIT = Allow("/vms/{vmid}", "VM.Audit")
@@ -97,6 +98,17 @@ def check_node(call: Call, name: str, target: str | None) -> None:
     """`target` may only be this node. Raises `InvalidParameter` naming `name`."""
     if target not in (None, "", call.node, "localhost"):
         raise InvalidParameter({name: f"node '{target}' does not exist"})
+
+
+def check_readable(call: Call, volume: VolumeId) -> None:
+    """A backup holds everything of its guest: who may not back that up must own the storage."""
+    if call.has(f"/storage/{volume.storage}", "Datastore.Allocate"):
+        return
+    call.check(f"/storage/{volume.storage}", "Datastore.AllocateSpace", "Datastore.Audit", any_of=True)
+    backup = backup_names.parse(volume.name)
+    if backup is None:
+        raise PermissionDenied(f"Permission check failed (/storage/{volume.storage}, Datastore.Allocate)")
+    call.check(f"/vms/{backup.guest_id}", "VM.Backup")
 
 
 def public_keys(text: str | None) -> tuple[str, ...]:

@@ -1,0 +1,212 @@
+"""Backups through the API: of guests that run and that do not, restored under another id, looked into; hostile ones refused."""
+
+from __future__ import annotations
+
+import base64
+import io
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.busybox import write_template
+from tests.harness import Appliance, TaskFailed
+
+pytestmark = pytest.mark.host
+
+
+@pytest.fixture(scope="module")
+def appliance() -> Iterator[Appliance]:
+    with Appliance() as appliance:
+        yield appliance
+
+
+@pytest.fixture(scope="module")
+def api(appliance: Appliance) -> Any:
+    return appliance.api()
+
+
+@pytest.fixture(scope="module")
+def template(appliance: Appliance, api: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = write_template(tmp_path_factory.mktemp("template") / "busybox_1_amd64.tar.gz")
+    return appliance.upload(api, path, "vztmpl", path.name)
+
+
+def back_up(appliance: Appliance, api: Any, vmid: int, **options: Any) -> str:
+    """The new backup's volume."""
+    node = appliance.node(api)
+    before = {row["volid"] for row in node.storage("local").content.get(content="backup")}
+    time.sleep(1.1)  # names have seconds
+    appliance.finish(api, node.vzdump.post(vmid=vmid, storage="local", **options))
+    (made,) = {row["volid"] for row in node.storage("local").content.get(content="backup")} - before
+    return str(made)
+
+
+def say(appliance: Appliance, api: Any, vmid: int, command: str, expected: str) -> None:
+    with appliance.terminal(api, f"lxc/{vmid}") as console:
+        console.type(f"{command}\n")
+        console.wait_for(expected, timeout_s=20)
+
+
+@pytest.mark.parametrize("rootfs", ["local:0", "local:0.1"])
+def test_a_container_is_backed_up_while_it_runs_and_restored_beside_it(
+    appliance: Appliance, api: Any, template: str, rootfs: str
+) -> None:
+    node = appliance.node(api)
+    appliance.finish(
+        api,
+        node.lxc.post(
+            vmid=700, ostemplate=template, rootfs=rootfs, memory=64, hostname="saved", description="two\nlines",
+            mp0="local:0.05,mp=/srv/data,backup=1", mp1="local:0.05,mp=/scratch",
+        ),
+    )  # fmt: skip
+    container = node.lxc(700)
+    appliance.finish(api, container.status.start.post())
+    say(appliance, api, 700, "echo kept >/file; chown 7:8 /file; echo data >/srv/data/file; echo no >/scratch/file; "
+        "mkdir -p /tmp; echo no >/tmp/file; sync; echo wri''tten", "written")  # fmt: skip
+    volume = back_up(appliance, api, 700, mode="snapshot", compress="zstd", **{"notes-template": "{{guestname}}: mine"})
+    assert container.status.current.get()["status"] == "running"
+    assert container.status.current.get().get("lock") is None
+    (row,) = [row for row in node.storage("local").content.get(content="backup") if row["volid"] == volume]
+    assert (row["vmid"], row["notes"]) == (700, "saved: mine")
+    assert "hostname: saved" in node.vzdump.extractconfig.get(volume=volume)
+
+    appliance.finish(api, node.lxc.post(vmid=701, ostemplate=volume, restore=1, storage="local", hostname="again"))
+    config = node.lxc(701).config.get()
+    assert (config["hostname"], config["description"]) == ("again", "two\nlines")
+    assert ("size" in config["rootfs"]) == (rootfs != "local:0")
+    appliance.finish(api, node.lxc(701).status.start.post())
+    say(appliance, api, 701, "echo $(cat /file)-$(stat -c %u:%g /file)-$(cat /srv/data/file)-$(ls /scratch /tmp | wc -l)",
+        "kept-7:8-data-")  # fmt: skip
+    say(appliance, api, 701, "ls /scratch/file /tmp/file /etc/vzdump 2>&1 | grep -c 'No such'", "3")
+
+    listing = node.storage("local")("file-restore").list.get(volume=volume, filepath="/")
+    assert {"file", "srv", "etc"} <= {entry["text"] for entry in listing}
+    encoded = base64.b64encode(b"/srv/data").decode()
+    below = node.storage("local")("file-restore").list.get(volume=volume, filepath=encoded)
+    entry = next(entry for entry in below if entry["text"] == "file")
+    assert (entry["text"], entry["type"], entry["leaf"], entry["size"]) == ("file", "f", 1, 5)
+    path = f"/nodes/{appliance.node_name(api)}/storage/local/file-restore/download"
+    assert appliance.fetch(api, path, volume=volume, filepath=entry["filepath"]) == b"data\n"
+    for vmid in (700, 701):
+        appliance.finish(api, node.lxc(vmid).status.stop.post())
+        appliance.finish(api, node.lxc(vmid).delete())
+    node.storage("local").content(volume).delete()
+
+
+def test_modes_and_pruning(appliance: Appliance, api: Any, template: str) -> None:
+    node = appliance.node(api)
+    appliance.finish(api, node.lxc.post(vmid=702, ostemplate=template, rootfs="local:0", memory=64, start=1))
+    pid = node.lxc(702).status.current.get()["pid"]
+    first = back_up(appliance, api, 702, mode="suspend", compress="gzip", protected=1)
+    assert node.lxc(702).status.current.get()["pid"] == pid
+    back_up(appliance, api, 702, mode="stop")
+    assert node.lxc(702).status.current.get()["status"] == "running"
+    assert node.lxc(702).status.current.get()["pid"] != pid
+    appliance.finish(api, node.lxc(702).status.stop.post())
+    third = back_up(appliance, api, 702, **{"prune-backups": "keep-last=1"})
+    left = [row["volid"] for row in node.storage("local").content.get(content="backup", vmid=702)]
+    assert sorted(left) == sorted([first, third])
+    marks = node.storage("local").prunebackups.get(**{"prune-backups": "keep-last=1", "vmid": 702})
+    assert {row["volid"]: row["mark"] for row in marks} == {first: "protected", third: "keep"}
+    appliance.finish(api, node.lxc(702).delete())
+
+
+def test_a_vm_is_backed_up_and_restored(appliance: Appliance, api: Any) -> None:
+    node = appliance.node(api)
+    disks = {"scsi0": "local:0.01", "virtio1": "local:0.01", "serial0": "socket", "memory": 64, "boot": "order=scsi0"}
+    appliance.finish(api, node.qemu.post(vmid=710, name="saved", **disks))
+    image = next(appliance.data_dir.rglob("vm-710-disk-0.qcow2"))
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 64k", image], check=True, capture_output=True)
+    appliance.finish(api, node.qemu(710).status.start.post())
+    volume = back_up(appliance, api, 710, compress="zstd")
+    assert node.qemu(710).status.current.get()["status"] == "running"
+    assert [row["name"] for row in node.qemu(710).snapshot.get()] == ["current"]
+    appliance.finish(api, node.qemu.post(vmid=711, archive=volume, unique=1))
+    config = node.qemu(711).config.get()
+    assert config["scsi0"].startswith("local:711/vm-711-disk-")
+    assert config["name"] == "saved"
+    assert config["smbios1"] != node.qemu(710).config.get()["smbios1"]
+    copy = appliance.data_dir / "storage/local/images" / config["scsi0"].partition(":")[2].partition(",")[0]
+    read = ["qemu-io", "-f", "qcow2", "-c", "read -P 7 0 64k", str(copy)]
+    assert b"failed" not in subprocess.run(read, check=True, capture_output=True).stdout
+    appliance.finish(api, node.qemu(711).status.start.post())
+    for vmid in (710, 711):
+        appliance.finish(api, node.qemu(vmid).status.stop.post())
+        appliance.finish(api, node.qemu(vmid).delete())
+
+
+def place(appliance: Appliance, name: str, members: dict[str, bytes], link: tuple[str, str] | None = None) -> str:
+    """An archive of somebody else's making in the storage."""
+    path = appliance.data_dir / "storage/local/dump" / name
+    with tarfile.open(path, "w") as tar:
+        if link:
+            info = tarfile.TarInfo(link[0])
+            info.type, info.linkname = tarfile.SYMTYPE, link[1]
+            tar.addfile(info)
+        for member, content in members.items():
+            info = tarfile.TarInfo(member)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return f"local:backup/{name}"
+
+
+def test_hostile_archives_are_refused_and_leave_nothing(appliance: Appliance, api: Any) -> None:
+    node = appliance.node(api)
+    conf = b"hostname: evil\nrootfs: local:9/x.raw,size=100M\n"
+    secret = appliance.home / "secret"
+    secret.write_text("the host's")
+    climbing = place(appliance, "vzdump-lxc-900-2026_01_01-00_00_00.tar",
+                     {"etc/vzdump/pct.conf": conf, "../../escaped": b"x"})  # fmt: skip
+    linked = place(appliance, "vzdump-lxc-900-2026_01_01-00_00_01.tar",
+                   {"etc/vzdump/pct.conf": conf, "out/escaped": b"x"}, link=("out", "/tmp"))  # fmt: skip
+    for volume in (climbing, linked):
+        with pytest.raises(TaskFailed, match=r"refused|passes through"):
+            appliance.finish(api, node.lxc.post(vmid=720, ostemplate=volume, restore=1))
+    bad = place(appliance, "vzdump-lxc-900-2026_01_01-00_00_02.tar", {"etc/vzdump/pct.conf": b"rootfs: /etc\nxx: 1\n"})
+    with pytest.raises(Exception, match=r"rootfs|paths"):
+        node.lxc.post(vmid=720, ostemplate=bad, restore=1)
+    backed = Path(appliance.home) / "evil.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", secret, "-F", "raw", backed], check=True)
+    vm = place(appliance, "vzdump-qemu-900-2026_01_01-00_00_03.tar",
+               {"qemu-server.conf": b"scsi0: local:900/vm-900-disk-0.qcow2,size=1M\n",
+                "disk-scsi0.qcow2": backed.read_bytes()})  # fmt: skip
+    with pytest.raises(TaskFailed, match="backing file"):
+        appliance.finish(api, node.qemu.post(vmid=720, archive=vm))
+    missing = place(appliance, "vzdump-qemu-900-2026_01_01-00_00_04.tar",
+                    {"qemu-server.conf": b"scsi0: local:900/vm-900-disk-0.qcow2,size=1M\n"})  # fmt: skip
+    with pytest.raises(TaskFailed, match="does not exist"):
+        appliance.finish(api, node.qemu.post(vmid=720, archive=missing))
+    assert 720 not in [row["vmid"] for row in (*node.lxc.get(), *node.qemu.get())]
+    assert list((appliance.data_dir / "storage/local/images").glob("720/*")) == []
+    assert not list((appliance.data_dir / "storage/local/dump").glob(".tmp-*"))
+
+
+def test_a_killed_appliance_leaves_no_half_archive_and_no_snapshot(tmp_path: Path) -> None:
+    with Appliance() as appliance:
+        api = appliance.api()
+        path = write_template(tmp_path / "busybox_1_amd64.tar.gz")
+        template = appliance.upload(api, path, "vztmpl", path.name)
+        node = appliance.node(api)
+        appliance.finish(api, node.lxc.post(vmid=730, ostemplate=template, rootfs="local:0", memory=64, start=1))
+        say(appliance, api, 730, "head -c 200000000 /dev/urandom >/big; echo rea''dy", "ready")
+        dump = appliance.data_dir / "storage/local/dump"
+        node.vzdump.post(vmid=730, storage="local", compress="gzip")
+        while not list(dump.iterdir()):
+            time.sleep(0.05)
+        appliance.kill()
+        appliance.start()
+        assert list(dump.iterdir()) == []
+        api = appliance.api()
+        node = appliance.node(api)
+        assert [row["name"] for row in node.lxc(730).snapshot.get()] == ["current"]
+        status = node.lxc(730).status.current.get()
+        assert (status["status"], status.get("lock")) == ("running", None)
+        volume = next((appliance.data_dir / "storage/local/images/730").iterdir())
+        assert len(list(volume.iterdir())) == 2
+        appliance.finish(api, node.lxc(730).status.stop.post())
+        appliance.finish(api, node.lxc(730).delete())
