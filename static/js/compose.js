@@ -62,7 +62,8 @@ function clone(fields, params) {
   if (fields.get("_full") === "1" || params.storage || params.snapname) params.full = "1";
 }
 
-function container(fields, params) {
+function container(fields, params, form) {
+  config(fields, params, form);
   params.rootfs = `${fields.get("_storage")}:${fields.get("_disk")}`;
   if (!("unprivileged" in params)) params.unprivileged = "1";
   network(fields, params, { name: "eth0" });
@@ -77,11 +78,12 @@ function network(fields, params, first) {
   const addresses = { ip: fields.get("_ip") || "dhcp", gw: fields.get("_gw"), ip6: fields.get("_ip6"), gw6: fields.get("_gw6") };
   const given = Object.entries(addresses).filter(([, value]) => value);
   if (first.name) Object.assign(parts, Object.fromEntries(given));
-  else if (params.ciuser !== undefined || fields.get("_source") === "image") params.ipconfig0 = given.map(([part, value]) => `${part}=${value}`).join(",");
+  else if (fields.get("_source") === "image") params.ipconfig0 = given.map(([part, value]) => `${part}=${value}`).join(",");
   params.net0 = Object.entries(parts).map(([part, value]) => `${part}=${value}`).join(",");
 }
 
 function vm(fields, params, form) {
+  config(fields, params, form);
   const storage = fields.get("_storage");
   const disk = fields.get("_disk");
   const source = fields.get("_source");

@@ -19,24 +19,6 @@ ACTIONS = {"stop": "Stop", "reset": "Reset"}
 
 
 @visited
-async def create_vm(visit: Visit) -> web.StreamResponse:
-    """GET /dialogs/create-vm"""
-    viewer = visit.viewer
-    context = await _creation(viewer, ContentType.IMAGES)
-    context["images"] = await volumes_of(viewer, ContentType.IMPORT)
-    context["isos"] = await volumes_of(viewer, ContentType.ISO)
-    return await visit.part("dialogs/create_vm.html", context)
-
-
-@visited
-async def create_ct(visit: Visit) -> web.StreamResponse:
-    """GET /dialogs/create-ct"""
-    context = await _creation(visit.viewer, ContentType.ROOTDIR)
-    context["templates"] = await volumes_of(visit.viewer, ContentType.VZTMPL)
-    return await visit.part("dialogs/create_ct.html", context)
-
-
-@visited
 async def delete_guest(visit: Visit) -> web.StreamResponse:
     """GET /dialogs/guest/{vmid}/delete"""
     guest = visit.viewer.guest(visit.number("vmid"))
@@ -110,18 +92,6 @@ def _receiving(visit: Visit) -> contexts.Context:
         "storage": storage, "kinds": kinds, "content": wanted, "content_words": contexts.CONTENT_WORDS,
         "node": visit.viewer.node,
     }  # fmt: skip
-
-
-async def _creation(viewer: Viewer, content: ContentType) -> contexts.Context:
-    """What both create dialogs offer."""
-    storages = [config.storage_id for config in storages_for(viewer, content)]
-    return {
-        "vmid": await viewer.services.guests.next_id(),
-        "storages": storages,
-        "bridges": await bridges_of(viewer),
-        "node": viewer.node,
-        "storage_page": viewer.storages(),
-    }
 
 
 def storages_for(viewer: Viewer, content: ContentType) -> Sequence[StorageConfig]:

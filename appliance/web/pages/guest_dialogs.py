@@ -34,7 +34,7 @@ async def edit(visit: Visit) -> web.StreamResponse:
     config, digest = viewer.services.guests.config(guest.guest_id)
     try:
         keys = hardware.form_keys(guest.kind, form)
-        choices = await _choices(viewer, guest.kind)
+        choices = await choices_of(viewer, guest.kind)
         inputs: list[Input] = []
         for key in keys:
             inputs += _tray(guest.kind, key, config.get(key, ""), choices)
@@ -66,7 +66,7 @@ async def add(visit: Visit) -> web.StreamResponse:
     device = next((each for each in hardware.addable(guest.kind, config) if each.name == name), None)
     if device is None:
         raise NotFound(f"no '{name[:40]}' can be added to guest {guest_id}")
-    choices = await _choices(viewer, guest.kind)
+    choices = await choices_of(viewer, guest.kind)
     volume = visit.request.query.get("volume", "")
     buses = {
         "disk": ("scsi", "virtio", "sata", "ide"),
@@ -220,7 +220,8 @@ def _tray(kind: GuestKind, key: str, text: str, choices: Choices) -> Sequence[In
     return [Input(key=key, part="file", label="Medium", kind="select", value=now, choices=offered)]
 
 
-async def _choices(viewer: Viewer, kind: GuestKind) -> Choices:
+async def choices_of(viewer: Viewer, kind: GuestKind) -> Choices:
+    """What inputs offer: bridges, ISO images, CPU types."""
     bridges = await dialogs.bridges_of(viewer)
     found: dict[str, Sequence[tuple[str, str]]] = {"bridge": [(name, name) for name in bridges]}
     if kind is GuestKind.QEMU:

@@ -33,6 +33,8 @@ class GuestRights:
     console: bool
     configure: bool
     delete: bool
+    snapshot: bool
+    clone: bool
 
 
 @dataclass(slots=True)
@@ -99,6 +101,8 @@ class Viewer:
             console=self.may(path, "VM.Console"),
             configure=any(self.may(path, f"VM.Config.{word}") for word in ("Options", "CPU", "Memory", "Disk")),
             delete=self.may(path, "VM.Allocate"),
+            snapshot=self.may(path, "VM.Snapshot"),
+            clone=self.may(path, "VM.Clone"),
         )
 
     def may_create(self) -> bool:

@@ -1,0 +1,109 @@
+"""The dialogs that make guests, in real Chromium: quick and full, judged as one types, several at once, from a template."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, Page, expect
+
+from tests.browser.fake_site import FakeSite
+from tests.browser.office_site import open_office_site
+from tests.fakes.office import Office
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
+
+Place = tuple[FakeSite, Office]
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def place(file_browser: Browser, tmp_path: Path, screenshots: Path) -> AsyncIterator[Place]:
+    async with open_office_site(file_browser, tmp_path, screenshots) as opened:
+        yield opened
+    assert not opened[0].faults
+
+
+async def dialog(page: Page, path: str) -> None:
+    await page.evaluate("(path) => htmx.ajax('GET', path, { target: '#dialog' })", path)
+    await page.wait_for_selector("#dialog[open] #dialog-title")
+
+
+@pytest.mark.parametrize(("size", "scheme"), [("wide", "light"), ("phone", "dark")])
+async def test_quick_and_full_forms_fit_and_are_accessible(place: Place, size: str, scheme: str) -> None:
+    site, _ = place
+    async with site.page(size, "dark" if scheme == "dark" else "light") as page:
+        await site.visit(page, "/overview")
+        for kind in ("vm", "ct"):
+            await dialog(page, f"/dialogs/create-{kind}")
+            await site.look(page, f"create-{kind}-{size}")
+            await page.click(".all-settings > summary")
+            await page.click(".equivalent summary")
+            await site.look(page, f"create-{kind}-full-{size}")
+            await page.keyboard.press("Escape")
+            await page.wait_for_selector("#dialog[open]", state="detached")
+
+
+async def test_a_vm_is_judged_as_it_is_typed_and_made_with_what_was_set(place: Place) -> None:
+    site, office = place
+    async with site.page() as page:
+        await site.visit(page, "/overview")
+        await dialog(page, "/dialogs/create-vm")
+        await page.check("[name=_source][value=empty]", force=True)
+        await page.fill("#f-name", "under_score")
+        await expect(page.locator("#e-name")).to_contain_text("DNS name")
+        await page.fill("#f-name", "web-1")
+        await page.fill("#f-vmid", "100")
+        await expect(page.locator("#e-vmid")).to_contain_text("taken")
+        await page.fill("#f-vmid", "200")
+        await page.click(".all-settings > summary")
+        await page.select_option("#f-bus", "virtio0")
+        await page.fill("[id='f-net0.tag']", "7")
+        await page.select_option("#f-cpu-cputype", "host")
+        await page.fill("#f-tags", "web")
+        await page.click(".equivalent summary")
+        command = page.locator("[data-equivalent=cli]")
+        await expect(command).to_contain_text("appliance create /nodes/testnode/qemu")
+        await expect(command).to_contain_text("--cpu cputype=host")
+        await page.click("#create")
+        await page.wait_for_url("**/guests/200")
+    config = office.guests.guests[200].config
+    assert config["virtio0"] == "local:10"
+    assert config["net0"].endswith("bridge=vmbr0,tag=7")
+    assert (config["tags"], config["boot"]) == ("web", "order=virtio0")
+
+
+async def test_five_containers_like_one_get_names_and_free_ids(place: Place) -> None:
+    site, office = place
+    async with site.page(quiet=True) as page:
+        await site.visit(page, "/overview")
+        await dialog(page, "/dialogs/create-ct")
+        await page.fill("#f-hostname", "web08")
+        await page.fill("#f-vmid", "102")
+        await page.click(".all-settings > summary")
+        await page.fill("#f-_count", "5")
+        await page.fill("[id='f-net0.ip']", "192.0.2.7/24")
+        await page.click("#create")
+        await expect(page.locator("#dialog[open]")).to_have_count(0)
+    made = {
+        number: guest.config["hostname"]
+        for number, guest in office.guests.guests.items()
+        if number not in (100, 101, 103, 104)
+    }
+    assert made == {102: "web08", 105: "web09", 106: "web10", 107: "web11", 108: "web12"}
+    assert "ip=192.0.2.7/24" in office.guests.guests[105].config["net0"]
+
+
+async def test_a_template_is_cloned_from_the_same_dialog(place: Place) -> None:
+    site, office = place
+    async with site.page(quiet=True) as page:
+        await site.visit(page, "/overview")
+        await dialog(page, "/dialogs/create-vm")
+        await page.check("[name=_source][value=template]", force=True)
+        await expect(page.locator("#create")).to_be_hidden()
+        await page.click("[aria-label='Clone debian-12-base']")
+        await page.fill("#f-name", "copy")
+        await page.click("#confirm")
+        await expect(page.locator("#dialog[open]")).to_have_count(0)
+    assert office.guests.calls[-1][:2] == ("clone", 104)
