@@ -26,6 +26,7 @@ from appliance.events import EventBus
 from appliance.heartbeat import Heartbeat
 from appliance.kernel.lockfile import LockFile
 from appliance.kernel.sd_notify import ServiceManager
+from appliance.model.guest import Capabilities
 from appliance.network.backend import NetworkBackend
 from appliance.qemu.engine import QemuEngine
 from appliance.services import server_identity, server_names
@@ -96,6 +97,7 @@ class App:
         self._clock = SystemClock()
         self._heartbeat = Heartbeat(ServiceManager.take(), self._clock)
         self._closers: list[tuple[str, float, Closer]] = []
+        self._engines: Sequence[Capabilities] = ()
 
     async def start(self) -> None:
         """All stages, in order; returns when the appliance listens."""
@@ -115,7 +117,7 @@ class App:
 
         ground = await self._start_ground(clock, scope)
         host = await self._start_host(ground, native, qemu, containers)
-        await probes
+        self._engines = await probes
         guests = await self._start_guests(ground, host)
         metrics = await self._start_metrics(ground, host, guests)
         static = await asyncio.to_thread(StaticFiles.scan, self._config.static_dir)
@@ -233,6 +235,7 @@ class App:
             metrics=metrics,
             consoles=host.consoles,
             templates=host.templates,
+            engines=self._engines,
             directory_mappings=host.directory_mappings,
         )
 
@@ -287,12 +290,14 @@ def _make_directory(path: Path, mode: int) -> None:
         raise HostError.from_os_error(error, f"create {path}") from error
 
 
-async def _probe(engines: Sequence[NativeEngine | QemuEngine | CtEngine]) -> None:
+async def _probe(engines: Sequence[NativeEngine | QemuEngine | CtEngine]) -> Sequence[Capabilities]:
     """Ask each engine what it can do here, at the same time, and log what is missing: the appliance starts anyway."""
-    for found in await asyncio.gather(*(engine.probe() for engine in engines)):
+    answers = await asyncio.gather(*(engine.probe() for engine in engines))
+    for found in answers:
         log.info("engine %s: %s", found.engine, f"version {found.version}" if found.usable else "cannot start guests")
         for feature, reason in found.missing.items():
             log.info("engine %s: no %s: %s", found.engine, feature, reason)
+    return answers
 
 
 def _server_identity(config: Config) -> ServerIdentity:

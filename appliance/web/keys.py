@@ -42,6 +42,7 @@ class Documents:
 
     json: bytes | None = None
     page: str | None = None
+    explorer: str | None = None
 
 
 SERVICES: web.AppKey[Services] = web.AppKey("services")

@@ -23,6 +23,7 @@ else:
     jinja2 = LazyModule("jinja2")
 
 Schema = dict[str, Any]
+PAGE = "api_docs.html"
 
 _PART = re.compile(r"\{(\w+)(?::path)?\}")
 _REF = "#/components/schemas/{name}"
@@ -55,7 +56,7 @@ async def serve_page(request: web.Request) -> web.StreamResponse:
     documents = request.app[keys.DOCUMENTS]
     if documents.page is None:
         directory = request.app[keys.SERVICES].config.templates_dir
-        documents.page = await asyncio.to_thread(_render, request.app[keys.TABLE], str(directory))
+        documents.page = await asyncio.to_thread(_render, request.app[keys.TABLE], str(directory), PAGE)
     return web.Response(text=documents.page, content_type="text/html", charset="utf-8")
 
 
@@ -63,7 +64,17 @@ def _encode(table: ApiTable) -> bytes:
     return msgspec.json.encode(build_document(table.methods()))
 
 
-def _render(table: ApiTable, directory: str) -> str:
+async def explorer(request: web.Request) -> str:
+    """The list of methods as the API explorer shows it, without the parameters: its forms have them."""
+    documents = request.app[keys.DOCUMENTS]
+    if documents.explorer is None:
+        directory = request.app[keys.SERVICES].config.templates_dir
+        template = "fragments/api_operations.html"
+        documents.explorer = await asyncio.to_thread(_render, request.app[keys.TABLE], str(directory), template)
+    return documents.explorer
+
+
+def _render(table: ApiTable, directory: str, template: str) -> str:
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(directory), autoescape=True, trim_blocks=True)
     document = build_document(table.methods())
     groups: dict[str, list[Schema]] = {}
@@ -71,7 +82,7 @@ def _render(table: ApiTable, directory: str) -> str:
         for verb, operation in item.items():
             entry = operation | {"verb": verb.upper(), "path": path.removeprefix("/api2/json")}
             groups.setdefault(operation["tags"][0], []).append(entry)
-    return environment.get_template("api_docs.html").render(groups=groups, document=document)
+    return environment.get_template(template).render(groups=groups, document=document, is_explorer=template != PAGE)
 
 
 def build_document(methods: Sequence[Method]) -> Schema:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
     from appliance.clock import Clock
     from appliance.config import Config
     from appliance.events import EventBus
+    from appliance.model.guest import Capabilities
     from appliance.services.access import AccessService
     from appliance.services.audit import AuditLog
     from appliance.services.console import ConsoleService
@@ -41,4 +43,6 @@ class Services:
     metrics: MetricsService
     consoles: ConsoleService
     templates: TemplateService
+    engines: Sequence[Capabilities] = ()
+    """What the host's engines can do, as they said at the start."""
     directory_mappings: DirectoryMappings

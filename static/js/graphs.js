@@ -27,18 +27,20 @@ function size(value) {
 }
 
 const line = (name, word, extra = {}) => ({ name, word, ...extra });
+const BINARY = Array.from({ length: 60 }, (_, power) => 2 ** power); // ticks of sizes: 512 MiB, 1 GiB …
 const SETS = {
+  guestcpu: { say: percent, top: 1, lines: [line("cpu", t("CPU"))] },
   cpu: { say: percent, top: 1, lines: [line("cpu", t("CPU")), line("iowait", t("I/O wait"))] },
   load: { say: plain, lines: [line("loadavg", t("Load")), line("maxcpu", t("CPUs"), { limit: true })] },
-  memory: { say: size, lines: [line("memused", t("Used")), line("memtotal", t("Total"), { limit: true })] },
-  guestmemory: { say: size, lines: [line("mem", t("Used")), line("maxmem", t("Total"), { limit: true })] },
-  network: { say: perSecond, lines: [line("netin", t("In")), line("netout", t("Out"))] },
-  disk: { say: perSecond, lines: [line("diskread", t("Read")), line("diskwrite", t("Written"))] },
+  memory: { say: size, steps: BINARY, lines: [line("memused", t("Used")), line("memtotal", t("Total"), { limit: true })] },
+  guestmemory: { say: size, steps: BINARY, lines: [line("mem", t("Used")), line("maxmem", t("Total"), { limit: true })] },
+  network: { say: perSecond, steps: BINARY, lines: [line("netin", t("In")), line("netout", t("Out"))] },
+  disk: { say: perSecond, steps: BINARY, lines: [line("diskread", t("Read")), line("diskwrite", t("Written"))] },
   pressure: {
     say: share,
     lines: [line("pressurecpusome", t("CPU")), line("pressureiosome", t("I/O")), line("pressurememorysome", t("Memory"))],
   },
-  space: { say: size, lines: [line("used", t("Used")), line("total", t("Total"), { limit: true })] },
+  space: { say: size, steps: BINARY, lines: [line("used", t("Used")), line("total", t("Total"), { limit: true })] },
 };
 
 const root = document.querySelector("[data-graphs]");
@@ -90,7 +92,7 @@ function make(figure) {
     scales: { x: { time: true }, y: { range: (plot, low, high) => [0, set.top ?? (high > 0 ? high * 1.1 : 1)] } },
     axes: [
       { ...axis, size: 30, space: 70 },
-      { ...axis, size: 64, values: (plot, ticks) => ticks.map(set.say), space: 34 },
+      { ...axis, size: 64, values: (plot, ticks) => ticks.map(set.say), space: 34, ...(set.steps ? { incrs: set.steps } : {}) },
     ],
     series: [
       {},

@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 from appliance.errors import NotAuthenticated, NotFound
-from appliance.model.guest import GuestKind, GuestState, GuestStats
+from appliance.model.guest import Capabilities, GuestKind, GuestState, GuestStats
+from appliance.model.metrics import Point, in_order
 from appliance.model.network import HostInterface
 from appliance.model.volume import ContentType, StorageUsage, VolumeId, VolumeInfo
 from appliance.services.login import Login
@@ -30,6 +33,18 @@ PASSWORD = "right"
 CODE = "123456"
 WITH_SECOND_FACTOR = "careful@pve"
 HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}"
+
+
+ENGINES = (
+    Capabilities(engine="native", version="0.1.0", available=frozenset({"start"})),
+    Capabilities(
+        engine="qemu",
+        version="7.2.11",
+        available=frozenset({"start", "uefi"}),
+        missing={"kvm": "/dev/kvm: no such file"},
+    ),
+    Capabilities(engine="oci", version="", missing={"start": "neither crun nor runc is installed"}),
+)
 
 
 class HouseAccess(FakeAccess):
@@ -130,6 +145,7 @@ def furnished(directory: Path) -> tuple[Services, World]:
         "storage": storage,
         "network": SimpleNamespace(interfaces=_answer(interfaces), problem=""),
         "node": SimpleNamespace(status=_answer(_status())),
+        "engines": ENGINES,
         "templates": SimpleNamespace(
             list=lambda: [Template(recipe=recipe, kind=kind) for recipe in RECIPES.values() for kind in ImageKind]
         ),
@@ -166,10 +182,28 @@ def settle_in(world: World) -> None:
     storage.add("iso/debian-12.7.0-amd64-netinst.iso", ContentType.ISO, 660 * MIB)
     storage.add("vztmpl/debian-12-standard_12_amd64.tar.zst", ContentType.VZTMPL, 44 * MIB)
     storage.add("import/debian-12.qcow2", ContentType.IMPORT, 2 * GIB)
+    _draw_graphs(world)
     world.tasks.finish(world.tasks.begin("qmstart"))
     world.tasks.finish(world.tasks.begin("vzstart", object_id="103"), "network interface veth103i0 is gone")
     running = world.tasks.begin("download", object_id="debian-13-cloud.qcow2")
     world.tasks.logs[running] = ["fetching debian-13-cloud.qcow2", "512 MiB of 2 GiB (25 %)"]
+
+
+def _draw_graphs(world: World) -> None:
+    """An hour of figures that look like life."""
+    now = int(time.time()) // 60 * 60
+    for series, cpus, memory in (("node/testnode", 8, 32 * GIB), ("qemu/100", 2, 2 * GIB)):
+        points = []
+        for minute in range(60):
+            wave = 0.5 + 0.35 * math.sin(minute / 7) + 0.1 * math.sin(minute * 1.7)
+            values = {
+                "cpu": 0.2 + 0.4 * wave, "iowait": 0.03 * wave, "loadavg": 3 * wave, "maxcpu": cpus, "memtotal": memory,
+                "memused": memory * (0.5 + 0.2 * wave), "mem": memory * (0.4 + 0.2 * wave), "maxmem": memory,
+                "netin": 4e6 * wave, "netout": 1e6 * (1 - wave), "diskread": 2e6 * wave * wave, "diskwrite": 9e5,
+                "pressurecpusome": 12 * wave, "pressureiosome": 4 * wave, "pressurememorysome": 0.2,
+            }  # fmt: skip
+            points.append(Point(now - (60 - minute) * 60, in_order(series, values)))
+        world.extras.metrics.points[series] = points
 
 
 def _answer(value: object) -> Any:

@@ -137,6 +137,7 @@ class FakeMetrics:
         self.points: dict[str, list[Point]] = {}
         self.latest_values: dict[str, dict[str, float]] = {}
         self.asked: list[tuple[str, str, str]] = []
+        self.now = 1_700_000_000
 
     async def history(self, series: str, timeframe: str, how: Fold) -> Sequence[Point]:
         self.asked.append((series, timeframe, how.value))
@@ -146,7 +147,7 @@ class FakeMetrics:
         return self.latest_values.get(series, {})
 
     def latest_time(self) -> int:
-        return 1_700_000_000
+        return self.now
 
 
 class FakeTasks:
@@ -329,6 +330,7 @@ def fake_services(directory: Path, *, clock: Clock | None = None) -> tuple[Servi
     events = EventBus()
     tasks = FakeTasks(events, clock)
     world = World(FakeAccess(), FakeAudit(), tasks, FakeGuests(events, tasks), events, FakeStore())
+    world.extras.metrics = FakeMetrics()
     config = Config(
         data_dir=directory / "data", run_dir=directory / "run", listen_host="127.0.0.1", listen_port=0, node_name=NODE
     )
@@ -336,7 +338,7 @@ def fake_services(directory: Path, *, clock: Clock | None = None) -> tuple[Servi
         "network": SimpleNamespace(),
         "storage": SimpleNamespace(storages=list),
         "node": SimpleNamespace(status=_node_status),
-        "metrics": FakeMetrics(),
+        "metrics": world.extras.metrics,
         "consoles": SimpleNamespace(),
         "templates": SimpleNamespace(),
         "directory_mappings": DirectoryMappings(world.store, node=NODE, data_dir=config.data_dir),

@@ -21,9 +21,13 @@ from tests.web.conftest import Site
 PAGES = [
     "/", "/guests/100", "/guests/100/summary", "/guests/100/console", "/guests/100/display", "/guests/100/hardware",
     "/guests/100/tasks", "/guests/101", "/guests/101/console", "/guests/104", "/node", "/storage", "/storage/local",
-    "/storage/local?content=iso", "/storage/local?content=backup",
+    "/storage/local?content=iso", "/storage/local?content=backup", "/overview", "/audit", "/audit?q=admin", "/settings",
+    "/api-explorer", "/node/hardware", "/node/disks", "/node/network", "/node/services", "/node/tasks",
+    "/node/tasks?state=failed&page=2", "/node/shell", "/setup/password", "/setup/storage", "/setup/network",
+    "/setup/template", "/setup/done", "/?q=shop&sort=-cpu&state=running", "/parts/audit-chain",
 ]  # fmt: skip
 DIALOGS = [
+    "/dialogs/settings/tag-style", "/dialogs/settings/description", "/dialogs/settings/console",
     "/dialogs/create-vm", "/dialogs/create-ct", "/dialogs/guest/103/delete", "/dialogs/guest/100/confirm/stop",
     "/dialogs/guest/100/confirm/reset", "/dialogs/guest/100/edit/memory", "/dialogs/guest/100/notes",
     "/dialogs/guest/100/edit/onboot", "/dialogs/guest/100/resize/scsi0", "/dialogs/storage/local/upload",

@@ -5,10 +5,11 @@ A new page is one entry here. Entries are shown to whom they are of use; pages t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from appliance.web.pages.settings import SETTINGS
 from appliance.web.pages.viewer import Viewer
 
 Crumb = tuple[str, str]
@@ -55,12 +56,37 @@ AREAS: Final = (
     Area(id="consoles", href="/consoles", icon="grid-2x2", word="Consoles", search="tiles terminals displays"),
     Area(id="account", href="/account", icon="user", word="My account", is_tab=False,
          search="password two-factor tokens language theme settings"),
-    Area(id="api", href="/api-docs", icon="book-open", word="API", search="reference documentation explorer"),
+    Area(id="audit", href="/audit", icon="scroll-text", word="Audit log", search="history who changed",
+         seen_by=lambda viewer: viewer.may("/", "Sys.Audit")),
+    Area(id="settings", href="/settings", icon="settings", word="Settings", search="options cluster preferences",
+         seen_by=lambda viewer: viewer.may("/", "Sys.Audit")),
+    Area(id="api", href="/api-explorer", icon="book-open", word="API", search="reference documentation explorer try"),
 )  # fmt: skip
 """In the order of the tabs."""
+NODE_TABS: Final[Mapping[str, str]] = {
+    "summary": "Summary", "hardware": "Hardware", "disks": "Disks", "network": "Network", "services": "Services",
+    "tasks": "Tasks", "shell": "Shell",
+}  # fmt: skip
 CREATIONS: Final = (
     Place(word="Create a virtual machine", note="Action", icon="plus", search="new vm", dialog="/dialogs/create-vm"),
     Place(word="Create a container", note="Action", icon="plus", search="new ct lxc", dialog="/dialogs/create-ct"),
+)
+
+
+NODE_PLACES: Final = tuple(
+    Place(word=word, note="Node", icon="server", search="host node", href=f"/node/{name}")
+    for name, word in NODE_TABS.items()
+    if name != "summary"
+)
+SETTING_PLACES: Final = tuple(
+    Place(
+        word=each.word,
+        note="Setting",
+        icon="settings",
+        search=f"{each.name} option",
+        href=f"/settings#setting-{each.name}",
+    )
+    for each in SETTINGS
 )
 
 
@@ -77,9 +103,16 @@ def areas(viewer: Viewer) -> Sequence[Area]:
 def places(viewer: Viewer, known: Sequence[Area]) -> Sequence[Place]:
     """What the palette offers besides guests, nodes, storages and tags."""
     pages = [Place(word=area.word, note="Page", icon=area.icon, search=area.search, href=area.href) for area in known]
+    if viewer.sees_node:
+        pages += NODE_PLACES
+    if any(area.id == "settings" for area in known):
+        pages += SETTING_PLACES
     return [*pages, *(CREATIONS if viewer.may_create() else ())]
 
 
 def words() -> Sequence[str]:
     """What templates translate at run time."""
-    return ["Datacenter", "Page", "Action", *(each.word for each in (*AREAS, *CREATIONS))]
+    shown = [area.word for area in AREAS]
+    shown += [place.word for place in (*CREATIONS, *NODE_PLACES, *SETTING_PLACES)]
+    hints = [setting.hint for setting in SETTINGS] + [setting.group for setting in SETTINGS]
+    return ["Datacenter", "Page", "Action", "Node", "Setting", "Set-up", *shown, *hints]

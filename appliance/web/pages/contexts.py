@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 from appliance.errors import ApplianceError, HostError
 from appliance.model.guest import GuestState
 from appliance.model.volume import ContentType
-from appliance.services import cluster_options
+from appliance.services import cluster_options, setup_guide
+from appliance.web.api.setup import host_state
 from appliance.web.pages import guest_window, notices
 from appliance.web.pages.viewer import GuestRights, Viewer, kind_word
 
@@ -76,6 +77,19 @@ async def guest_list(viewer: Viewer, wanted: guest_window.Wanted) -> Context:
 async def notice_list(viewer: Viewer) -> Context:
     """What is wrong now, and what has failed lately."""
     return {"present_notices": await notices.present(viewer), "recent_notices": await notices.recent(viewer)}
+
+
+async def setup_offer(viewer: Viewer) -> Context:
+    """The steps of the guided set-up, while it is to be offered to the viewer; none else."""
+    if not viewer.may("/", "Sys.Modify"):
+        return {"setup_steps": []}
+    state, _ = await setup_guide.read(viewer.services.store)
+    if state.dismissed or set(setup_guide.STEPS) <= set(
+        state.done
+    ):  # as it is nearly always: nothing need be looked at
+        return {"setup_steps": []}
+    host = await host_state(viewer.services)
+    return {"setup_steps": setup_guide.steps(state, host) if setup_guide.is_offered(state, host) else []}
 
 
 async def tag_colors(viewer: Viewer) -> str:

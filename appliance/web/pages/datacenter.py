@@ -1,4 +1,4 @@
-"""The pages that concern everything: overview."""
+"""The pages that concern everything: overview, API explorer."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiohttp import web
+from markupsafe import Markup
 
 from appliance.model.guest import GuestKind, GuestState
+from appliance.web import openapi
 from appliance.web.pages import contexts
 from appliance.web.pages.viewer import Viewer
 from appliance.web.pages.visit import Visit, visited
@@ -46,7 +48,8 @@ class StorageLine:
 def shares(guests: Iterable[GuestView]) -> Sequence[Share]:
     """Guests by state; templates are a state of their own here. Pure."""
     counts = Counter(("template" if guest.template else guest.state.value, guest.kind) for guest in guests)
-    words = {**{state.value: state.value.capitalize() for state in GuestState}, "template": "Template"}
+    order = sorted(GuestState, key=lambda state: state is not GuestState.RUNNING)
+    words = {**{state.value: state.value.capitalize() for state in order}, "template": "Template"}
     found = [
         Share(state, word, counts[state, GuestKind.QEMU], counts[state, GuestKind.LXC]) for state, word in words.items()
     ]
@@ -81,8 +84,14 @@ async def overview(viewer: Viewer) -> contexts.Context:
 
 
 @visited
+async def show_api(visit: Visit) -> web.StreamResponse:
+    """GET /api-explorer"""
+    operations = Markup(await openapi.explorer(visit.request))  # noqa: S704  rendered by our own template, escaped
+    return await visit.page("api", active="api", title="API", operations=operations)
+
+
+@visited
 async def show_overview(visit: Visit) -> web.StreamResponse:
     """GET /overview"""
-    return await visit.page(
-        "overview", active="overview", title="Overview", topics="overview", **await overview(visit.viewer)
-    )
+    context = await overview(visit.viewer) | await contexts.setup_offer(visit.viewer)
+    return await visit.page("overview", active="overview", title="Overview", topics="overview", **context)

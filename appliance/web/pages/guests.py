@@ -17,7 +17,9 @@ async def show_list(visit: Visit) -> web.StreamResponse:
     """GET /"""
     viewer = visit.viewer
     wanted = Wanted.of(visit.request.query)
-    context = await contexts.guest_list(viewer, wanted) | await contexts.host(viewer)
+    context = (
+        await contexts.guest_list(viewer, wanted) | await contexts.host(viewer) | await contexts.setup_offer(viewer)
+    )
     topics = f"guests:{wanted.query}" + (" host" if viewer.sees_node else "")
     table = visit.request.app[keys.TABLE]
     context["has_snapshots"] = any(method.path.endswith("/qemu/{vmid}/snapshot") for method in table.methods())

@@ -1,36 +1,20 @@
-"""The pages of the node and of storages."""
+"""The page of a storage."""
 
 from __future__ import annotations
 
 from aiohttp import web
 
-from appliance.errors import HostError, PermissionDenied
+from appliance.errors import PermissionDenied
 from appliance.model.volume import ContentType
-from appliance.version import PVE_API_VERSION
-from appliance.web.pages import contexts
+from appliance.web.pages import areas, contexts
 from appliance.web.pages.visit import Visit, visited
-
-
-@visited
-async def show_node(visit: Visit) -> web.StreamResponse:
-    """GET /node"""
-    context = await contexts.node(visit.viewer)
-    network = visit.viewer.services.network
-    try:
-        interfaces = [each for each in await network.interfaces() if not each.loopback]
-        problem = network.problem
-    except HostError as error:
-        interfaces, problem = [], error.message
-    return await visit.page(
-        "node", active="node", title=visit.viewer.node, topics="node", interfaces=interfaces, network_problem=problem,
-        pve_version=PVE_API_VERSION, **context,
-    )  # fmt: skip
 
 
 @visited
 async def show_storage(visit: Visit) -> web.StreamResponse:
     """GET /storage and /storage/{storage}?content=TYPE"""
-    storages = visit.viewer.storages()
+    viewer = visit.viewer
+    storages = viewer.storages()
     name = visit.request.match_info.get("storage", "")
     if not storages and not name:
         raise PermissionDenied("You may see no storage.")
@@ -42,6 +26,7 @@ async def show_storage(visit: Visit) -> web.StreamResponse:
         "storage",
         active="storage",
         title=f"Storage {name}",
+        crumbs=areas.trail((viewer.node, "/node"), here=name),
         topics=f"storage:{name}:{content}",
         storages=storages,
         kinds=kinds,
