@@ -27,7 +27,7 @@ from appliance.ct.runtime import OciRuntime
 from appliance.errors import ApplianceError, Conflict, NotFound, TimedOut, Unsupported
 from appliance.kernel import pidfd
 from appliance.kernel.cgroups import Cgroup
-from appliance.model.guest import CtSpec, ExitReason, GuestId, GuestState, GuestStats
+from appliance.model.guest import CtSpec, ExecRequest, ExitReason, GuestId, GuestState, GuestStats
 from appliance.tasks import TaskScope
 from appliance.threads import to_the_end
 from appliance.waiting import readable
@@ -38,8 +38,16 @@ CONSOLE, SHELL = "console", "shell"
 SHIM_END_LIMIT_S = 10.0
 STOP_LIMIT_S = 30.0
 _SIGNALLED = 128
+HALT_LIMIT_S = 10.0
 _HALT_SIGNALS = {"systemd": signal.SIGRTMIN + 3, "busybox": signal.SIGUSR2, "init": signal.SIGPWR}
-"""The signal that asks an init to power off, by the name of its program: systemd(1), busybox init, sysvinit/OpenRC."""
+"""The signal that asks an init to power off, by the name of its program: systemd(1), busybox init, sysvinit."""
+_HALT_PROGRAMS = {
+    "init": ("/sbin/init", "0"),
+    "runit": ("/sbin/init", "0"),
+    "openrc-init": ("openrc-shutdown", "--poweroff", "now"),
+}
+"""What is better asked by a program of its own, run inside: sysvinit (telinit(8); SIGPWR does only what inittab says of
+it), runit-init(8), openrc-init."""
 
 StateCallback = Callable[[GuestState, str], None]
 
@@ -118,9 +126,22 @@ class RunningCt:
         self._set_state(GuestState.RUNNING, "resumed")
 
     async def shutdown(self) -> None:
-        number = await asyncio.to_thread(halt_signal, self.pid)
+        init = await asyncio.to_thread(program_of, self.pid)
         self._asked = self._asked or "shutdown"
-        self._signal_init(number)
+        program = _HALT_PROGRAMS.get(init)
+        if program is None or not await self._halted_by(program):
+            self._signal_init(halt_signal(init))
+
+    async def _halted_by(self, program: Sequence[str]) -> bool:
+        """Run the init's own program for it; whether that was there and content."""
+        try:
+            async with asyncio.timeout(HALT_LIMIT_S), self.executions.run(ExecRequest(argv=tuple(program))) as execution:
+                while await execution.next():
+                    pass
+                return await execution.wait() == 0
+        except (ApplianceError, TimeoutError) as error:
+            log.info("%s: %s: %s", self._label, " ".join(program), error or "no end")
+            return False
 
     async def stop(self) -> None:
         self._asked = "stopped"
@@ -273,12 +294,16 @@ class RunningCt:
             os.close(self._fds.pop())
 
 
-def halt_signal(pid: int) -> int:
-    """The signal by which this init is asked to power off; SIGTERM for a program that is no init. Blocking."""
+def program_of(pid: int) -> str:
+    """The name of the program a process runs, whatever it calls itself; empty when it has gone. Blocking."""
     try:
-        program = Path(f"/proc/{pid}/exe").readlink().name
+        return Path(f"/proc/{pid}/exe").readlink().name
     except OSError:
-        return signal.SIGTERM
+        return ""
+
+
+def halt_signal(program: str) -> int:
+    """The signal by which this init is asked to power off; SIGTERM for a program that is no init."""
     return int(_HALT_SIGNALS.get(program, signal.SIGTERM))
 
 

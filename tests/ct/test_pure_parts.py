@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from appliance.ct import logfile, remains
 from appliance.ct.host import Places
 from appliance.ct.records import CtRecord, VolumeRecord, save
-from appliance.ct.running import exit_reason, halt_signal, network_bytes
+from appliance.ct.running import exit_reason, halt_signal, network_bytes, program_of
 from appliance.errors import HostError
 from appliance.kernel.cgroups import Cgroup, CgroupLayout
 from appliance.kernel.pidfd import ProcessIdentity, identify
@@ -96,9 +97,12 @@ def test_an_exit_code_tells_why_it_ended(
     assert exit_reason(code, asked=asked, lost_shim=lost_shim, out_of_memory=out_of_memory).kind == kind
 
 
-def test_a_program_that_is_no_init_is_asked_by_sigterm() -> None:
-    assert halt_signal(os.getpid()) == 15
-    assert halt_signal(2**22 + 1) == 15
+def test_each_init_is_asked_in_its_own_way_and_a_program_that_is_none_by_sigterm() -> None:
+    assert halt_signal("systemd") == signal.SIGRTMIN + 3
+    assert halt_signal("busybox") == signal.SIGUSR2
+    assert halt_signal("python3") == halt_signal("") == signal.SIGTERM
+    assert program_of(os.getpid()).startswith("python")
+    assert program_of(2**22 + 1) == ""
 
 
 def test_network_figures_of_a_process_that_is_gone_are_zero() -> None:
