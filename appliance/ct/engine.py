@@ -18,12 +18,14 @@ import json
 import logging
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 from appliance.clock import Clock
 from appliance.ct import archive as archives
 from appliance.ct import (
+    apparmor,
     confinement,
     devices,
     host,
@@ -97,12 +99,15 @@ class CtEngine:
     async def probe(self) -> Capabilities:
         """Choose the runtime by trying it, and remove what dead containers of an earlier appliance left."""
         self._places, facts = await asyncio.to_thread(self._look_at_host)
-        self._facts = facts
+        profile, without_apparmor = await apparmor.load()
+        self._facts = facts = replace(facts, apparmor_profile=profile)
         chosen, missing = await runtime.choose(self._places, facts)
         available = {"start", "console", "exec", "pause", "stats", *FEATURES}
         if not await asyncio.to_thread(shim.installed):
             missing[shim.PROGRAM] = "not installed"
             chosen = None
+        elif profile:
+            available.add("apparmor")
         if chosen is None:
             available = set()
             missing["start"] = "; ".join(f"{program}: {why}" for program, why in missing.items()) or "no OCI runtime"
@@ -110,6 +115,8 @@ class CtEngine:
             available.add("lxcfs")
         else:
             missing["lxcfs"] = f"not mounted at {host.LXCFS}: containers see the host's /proc/meminfo"
+        if without_apparmor:
+            missing["apparmor"] = without_apparmor
         self._runtime = chosen
         version = chosen.version if chosen else ""
         self._capabilities = Capabilities(engine=NAME, version=version, available=frozenset(available), missing=missing)

@@ -135,7 +135,10 @@ class RunningCt:
     async def _halted_by(self, program: Sequence[str]) -> bool:
         """Run the init's own program for it; whether that was there and content."""
         try:
-            async with asyncio.timeout(HALT_LIMIT_S), self.executions.run(ExecRequest(argv=tuple(program))) as execution:
+            async with (
+                asyncio.timeout(HALT_LIMIT_S),
+                self.executions.run(ExecRequest(argv=tuple(program))) as execution,
+            ):
                 while await execution.next():
                     pass
                 return await execution.wait() == 0
