@@ -11,6 +11,7 @@ from appliance.tasks import to_its_end
 
 P = ParamSpec("P")
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 async def to_the_end(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -21,3 +22,10 @@ async def to_the_end(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs)
     """
     future = asyncio.get_running_loop().run_in_executor(None, partial(work, *args, **kwargs))
     return await to_its_end(future, name=getattr(work, "__qualname__", "thread"))
+
+
+async def both_to_the_end(one: Callable[[], T], other: Callable[[], U]) -> tuple[T, U]:
+    """Two pieces of work in two threads at once; what one raises is raised when both are over."""
+    tasks = [asyncio.ensure_future(to_the_end(one)), asyncio.ensure_future(to_the_end(other))]
+    await to_its_end(asyncio.gather(*tasks, return_exceptions=True), name="two threads")
+    return tasks[0].result(), tasks[1].result()  # type: ignore[return-value]  # the order they were given in

@@ -23,7 +23,6 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from appliance.clock import Clock
-from appliance.ct import archive as archives
 from appliance.ct import (
     apparmor,
     confinement,
@@ -40,6 +39,7 @@ from appliance.ct import (
     runtime,
     shim,
 )
+from appliance.ct import archive as archives
 from appliance.ct.host import Places
 from appliance.ct.outcome import outcome
 from appliance.ct.records import CtRecord, VolumeRecord
@@ -60,7 +60,7 @@ from appliance.model.guest import (
 )
 from appliance.model.volume import OpenedVolume
 from appliance.tasks import TaskScope, to_its_end
-from appliance.threads import to_the_end
+from appliance.threads import both_to_the_end, to_the_end
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +187,10 @@ class CtEngine:
                 await resources.connect(path)
 
             async def prepare() -> None:
-                network, made = await to_the_end(self._prepare, spec, resources, bundle, namespaces, log)
+                network, made = await both_to_the_end(
+                    partial(self._configure, spec, bundle, namespaces),
+                    partial(self._attach_volumes, spec, resources, bundle, log),
+                )
                 volumes.update(made)
                 connecting.append(
                     self._scope.start(outcome(partial(connect, network)), name=f"network of ct {spec.guest_id}")
@@ -349,16 +352,9 @@ class CtEngine:
         self._places.cgroup_parent.settle()
         return not remains.is_alive(self._places.bundle(guest_id))
 
-    def _prepare(
-        self,
-        spec: CtSpec,
-        resources: CtResources,
-        bundle: Path,
-        held: contextlib.ExitStack,
-        log: provision.LogLine,
-    ) -> tuple[Path, dict[str, VolumeRecord]]:
-        """Everything the runtime needs to find, in a thread. Also tells where the network namespace is, until `held`
-        lets go of it."""
+    def _configure(self, spec: CtSpec, bundle: Path, held: contextlib.ExitStack) -> Path:
+        """Namespaces, devices and config.json, in a thread. Tells where the network namespace is, until `held` lets go
+        of it."""
         assert self._facts is not None
         joined = _make_namespaces(spec, held)
         cgroup = self._places.cgroup(spec.guest_id).path
@@ -371,7 +367,7 @@ class CtEngine:
             device_rules=devices.make(spec, bundle),
         )
         records.save(bundle, "config.json", json.dumps(config).encode())
-        return joined["network"], self._attach_volumes(spec, resources, bundle, log)
+        return joined["network"]
 
     def _attach_volumes(
         self, spec: CtSpec, resources: CtResources, bundle: Path, log: provision.LogLine

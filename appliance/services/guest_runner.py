@@ -359,7 +359,12 @@ class GuestRunner:
         guest.running = running
         self._set_state(guest, running.state if running.state is not GuestState.STOPPED else GuestState.RUNNING, "")
         self._scope.start(self._supervise(guest, running), name=f"supervise {guest.label}")
-        await self._consoles.guest_started(running)
+        # not waited for: the engine keeps what the console says until somebody listens, and who attaches first opens it
+        self._scope.start(self._listen(guest, running), name=f"consoles of {guest.label}")
+
+    async def _listen(self, guest: GuestRuntime, running: RunningGuest) -> None:
+        if guest.running is running:
+            await self._consoles.guest_started(running)
 
     async def _supervise(self, guest: GuestRuntime, running: RunningGuest) -> None:
         reason = await running.wait()
