@@ -86,7 +86,11 @@ class GuestConfiguration:
             await self._plug(guest, plan.changed, log_line)
 
     async def _plug(self, guest: GuestRuntime, changed: Collection[str], log_line: LogLine) -> None:
-        live = await self._hotplug.apply(guest, changed, log_line)
+        if guest.kind is GuestKind.LXC:
+            waiting = {each.key: each.running for each in self.pending(guest.kind, guest.guest_id)}
+            live = await self._live.apply(guest, waiting, log_line)
+        else:
+            live = await self._hotplug.apply(guest, changed, log_line)
         await self.applied(guest, live.done)
         if live.problems:
             raise InvalidParameter(dict(live.problems))
@@ -113,19 +117,11 @@ class GuestConfiguration:
         except ApplianceError:
             await self._volumes.remove(made.volumes, log.info)
             raise
-        await self._apply_live(guest)
         self._tell_config(guest)
         own = [volume for volume in await self._volumes.of_guest(guest.guest_id) if volume in removed]
         if problems := await self._volumes.remove(own, log.info):
             await self._keep_unused(guest, own)
             raise Conflict(f"{guest.label}: {'; '.join(problems)}")
-
-    async def _apply_live(self, guest: GuestRuntime) -> None:
-        """Give the running guest what it can take of what is pending. What fails is told, and stays pending."""
-        waiting = {each.key: each.running for each in self.pending(guest.kind, guest.guest_id)}
-        if waiting:
-            applied = await self._live.apply(guest, waiting, lambda line: log.warning("%s: %s", guest.label, line))
-            await self.applied(guest, applied)
 
     async def _keep_unused(self, guest: GuestRuntime, removed: Sequence[VolumeId]) -> None:
         """What could not be removed stays in the configuration, unused, so that it can be tried again."""

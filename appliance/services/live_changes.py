@@ -3,7 +3,7 @@
     memory swap cores cpulimit cpuunits pids iolimit      written to its control group
     netN                                                  port made, removed or made anew; addresses by the tools inside
 
-What could not be done is told, and stays pending: the guest takes it at its next start.
+What could not be done is told, and stays pending: the guest takes it at its next start. VMs: `guest_hotplug.py`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, Unsupported
 from appliance.model.guest import CtSpec, GuestKind, GuestState, NicSpec
 from appliance.services import guest_config
+from appliance.services.guest_hotplug import Applied
 from appliance.services.guest_runner import GuestRuntime
 from appliance.services.ports import LogLine, NetworkBackend, RunningGuest
 
@@ -42,35 +43,34 @@ class LiveChanges:
     def __init__(self, network: NetworkBackend) -> None:
         self._network = network
 
-    async def apply(self, guest: GuestRuntime, waiting: Mapping[str, str | None], log_line: LogLine) -> frozenset[str]:
-        """Try every pending change of `guest` (`waiting`: key to what it runs with, None for nothing); returns the keys
-        that are in force now. Never raises for one that fails."""
+    async def apply(self, guest: GuestRuntime, waiting: Mapping[str, str | None], log_line: LogLine) -> Applied:
+        """Try every pending change of `guest` (`waiting`: key to what it runs with, None for nothing)."""
         running = guest.running
         if guest.kind is not GuestKind.LXC or guest.state is not GuestState.RUNNING or running is None:
-            return frozenset()
-        if not isinstance(running, ChangeableContainer):
-            return frozenset()
+            return Applied(frozenset(), {})
+        if not waiting or not isinstance(running, ChangeableContainer):
+            return Applied(frozenset(), {})
         record = guest.stored.record
         spec = guest_config.to_ct_spec(guest.guest_id, record.config, id_base=record.id_base, id_count=record.id_count)
-        keys = frozenset(waiting)
-        applied: set[str] = set()
-        if wanted := keys & LIMITS:
-            failed = await running.update_limits(spec, wanted)
-            for key, reason in failed.items():
-                log_line(f"{key}: {reason}")
-            applied |= wanted - failed.keys()
-        slots = sorted(key for key in keys if key.startswith("net") and key[3:].isdigit())
+        done: set[str] = set()
+        problems: dict[str, str] = {}
+        if limits := LIMITS & waiting.keys():
+            problems |= await running.update_limits(spec, limits)
+            done |= limits - problems.keys()
         renew: set[str] = set()
-        for slot in slots:
+        for slot in sorted(key for key in waiting if key.startswith("net") and key[3:].isdigit()):
             try:
                 renew |= await self._change_nic(guest, running, waiting[slot] or "", spec, slot)
+                done.add(slot)
+            except Unsupported as error:
+                log_line(f"{slot}: applies at the next start: {error}")
             except ApplianceError as error:
-                log_line(f"{slot}: {error}")
-            else:
-                applied.add(slot)
+                problems[slot] = f"hotplug problem - {error}"
+        for key, reason in problems.items():
+            log_line(f"{key}: {reason}")
         if renew:
             log_line(await running.renew_network(spec, renew))
-        return frozenset(applied)
+        return Applied(frozenset(done), problems)
 
     async def _change_nic(
         self, guest: GuestRuntime, running: RunningGuest, before: str, spec: CtSpec, slot: str

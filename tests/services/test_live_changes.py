@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.errors import InvalidParameter
 from appliance.model.guest import GuestKind
 from tests.fakes.engines import FakeRunningGuest
 from tests.fakes.guest_host import ADMIN, GuestHost, GuestWorld, open_world
@@ -46,7 +47,8 @@ async def test_limits_are_in_force_at_once(world: GuestWorld) -> None:
 async def test_what_cannot_be_changed_stays_pending_and_comes_with_the_next_start(world: GuestWorld) -> None:
     guest = await running(world)
     guest.cannot_change["memory"] = "in use"
-    await put(world, memory="64", hostname="other", features="nesting=1")
+    with pytest.raises(InvalidParameter, match="memory: in use"):
+        await put(world, memory="64", hostname="other", features="nesting=1")
     assert waiting(world) == {
         "memory": ("512", "64"), "hostname": ("CT101", "other"), "features": (None, "nesting=1"),
     }  # fmt: skip
@@ -95,5 +97,6 @@ async def test_an_interface_is_plugged_changed_and_unplugged(world: GuestWorld) 
 async def test_an_interface_that_cannot_be_plugged_stays_pending(world: GuestWorld) -> None:
     await running(world)
     world.host.ports.missing.add("nobridge")
-    await put(world, net1="name=eth1,bridge=nobridge,hwaddr=BC:24:11:AA:00:01")
+    with pytest.raises(InvalidParameter, match="nobridge"):
+        await put(world, net1="name=eth1,bridge=nobridge,hwaddr=BC:24:11:AA:00:01")
     assert list(waiting(world)) == ["net1"]
