@@ -266,10 +266,10 @@ class App:
     async def _prepare_directories(self) -> None:
         def prepare() -> LockFile:
             _make_directory(self._config.data_dir, 0o700)
-            _make_directory(self._config.run_dir, 0o711)  # dnsmasq reads its files there as nobody
             lock = LockFile(self._config.data_dir / "lock", purpose=f"data directory {self._config.data_dir}")
             try:
                 data_format.claim(self._config.data_dir, DATA_FORMAT, version=VERSION)
+                _make_directory(self._config.run_dir, 0o711)  # dnsmasq reads its files there as nobody
             except BaseException:
                 lock.close()
                 raise
