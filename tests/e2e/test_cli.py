@@ -23,7 +23,7 @@ import pytest
 
 from tests.harness import ROOT, Appliance
 
-pytestmark = [pytest.mark.host, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.host, pytest.mark.timeout(180)]
 
 VM, CT = 720, 721
 VM_ORIGINAL, VM_COPY, CT_COPY, REFUSED = 722, 723, 724, 725

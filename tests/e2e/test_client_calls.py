@@ -19,7 +19,7 @@ import pytest
 from tests.e2e.bad_input.client import Client, Reply
 from tests.harness import Appliance, TaskFailed
 
-pytestmark = [pytest.mark.host, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.host, pytest.mark.timeout(180)]
 
 VM, CT, VM_COPY, CT_COPY, REFUSED = 745, 746, 747, 748, 749
 TASK_LIMIT_S = 60.0

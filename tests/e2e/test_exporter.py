@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.harness import ROOT, Appliance
 
-pytestmark = [pytest.mark.host, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.host, pytest.mark.timeout(180)]
 
 VM, CT, OFF = 735, 736, 737
 START_LIMIT_S = 60.0

@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.bad_input.client import Client, Reply
 from tests.harness import Appliance
 
-pytestmark = [pytest.mark.host, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.host, pytest.mark.timeout(180)]
 
 VM = "/nodes/{node}/qemu"
 

@@ -16,7 +16,7 @@ from appliance.web import server
 from tests.e2e.bad_input.client import Client
 from tests.harness import Appliance
 
-pytestmark = [pytest.mark.host, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.host, pytest.mark.timeout(180)]
 
 VM = "/nodes/{node}/qemu"
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}

@@ -17,7 +17,7 @@ from tests.e2e.bad_input.client import Client
 from tests.fakes.storage import qcow2_header as image
 from tests.harness import Appliance, TaskFailed
 
-pytestmark = [pytest.mark.host, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.host, pytest.mark.timeout(180)]
 
 SECRET = b"the host's own secret\n"
 MIB = 1 << 20

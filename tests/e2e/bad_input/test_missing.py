@@ -12,7 +12,7 @@ from tests.e2e.bad_input.client import Client
 from tests.e2e.bad_input.conftest import proxmoxer_of
 from tests.harness import Appliance, TaskFailed
 
-pytestmark = [pytest.mark.host, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.host, pytest.mark.timeout(180)]
 
 VLAN_FILTERING = Path("/sys/class/net")
 

@@ -9,7 +9,7 @@ import pytest
 from tests.e2e.bad_input.client import Client
 from tests.harness import Appliance
 
-pytestmark = [pytest.mark.host, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.host, pytest.mark.timeout(180)]
 
 VM = "/nodes/{node}/qemu"
 CT = "/nodes/{node}/lxc"

@@ -20,7 +20,7 @@ from tests.e2e.bad_input.client import Client
 from tests.e2e.bad_input.conftest import proxmoxer_of
 from tests.harness import Appliance
 
-pytestmark = [pytest.mark.host, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.host, pytest.mark.timeout(180)]
 
 CT, VM = 100, 101
 PASSWORD = "correct horse battery"

@@ -14,7 +14,7 @@ import pytest
 from tests.e2e.bad_input.client import Client
 from tests.harness import ROOT, Appliance
 
-pytestmark = [pytest.mark.host, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.host, pytest.mark.timeout(180)]
 
 LIMIT_S = 30
 

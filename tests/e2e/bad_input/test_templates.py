@@ -14,7 +14,7 @@ from tests.e2e.bad_input.client import Client
 from tests.e2e.busybox import write_template
 from tests.harness import Appliance, TaskFailed
 
-pytestmark = [pytest.mark.host, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.host, pytest.mark.timeout(180)]
 
 CT = 100
 SECRET = "the host's own secret"

@@ -12,7 +12,7 @@ from tests.e2e.bad_input.client import Client, Reply
 from tests.e2e.bad_input.conftest import files_of
 from tests.harness import Appliance, TaskFailed
 
-pytestmark = [pytest.mark.host, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.host, pytest.mark.timeout(180)]
 
 UPLOAD = "/nodes/{node}/storage/local/upload"
 SETTLE_S = 30.0
