@@ -9,7 +9,7 @@ import asyncio
 import functools
 import gc
 import inspect
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,10 @@ from blockbuster import BlockBuster
 
 from tests.images import build_images
 from tests.leaks import Snapshot
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addini("settle_s", "how long what a test started may take to go away", default="10")
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -40,12 +44,12 @@ def what_is_there_is_old() -> None:
 
 
 @pytest.fixture(autouse=True)
-def leaves_nothing_behind() -> Iterator[None]:
+def leaves_nothing_behind(pytestconfig: pytest.Config) -> Iterator[None]:
     """Fail a test that leaks a thread, a child process or a file descriptor."""
     before = Snapshot.take()
     yield
     gc.collect()
-    leaked = before.leaked_since(settle_s=10.0)
+    leaked = before.leaked_since(settle_s=float(pytestconfig.getini("settle_s")))
     assert not leaked, f"the test left behind: {leaked}"
 
 
@@ -63,28 +67,52 @@ def loop_is_never_blocked(request: pytest.FixtureRequest) -> Iterator[None]:
         buster.deactivate()
 
 
+@pytest.fixture(autouse=True)
+def leaves_no_task_behind(request: pytest.FixtureRequest, leaves_nothing_behind: None) -> None:
+    """Fail an asynchronous test after which a task still runs, its fixtures having ended theirs."""
+    if inspect.iscoroutinefunction(request.function):
+        request.getfixturevalue("no_task_is_left")
+
+
+@pytest.fixture
+async def no_task_is_left() -> AsyncIterator[None]:
+    """On the test's own loop; set up before the test's fixtures, so that it looks after them."""
+    before = asyncio.all_tasks()
+    yield
+    known = {*before, asyncio.current_task()}
+    for _ in range(300):
+        left = {task.get_name() for task in asyncio.all_tasks() - known}
+        if not left:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"the test left tasks running: {sorted(left)}")
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
-    """Fail an asynchronous test that ends while a task it started is still running."""
-    function = pyfuncitem.obj
-    if inspect.iscoroutinefunction(function):
-        pyfuncitem.obj = _ends_with_no_task(function)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Fail an asynchronous test that outlasts its limit.
+
+    pytest-timeout fails what does not run on a loop, by a signal; uvloop swallows what a signal's handler raises. Its other
+    method ends the whole worker process and leaves behind what the test had started.
+    """
+    if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):  # not yet pytest-asyncio's wrapper
+        mark = item.get_closest_marker("timeout")
+        item.obj = _in_bounds(item.obj, limit_s=float(mark.args[0] if mark else item.config.getini("timeout")))
     return (yield)
 
 
-def _ends_with_no_task(function: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+def _in_bounds(function: Callable[..., Awaitable[None]], *, limit_s: float) -> Callable[..., Awaitable[None]]:
     @functools.wraps(function)
-    async def checked(*args: object, **kwargs: object) -> None:
-        before = asyncio.all_tasks()
-        await function(*args, **kwargs)
-        for _ in range(300):
-            left = {task.get_name() for task in asyncio.all_tasks() - before if not task.done()}
-            if not left:
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError(f"the test left tasks running: {sorted(left)}")
+    async def bounded(*args: object, **kwargs: object) -> None:
+        try:
+            async with asyncio.timeout(limit_s) as limit:
+                await function(*args, **kwargs)
+        except TimeoutError as error:
+            if limit.expired():
+                raise AssertionError(f"the test did not end within {limit_s:g} s") from error
+            raise
 
-    return checked
+    return bounded
 
 
 @pytest.fixture(scope="session")

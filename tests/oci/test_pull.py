@@ -270,7 +270,7 @@ async def test_a_configuration_that_does_not_fit_its_layers_is_refused(fake: Fak
 async def test_a_pull_that_is_cancelled_leaves_what_the_next_continues(fake: FakeRegistry, store: ImageStore) -> None:
     made = images.image([LARGE], compression=[""])
     fake.images["1"] = made
-    arrived = asyncio.Event()
+    arrived, over = asyncio.Event(), asyncio.Event()
 
     async def stall(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -278,7 +278,7 @@ async def test_a_pull_that_is_cancelled_leaves_what_the_next_continues(fake: Fak
         with no_cancellation():
             await response.write(LARGE[: 2 << 20])
             arrived.set()
-            await asyncio.sleep(30)
+            await over.wait()
         return response
 
     fake.instead[images.sha256(LARGE)] = stall
@@ -288,6 +288,7 @@ async def test_a_pull_that_is_cancelled_leaves_what_the_next_continues(fake: Fak
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    over.set()
     fake.instead.clear()
     await pull(fake, store)
     assert any(each.startswith("bytes=") and each != "bytes=0-" for each in fake.ranges)

@@ -120,6 +120,7 @@ async def opened(machine: FakeMachine, bridge: LoopBridge, tmp_path: Path) -> As
     await bridge.close()
     for device in made:
         await to_the_end(device.close)
+        await to_the_end(device.give_back)
 
 
 PLANES = pytest.mark.parametrize(

@@ -45,6 +45,7 @@ async def test_rrddata_is_an_object_a_step_with_what_is_known(house: Site) -> No
         {"time": 60, "total": 100.0, "used": 40.0}
     ]
     assert await data(house, f"{BASE}/lxc/101/rrddata?timeframe=hour") == []
+    del metrics.points[f"node/{NODE}"]
     assert await data(house, f"{BASE}/rrddata?timeframe=decade") == []
 
 
