@@ -22,7 +22,7 @@ from appliance.kernel.kvm_abi import (
 )
 from appliance.kernel.kvm_vcpu import Vcpu as KvmVcpu
 from appliance.vmm import layout
-from appliance.vmm.cpu_state import MSR_TSC, VcpuState, restore_vcpu, save_vcpu
+from appliance.vmm.cpu_state import MSR_TSC, VcpuState, put_back, save_vcpu
 from appliance.vmm.irq import Interrupts
 from appliance.vmm.memory import GuestMemory, MemoryOptions
 from appliance.vmm.slots import Slots
@@ -126,7 +126,7 @@ class Board:
 
     def reset_vcpu(self, vcpu: KvmVcpu, state: VcpuState) -> None:
         """Registers, local APIC and pending events as they were. In the vCPU's thread. Raises `HostError`."""
-        restore_vcpu(vcpu, state)
+        put_back(vcpu, state)
 
     def reset_chips(self) -> None:
         """Interrupt controllers and timer as at power-on; kvmclock goes on. No vCPU runs. Raises `HostError`."""

@@ -85,6 +85,15 @@ def restore_vcpu(vcpu: Vcpu, state: VcpuState) -> None:
         vcpu.set_cpuid2(_entries(kvm_cpu_abi.KvmCpuidEntry2, state.cpuid))
         if state.tsc_khz and state.tsc_khz != _tsc_khz(vcpu):
             vcpu.set_tsc_khz(state.tsc_khz)
+    except OSError as error:
+        raise HostError.from_os_error(error, f"{vcpu.name}: restore") from error
+    put_back(vcpu, state)
+
+
+def put_back(vcpu: Vcpu, state: VcpuState) -> None:
+    """What changes while it runs, into the vCPU that it was taken from. Its CPUID stays: KVM takes none once it has run
+    (api.rst, KVM_SET_CPUID2). Raises `HostError`."""
+    try:
         vcpu.set_mp_state(state.mp_state)
         vcpu.set_regs(_structure(kvm_cpu_abi.KvmRegs, state.regs))
         vcpu.set_sregs(_structure(kvm_cpu_abi.KvmSregs, state.sregs))

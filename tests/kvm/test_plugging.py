@@ -142,6 +142,14 @@ async def test_a_paused_guest_finds_what_was_plugged_in_and_cannot_let_go(tmp_pa
         await console.until(b"U")
 
 
+async def test_what_was_plugged_in_is_there_after_a_reset(tmp_path: Path) -> None:
+    async with started(tmp_path) as (_, vm, console):
+        await vm.attach_disk(disk("virtio2"), raw(image(tmp_path / "second.raw")))
+        await console.until(b"U")
+        await vm.reset()
+        await console.until(b"R")
+
+
 async def test_a_guest_saved_with_what_was_plugged_in_goes_on_with_it(tmp_path: Path, tap: str) -> None:
     second = image(tmp_path / "second.raw")
     async with started(tmp_path) as (_, vm, console):

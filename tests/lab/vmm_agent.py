@@ -2,7 +2,7 @@
 
     → {"id": 1, "guest": 100, "do": "start", ...}      one line of JSON an order
     ← {"id": 1, "ok": ...} or {"id": 1, "error": "..."}
-    ← {"guest": 100, "console": BASE64}                what serial0 said
+    ← {"guest": 100, "console": BASE64}                what serial0 said; "" at its end
     ← {"guest": 100, "log": "..."}, {"guest": 100, "state": "stopped", "detail": "..."}
 It ends with its standard input, and takes what still runs with it.
 """
@@ -187,6 +187,7 @@ class Agent:
                 said = b""
         finally:
             await console.close()
+        say({"guest": guest, "console": ""})
 
     def _state(self, guest: int, state: GuestState, detail: str) -> None:
         say({"guest": guest, "state": state.value, "detail": detail})

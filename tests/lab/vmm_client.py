@@ -99,6 +99,7 @@ class NativeHost:
                 answer.set_exception(OrderFailed(f"the agent has ended:\n{self.tail()}"))
         for guest in self.guests.values():
             guest.said.feed_eof()
+        print("\n".join(self.noise), *(f"vm {n}: {guest.states}" for n, guest in self.guests.items()), sep="\n")
 
     def _take(self, message: dict[str, Any]) -> None:
         if message.get("ready"):
@@ -112,7 +113,8 @@ class NativeHost:
             else:
                 answer.set_result(message["ok"])
         elif "console" in message:
-            self.guests[message["guest"]].said.feed_data(base64.b64decode(message["console"]))
+            said = self.guests[message["guest"]].said
+            said.feed_data(base64.b64decode(message["console"])) if message["console"] else said.feed_eof()
         elif "state" in message:
             self.guests[message["guest"]].states.append((message["state"], message["detail"]))
         else:
