@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
+from appliance.model.guest import GuestKind
 from appliance.services.guest_config.ct_schema import CT_KEYS
 from appliance.services.guest_config.property_string import PropertySchema
 from appliance.services.guest_config.schema import ConfigKey
 from appliance.services.guest_config.vm_schema import VM_KEYS
-from appliance.web.pages import areas, contexts, forms, guest_tabs, hardware, language, render
+from appliance.web.pages import (
+    access_dialogs,
+    access_pages,
+    areas,
+    contexts,
+    creation,
+    forms,
+    guest_tabs,
+    hardware,
+    language,
+    render,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATES, SCRIPTS = ROOT / "templates", ROOT / "static" / "js"
 HEADER = 'msgid ""\nmsgstr ""\n"Content-Type: text/plain; charset=UTF-8\\n"\n"Language: {}\\n"\n'
+_IS_CODE = re.compile(r"/\S+|[a-z0-9.:,=;_-]+|[A-Z][a-z]+/[A-Z][a-z]+|C\.UTF-8")
+"""Placeholders that are examples of what to type."""
 STATES = ("Running", "Stopped", "Paused", "Starting", "Stopping")
 
 
@@ -25,7 +40,7 @@ def sources() -> dict[str, list[str]]:
         _note(found, language.messages(path.read_text()), path.relative_to(ROOT).as_posix())
     for path in sorted(SCRIPTS.glob("*.js")):
         _note(found, language.script_messages(path.read_text()), path.relative_to(ROOT).as_posix())
-    _note(found, tables(), "appliance")
+    _note(found, tables(), "appliance/web/pages")
     return found
 
 
@@ -42,7 +57,17 @@ def tables() -> list[str]:
         *forms.PART_LABELS.values(),
         *forms.PLACEHOLDERS.values(),
     ]
+    words += [device.word for kind in GuestKind for device in hardware.addable(kind, {})]
+    words += [*access_pages.TABS.values(), *access_dialogs.LOSSES.values()]
+    words += [word for sections in creation.SECTIONS.values() for word, _ in sections]
     words += ["VM", "Container", "Guest", "Yes", "No", "Default", "Default (yes)", "Default (no)", "No medium"]
+    words += ["Cloud-init drive", "CD/DVD drive", "User", "Group", "Token"]
+    return [word for word in dict.fromkeys(words) if word and not _IS_CODE.fullmatch(word)]
+
+
+def descriptions() -> list[str]:
+    """What the key tables say of each key: the API's documentation, shown as hints; translated as far as there are words."""
+    words: list[str] = []
     for key in (*VM_KEYS, *CT_KEYS):
         if key.supported and not key.read_only:
             words += _descriptions(key)
@@ -52,14 +77,17 @@ def tables() -> list[str]:
 def lacking(path: Path) -> list[str]:
     """The messages a catalogue has no words for, and those whose words lost an expression or a tag."""
     words = language.parse_po(path.read_text())
-    return [text for text in sources() if text not in words or _marks(words[text]) != _marks(text)]
+    present = [text for text in sources() if text not in words]
+    return present + [text for text, own in words.items() if not _fits(text, own)]
 
 
 def update(path: Path) -> None:
     """Write the catalogue anew: every message with its words, as far as there are any; what is said no longer goes."""
     words = language.parse_po(path.read_text()) if path.exists() else {}
     blocks = [HEADER.format(path.stem)]
-    for text, places in sources().items():
+    every = sources()
+    _note(every, descriptions(), "appliance/services/guest_config")
+    for text, places in every.items():
         blocks.append(f"#: {' '.join(places[:4])}\nmsgid {_quoted(text)}\nmsgstr {_quoted(words.get(text, ''))}\n")
     path.write_text("\n".join(blocks))
 
@@ -77,12 +105,15 @@ def _note(found: dict[str, list[str]], texts: Iterable[str], place: str) -> None
             places.append(place)
 
 
-def _marks(text: str) -> Mapping[str, int]:
-    """The expressions, tags and names a translation must have as often as its original."""
-    import re
-
-    found = re.findall(r"\{\{.*?\}\}|</?[a-z]+>|\{\w+\}", text)
-    return {mark: found.count(mark) for mark in found}
+def _fits(text: str, own: str) -> bool:
+    """Whether a translation has the original's tags and {names}, and uses no variable the original does not have."""
+    if sorted(re.findall(r"</?[a-z]+>", own)) != sorted(re.findall(r"</?[a-z]+>", text)):
+        return False
+    if set(re.findall(r"(?<!\{)\{\w+\}", own)) != set(re.findall(r"(?<!\{)\{\w+\}", text)):
+        return False
+    used, known = ({name for each in re.findall(r"\{\{.*?\}\}", side) for name in re.findall(r"[a-z_]\w*", each)}
+                   for side in (own, text))  # fmt: skip
+    return used <= known and bool(used) == bool(known)
 
 
 def _quoted(text: str) -> str:

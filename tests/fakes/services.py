@@ -276,6 +276,9 @@ class FakeGuests:
     def config(self, guest_id: int, kind: GuestKind | None = None) -> tuple[dict[str, str], str]:
         return {"name": self.get(guest_id, kind).name}, "0" * 40
 
+    def running(self, guest_id: int, kind: GuestKind | None = None) -> object:
+        raise Conflict(f"{self.get(guest_id, kind).kind.prefix} {guest_id}: no engine runs it")
+
     def pending(self, kind: GuestKind, guest_id: int) -> Sequence[object]:
         self.get(guest_id, kind)
         return ()

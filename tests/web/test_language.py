@@ -8,6 +8,12 @@ from appliance.web.pages import language
 from tests import i18n
 
 
+@pytest.mark.parametrize("tongue", [each for each in language.LANGUAGES if each != language.ENGLISH])
+def test_every_text_of_every_template_and_script_is_translated(tongue: str) -> None:
+    lacking = i18n.lacking(i18n.TEMPLATES / "words" / f"{tongue}.po")
+    assert not lacking, f"{len(lacking)} messages without words; run ./dev i18n: {lacking[:20]}"
+
+
 def test_a_sentence_with_expressions_and_tags_is_one_message() -> None:
     source = '<p>Type <strong class="x">{{ name }}</strong> to <a href="/y">confirm</a></p>'
     assert language.messages(source) == ["Type <strong>{{ name }}</strong> to <a>confirm</a>"]

@@ -48,6 +48,7 @@ LABELS: Final[Mapping[str, str]] = {
     "migrate_speed": "Migration speed (MB/s)", "args": "Extra arguments", "citype": "Cloud-init format", "vcpus": "CPUs at start",
     "shares": "Ballooning weight", "allow-ksm": "Merge equal pages", "kernel": "Kernel", "initrd": "Initial RAM disk",
     "cmdline": "Kernel command line", "entrypoint": "First process", "env": "Environment", "debug": "More messages",
+    "hugepages": "Huge pages", "prealloc": "Take all memory at once", "keephugepages": "Keep huge pages",
     "timezone": "Time zone", "locale": "Locale", "security": "Confinement",
 }  # fmt: skip
 _NUMBERED: Final = {

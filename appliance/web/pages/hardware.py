@@ -210,7 +210,7 @@ def _row(kind: GuestKind, name: str, config: Mapping[str, str], pending: Mapping
         label=f"{word} ({name})" if word else label,
         icon=icon or (FORMS[name][1] if name in FORMS else _ICONS.get(stem, "settings")),
         value=_summary(kind, name, texts) or _default(table_key),
-        detail=texts.get(name, "") if _has_parts(table_key) else "",
+        detail=texts.get(name, "") if name not in FORMS and _has_parts(table_key) else "",
         form=name,
         is_set=bool(texts),
         is_disk=is_disk,

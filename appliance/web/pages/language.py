@@ -44,6 +44,9 @@ _IDENTIFIER = re.compile(r"\S*[a-z]\.[A-Z]\S*")
 _OPAQUE = re.compile(r"<script.*?</script>|<style.*?</style>", re.DOTALL)
 _SILENT_BLOCK = re.compile(r"\{%-?\s*(include|extends|import|from|block|endblock|macro)\b")
 _LETTERS = re.compile(r"[^\W\d_]{2}|\b[AI]\b")
+_WITH_KEY = re.compile(r"(.+) (\(\w+\))")
+"""A word with a key of the configuration: "Disk (scsi0)"."""
+_TASK = re.compile(r"(VM|Container|Guest) ([0-9]+): (.+)")
 _PO_LINE = re.compile(r'(msgid|msgstr)?\s*(".*")')
 
 
@@ -66,6 +69,10 @@ class Catalogue:
         """The translation of `text`, or itself; surrounding white space stays."""
         core = text.strip()
         found = self.words.get(core)
+        if not found and (match := _WITH_KEY.fullmatch(core)) and match[1] in self.words:
+            found = f"{self.words[match[1]]} {match[2]}"
+        if not found and (task := _TASK.fullmatch(core)) and task[1] in self.words and task[3] in self.words:
+            found = f"{self.words[task[1]]} {task[2]}: {self.words[task[3]]}"
         return text.replace(core, found) if found else text
 
     def of_scripts(self, directory: Path) -> Mapping[str, str]:

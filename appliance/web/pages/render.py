@@ -117,7 +117,9 @@ class Renderer:
             "cpus": cpus,
         }
         environment.filters |= filters
-        for name in environment.list_templates(extensions=["html"]):
+        for name in jinja2.FileSystemLoader(self._directory).list_templates():
+            if not name.endswith(".html"):
+                continue
             environment.get_template(name)
         return environment
 
