@@ -21,6 +21,7 @@ from aiohttp import web
 from appliance.clock import SystemClock
 from appliance.config import DEFAULT_DATA_DIR, Config
 from appliance.ct.engine import CtEngine
+from appliance.ct.image_layers import ImageLayers
 from appliance.errors import ApplianceError, HostError
 from appliance.events import EventBus
 from appliance.heartbeat import Heartbeat
@@ -36,6 +37,7 @@ from appliance.services.console import ConsoleService
 from appliance.services.directory_mappings import DirectoryMappings
 from appliance.services.guest_runner import Engines
 from appliance.services.guests import GuestService
+from appliance.services.images import ImageService
 from appliance.services.metrics import MetricsService
 from appliance.services.network import NetworkService
 from appliance.services.node import NodeService
@@ -79,6 +81,7 @@ class Host:
 
     storage: StorageService
     templates: TemplateService
+    images: ImageService
     links: NetworkBackend
     network: NetworkService
     node: NodeService
@@ -166,8 +169,20 @@ class App:
         await node.start()
         consoles = ConsoleService(scope)
         self._on_close("consoles", 5, consoles.close)
+        images = ImageService(
+            storage,
+            ground.tasks,
+            ground.events,
+            ground.clock,
+            ImageLayers(),
+            data_dir=config.data_dir,
+            architecture=containers.architecture,
+        )
+        images.start()
+        self._on_close("images", 5, images.close)
         return Host(
             storage=storage,
+            images=images,
             templates=TemplateService(storage, ground.tasks),
             links=links,
             network=network,
@@ -191,6 +206,8 @@ class App:
             consoles=host.consoles,
             engines=Engines(vm=(host.native, host.qemu), ct=host.containers),
             provisioner=host.containers,
+            images=host.images,
+            app_logs=host.containers.logs,
             node=self._config.node_name,
             scope=ground.scope,
             new_mac=host.network.new_mac,
@@ -237,6 +254,7 @@ class App:
             templates=host.templates,
             engines=self._engines,
             directory_mappings=host.directory_mappings,
+            images=host.images,
         )
 
     async def _listen(self, app: web.Application, tls: ssl.SSLContext) -> int:

@@ -25,7 +25,7 @@ class Verb:
     positional: tuple[str, ...]
     summary: str
     only: str = ""
-    """"vm" when containers do not have it."""
+    """"vm" or "ct" when only these have it."""
     changes: bool = False
     """Whether it makes no sense without a parameter."""
 
@@ -48,6 +48,7 @@ VERBS = {
     "suspend": _power("suspend", "halt it, keep its memory"),
     "resume": _power("resume", "go on after suspend"),
     "console": Verb("POST", "/{vmid}/termproxy", ("vmid",), "its terminal in this one; Ctrl-] leaves"),
+    "logs": Verb("GET", "/{vmid}/logs", ("vmid",), "what an application container has said; --follow", "ct"),
     "resize": Verb("PUT", "/{vmid}/resize", ("vmid", "disk", "size"), "grow a disk, to 20G or by +5G"),
     "clone": Verb("POST", "/{vmid}/clone", ("vmid", "newid"), "copy it"),
     "delete": Verb("DELETE", "/{vmid}", ("vmid",), "remove it with its disks"),
@@ -77,6 +78,7 @@ EXAMPLES = {
     ("vm", "console"): "  appliance vm console 100 --serial serial0",
     ("vm", "shutdown"): "  appliance vm shutdown 100 --timeout 120 --forceStop 1",
     ("ct", "shutdown"): "  appliance ct shutdown 200 --timeout 60 --forceStop 1",
+    ("ct", "logs"): "  appliance ct logs 200 --follow --tail 20",
     ("vm", "list"): "  appliance vm list --output json",
 }  # fmt: skip
 
@@ -96,7 +98,8 @@ def run(context: Context, word: str, arguments: Arguments) -> None:
         return
     verb = VERBS.get(name)
     if verb is not None and verb.only not in ("", word):
-        raise CliError(f"{name} is for virtual machines only", Exit.USAGE)
+        whose = {"vm": "virtual machines", "ct": "containers"}[verb.only]
+        raise CliError(f"{name} is for {whose} only", Exit.USAGE)
     if verb is None:
         known = [*_names(word), *(INSIDE if word == "ct" else ())]
         near = difflib.get_close_matches(name, known, 1)
@@ -127,8 +130,21 @@ def _call(context: Context, word: str, name: str, verb: Verb, arguments: Argumen
             from appliance.cli.console import attach
 
             attach(context.api, path.removesuffix("/termproxy"), params)
+        case "logs":
+            _show_logs(context, path, params)
         case _:
             context.finish(context.api.call(verb.method, path, params))
+
+
+def _show_logs(context: Context, path: str, params: dict[str, str]) -> None:
+    from urllib.parse import urlencode
+
+    try:
+        for piece in context.api.stream("GET", f"/api2/json{path}?{urlencode(params)}", lines=False):
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+    except KeyboardInterrupt:  # how a log that is followed is left
+        return
 
 
 def overview(word: str) -> Iterator[str]:

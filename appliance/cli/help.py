@@ -20,6 +20,8 @@ Virtual machines and containers:
   vm VERB …                 virtual machines: list, create, start, console, …  (appliance vm --help)
   ct VERB …                 containers: the same verbs                        (appliance ct --help)
 
+  oci VERB …                images and registries: pull, push, list, rm, gc   (appliance oci --help)
+
 The whole API:
   get PATH                  read, for example: appliance get /nodes
   create|set|delete PATH    act and change; PATH --help lists the parameters

@@ -2,6 +2,7 @@
 
     appliance get|create|set|delete PATH [--param value …]     any method of the API; --help lists its parameters
     appliance vm|ct list|create|start|… [VMID …]               everyday verbs
+    appliance oci pull|push|list|… [NAME …]                    images and registries
     appliance tasks [UPID]    appliance audit [verify]    appliance token create|list|delete USER [NAME]
     appliance upload FILE
 
@@ -82,6 +83,8 @@ def _command(word: str) -> Command:
             from appliance.cli.generic import run
         case "vm" | "ct":
             from appliance.cli.guests import run
+        case "oci":
+            from appliance.cli.oci import run
         case "upload":
             from appliance.cli.upload import run
         case "tasks" | "audit" | "token":

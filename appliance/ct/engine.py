@@ -25,6 +25,8 @@ from pathlib import Path, PurePosixPath
 from appliance.clock import Clock
 from appliance.ct import (
     apparmor,
+    application,
+    applog,
     confinement,
     devices,
     host,
@@ -32,6 +34,7 @@ from appliance.ct import (
     interior,
     limits,
     oci,
+    pieces,
     provision,
     records,
     remains,
@@ -45,8 +48,8 @@ from appliance.ct.outcome import outcome
 from appliance.ct.records import CtRecord, VolumeRecord
 from appliance.ct.running import CtParts, RunningCt, StateCallback
 from appliance.errors import ApplianceError, Conflict, HostError, Unsupported
-from appliance.kernel import ns, pidfd
 from appliance.kernel.cgroups import CgroupLayout
+from appliance.model.application import Application
 from appliance.model.guest import (
     Capabilities,
     CtCredentials,
@@ -86,6 +89,7 @@ class CtEngine:
         self._facts: oci.HostFacts | None = None
         self._runtime: runtime.OciRuntime | None = None
         self._capabilities = Capabilities(engine=NAME, version="", missing={"start": "not probed yet"})
+        self.logs = applog.AppLogs(data_dir / applog.DIRECTORY, lambda guest_id: self._places.bundle(guest_id) / "ctl")
         self._maps = rootfs.IdMaps()
         self._running: dict[GuestId, RunningCt] = {}
         self._busy: set[GuestId] = set()
@@ -93,6 +97,11 @@ class CtEngine:
     @property
     def name(self) -> str:
         return NAME
+
+    @property
+    def architecture(self) -> str:
+        """What containers are made of here: "amd64", "arm64"."""
+        return host.architecture()
 
     # --- what this host can -------------------------------------------------------------------------------------------
 
@@ -134,6 +143,8 @@ class CtEngine:
             reasons.append(f"unknown features: {', '.join(sorted(unknown))}")
         if spec.memory_mib and spec.memory_mib < MEMORY_MIN_MIB:
             reasons.append(f"memory must be at least {MEMORY_MIN_MIB} MiB")
+        if spec.application is not None and not spec.command:
+            reasons.append("the image names no program: set entrypoint")
         for mount in spec.mounts:
             path = PurePosixPath(mount.path)
             if not path.is_absolute() or ".." in path.parts or path == PurePosixPath("/"):
@@ -176,9 +187,13 @@ class CtEngine:
     ) -> RunningCt:
         assert self._runtime is not None
         bundle, container = self._places.bundle(spec.guest_id), str(spec.guest_id)
-        if not await asyncio.to_thread(_make_bundle, bundle, spec):
+        if not await asyncio.to_thread(pieces.make_bundle, bundle, spec):
             await self._remove(spec.guest_id)
-            await asyncio.to_thread(_make_bundle, bundle, spec)
+            await asyncio.to_thread(pieces.make_bundle, bundle, spec)
+        terminal, log_file = True, None
+        if spec.application is not None:
+            terminal = spec.application.terminal
+            log_file = await asyncio.to_thread(applog.begin, self.logs.directory, spec.guest_id, bundle)
         with contextlib.ExitStack() as namespaces, contextlib.ExitStack() as processes:
             volumes: dict[str, VolumeRecord] = {}
             connecting: list[asyncio.Task[ApplianceError | None]] = []
@@ -192,12 +207,22 @@ class CtEngine:
                     partial(self._attach_volumes, spec, resources, bundle, log),
                 )
                 volumes.update(made)
+                if spec.application is not None:
+                    await to_the_end(application.prepare, spec, bundle)
                 connecting.append(
                     self._scope.start(outcome(partial(connect, network)), name=f"network of ct {spec.guest_id}")
                 )
 
             try:
-                init = await shim.create(self._runtime, container, bundle, prepared=prepare(), scope=self._scope)
+                init = await shim.create(
+                    self._runtime,
+                    container,
+                    bundle,
+                    prepared=prepare(),
+                    scope=self._scope,
+                    terminal=terminal,
+                    log=log_file,
+                )
                 record = await to_the_end(self._register, spec, init, volumes, processes, log)
                 for failure in await asyncio.gather(*connecting):
                     if failure is not None:
@@ -208,21 +233,22 @@ class CtEngine:
                     await to_its_end(asyncio.wait((task,)), name=f"end of the network of ct {spec.guest_id}")
             await self._runtime.start(container)
             processes.pop_all()
-        return self._take(record[0], record[1], GuestState.RUNNING, on_state)
+        return self._take(record[0], record[1], GuestState.RUNNING, on_state, spec.application)
 
     async def adopt(self, spec: CtSpec, *, on_state: StateCallback) -> RunningCt | None:
         if spec.guest_id in self._running:
             return self._running[spec.guest_id]
         bundle = self._places.bundle(spec.guest_id)
         record = await asyncio.to_thread(records.load, bundle)
-        fds = await asyncio.to_thread(_open_processes, record) if record is not None else None
+        fds = await asyncio.to_thread(pieces.open_processes, record) if record is not None else None
         if record is None or fds is None:
             if await asyncio.to_thread(bundle.exists):
                 await self._remove(spec.guest_id)
                 await self._remove_unused_parent()
             return None
         frozen = await asyncio.to_thread(self._places.cgroup(spec.guest_id).frozen)
-        return self._take(record, fds, GuestState.PAUSED if frozen else GuestState.RUNNING, on_state)
+        state = GuestState.PAUSED if frozen else GuestState.RUNNING
+        return self._take(record, fds, state, on_state, spec.application)
 
     async def running_ids(self) -> Sequence[GuestId]:
         return await asyncio.to_thread(
@@ -317,7 +343,14 @@ class CtEngine:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _take(self, record: CtRecord, fds: tuple[int, int], state: GuestState, on_state: StateCallback) -> RunningCt:
+    def _take(
+        self,
+        record: CtRecord,
+        fds: tuple[int, int],
+        state: GuestState,
+        on_state: StateCallback,
+        made_of: Application | None,
+    ) -> RunningCt:
         guest_id = GuestId(record.guest_id)
         program = runtime.OciRuntime(Path(record.runtime), self._places.runtime_state)
         parts = CtParts(
@@ -329,6 +362,7 @@ class CtEngine:
             init_fd=fds[0],
             shim_fd=fds[1],
             pids_limit=self._pids_limit,
+            application=made_of,
         )
 
         async def remove() -> None:
@@ -356,7 +390,7 @@ class CtEngine:
         """Namespaces, devices and config.json, in a thread. Tells where the network namespace is, until `held` lets go
         of it."""
         assert self._facts is not None
-        joined = _make_namespaces(spec, held)
+        joined = pieces.make_namespaces(spec, held)
         cgroup = self._places.cgroup(spec.guest_id).path
         config = oci.container_config(
             spec,
@@ -375,6 +409,10 @@ class CtEngine:
         """Mount what the container will see; in a thread."""
         ids = {"id_base": spec.id_base, "id_count": spec.id_count}
         surroundings = host.surroundings()
+
+        configure = (
+            None if spec.application is not None else partial(interior.write, spec=spec, surroundings=surroundings)
+        )
         volumes: dict[str, VolumeRecord] = {}
         for mount in (spec.root, *spec.mounts):
             about = f"ct {spec.guest_id}: {mount.slot}"
@@ -391,8 +429,9 @@ class CtEngine:
                 about=about,
                 maps=self._maps,
                 options=mount.options,
-                configure=(lambda tree: interior.write(tree, spec, surroundings)) if mount is spec.root else None,
-                **ids,
+                configure=configure if mount is spec.root else None,
+                id_base=spec.id_base,
+                id_count=spec.id_count,
             )
             if volumes[mount.slot].device is None and (idle := mount.options & rootfs.FILE_SYSTEM_OPTIONS):
                 log(f"{mount.slot}: {', '.join(sorted(idle))}: no effect, its storage has no file system for it alone")
@@ -424,7 +463,7 @@ class CtEngine:
         self._places.cgroup(spec.guest_id).delegate(record.id_base)
         if spec.io_limit != IoLimit():
             self._limit_io(spec, volumes, log)
-        fds = _open_processes(record)
+        fds = pieces.open_processes(record)
         if fds is None:
             raise HostError(f"ct {spec.guest_id}: ended while it was being created")
         for fd in fds:
@@ -454,36 +493,3 @@ class CtEngine:
             await self._remove(guest_id)
         except ApplianceError as error:
             logger.error("ct %d: removing what is left of it: %s", guest_id, error)
-
-
-def _make_bundle(bundle: Path, spec: CtSpec) -> bool:
-    """Make the bundle's directory; False when there is one already. Blocking. Raises `HostError`."""
-    try:
-        bundle.mkdir(mode=0o711 if spec.id_base else 0o700)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise HostError.from_os_error(error, f"mkdir {bundle}") from error
-    return True
-
-
-def _make_namespaces(spec: CtSpec, held: contextlib.ExitStack) -> Mapping[str, Path]:
-    """The namespaces the container will join, kept open by `held`; their paths. Blocking. Raises `HostError`."""
-    try:
-        made = ns.guest_namespaces(spec.id_base, spec.id_count)
-    except OSError as error:
-        raise HostError.from_os_error(error, f"ct {spec.guest_id}: namespaces") from error
-    held.callback(made.close)
-    return made.paths
-
-
-def _open_processes(record: CtRecord) -> tuple[int, int] | None:
-    """Pidfds of init and shim, or None when either has ended."""
-    init_fd = pidfd.pidfd_open(record.init)
-    if init_fd is None:
-        return None
-    shim_fd = pidfd.pidfd_open(record.shim)
-    if shim_fd is None:
-        os.close(init_fd)
-        return None
-    return init_fd, shim_fd

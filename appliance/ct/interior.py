@@ -43,7 +43,7 @@ def write(tree: RootTree, spec: CtSpec, surroundings: Surroundings) -> None:
     if spec.locale:  # locale.conf(5); Debian's PAM and init scripts read the other
         for path in ("/etc/locale.conf", "/etc/default/locale"):
             tree.write(path, f"LANG={spec.locale}\n".encode())
-    nics = [nic for nic in spec.nics if nic.name]
+    nics = [nic for nic in spec.nics if nic.name and not nic.host_managed]
     ours = {f"{_UNIT_PREFIX}{nic.name}{_UNIT_SUFFIX}": nic for nic in nics}
     for name in tree.names(_NETWORK_UNITS):
         if name.startswith(_UNIT_PREFIX) and name not in ours:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -20,8 +21,6 @@ from typing import Protocol
 from appliance.kernel import mount
 from appliance.kernel.credentials import fs_ids
 from appliance.model.volume import OverlayLayers
-
-_STRING_LIMIT_BYTES = 255  # of one option given by fsconfig(2)
 
 
 class Mapped(Protocol):
@@ -87,15 +86,40 @@ def _unstage(staging: Path, staged: Sequence[Path]) -> None:
 
 
 def _overlay(upper: Path | None, work: Path | None, lowers: Sequence[Path], attributes: int) -> int:
-    common = [("index", "off"), ("metacopy", "off")]
+    options = [("index", "off"), ("metacopy", "off")]
     if upper is not None and work is not None:
-        common += [("upperdir", str(upper)), ("workdir", str(work))]
+        options += [("upperdir", str(upper)), ("workdir", str(work))]
     one_by_one = [("lowerdir+", str(lower)) for lower in lowers]
     try:
-        return mount.new_mount_of("overlay", "overlay", [*one_by_one, *common], attributes=attributes)
+        return mount.new_mount_of("overlay", "overlay", [*one_by_one, *options], attributes=attributes)
     except OSError as error:
-        joined = ":".join(str(lower).replace("\\", "\\\\").replace(":", "\\:") for lower in lowers)
-        if error.errno != errno.EINVAL or len(os.fsencode(joined)) > _STRING_LIMIT_BYTES:
+        if error.errno != errno.EINVAL:
             raise
-        # a kernel before 6.8 knows no lowerdir+
-        return mount.new_mount_of("overlay", "overlay", [("lowerdir", joined), *common], attributes=attributes)
+        return _mount_by_links(lowers, options, attributes)  # a kernel before 6.8 knows no lowerdir+
+
+
+def _mount_by_links(lowers: Sequence[Path], options: Sequence[tuple[str, str]], attributes: int) -> int:
+    """The same by mount(2), with names so short that 127 layers fit its options."""
+    place = Path(tempfile.mkdtemp(prefix="appliance-overlay-", dir="/run"))
+    names = [f"l{number}" for number in range(len(lowers))]
+    try:
+        (place / "at").mkdir()
+        for name, lower in zip(names, lowers, strict=True):
+            (place / name).symlink_to(lower)
+        text = ",".join(f"{name}={value}" for name, value in options)
+        mount.mount_overlay(place, "at", lowers=names, options=text)
+        try:
+            fd = mount.open_tree(place / "at")
+        finally:
+            mount.umount(place / "at", lazy=True)
+    finally:
+        for name in names:
+            (place / name).unlink(missing_ok=True)
+        (place / "at").rmdir()
+        place.rmdir()
+    try:
+        mount.mount_setattr(fd, about=place, set_=attributes)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd

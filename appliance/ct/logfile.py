@@ -16,6 +16,10 @@ LOG_LIMIT_BYTES = 4 << 20
 """The shim begins the file anew beyond this, so just after that the history is shorter (one chance in 64 or less)."""
 
 
+KEPT_LOG_LIMIT_BYTES = 64 << 20
+"""Of a log that outlives its container: far over where the appliance sets it aside (`applog.py`), for when it is away."""
+
+
 def decode(log: bytes, *, limit: int = HISTORY_BYTES) -> bytes:
     """The last `limit` console bytes in `log`; lines that are not in the format are skipped."""
     pieces: list[bytes] = []

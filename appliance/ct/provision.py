@@ -11,15 +11,17 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 from appliance import command
-from appliance.ct import pack, rootfs, unpack
+from appliance.ct import layers, pack, rootfs, unpack
 from appliance.ct.tree import RootTree
-from appliance.errors import HostError, InvalidParameter, NoSpace, NotFound
+from appliance.errors import CommandFailed, HostError, InvalidParameter, NoSpace, NotFound
+from appliance.kernel import mount
+from appliance.kernel.openat2 import open_in_root
 from appliance.model.guest import CtCredentials
-from appliance.model.volume import OpenedVolume
+from appliance.model.volume import OpenedVolume, OverlayLayers
 from appliance.threads import to_the_end
 
 UNPACK_LIMIT_S = 1800.0
@@ -53,6 +55,41 @@ async def unpack_into(
         log(f"extracting {template.name}")
         options = {"below": below, "exclude": list(exclude)} | ({"depth": pack.DEPTH_LIMIT + 1} if backup else {})
         log(await _unpack(fd, template, root.size_bytes or UNSIZED_LIMIT_BYTES, about, options))
+
+
+async def copy_layers(volume: OpenedVolume, lowers: Sequence[Path], *, path: str = "/") -> bool:
+    """Copy what an overlay of `lowers` (the nearest first) shows at `path` into the empty volume; False when there is no
+    directory. Raises `HostError`, `NoSpace`."""
+    about = f"volume {volume.volume_id or volume.path}"
+    with ExitStack() as held:
+        async with opened(volume, about) as target:
+            try:
+                source = await to_the_end(_open_in_layers, held, lowers, path)
+                if source is None:
+                    return False
+                places = [f"/proc/self/fd/{source}/.", f"/proc/self/fd/{target}/."]
+                argv = ["cp", "--archive", "--no-target-directory", *places]
+                await command.run(argv, timeout_s=UNPACK_LIMIT_S, pass_fds=(source, target))
+            except OSError as error:
+                raise HostError.from_os_error(error, f"{about}: mount the image's layers") from error
+            except CommandFailed as error:
+                if "No space left on device" in error.stderr:
+                    raise NoSpace(f"{about}: the image is larger than the volume") from error
+                raise
+    return True
+
+
+def _open_in_layers(held: ExitStack, lowers: Sequence[Path], path: str) -> int | None:
+    """A directory of what the layers show; None when there is none at `path`. Links in it lead nowhere else."""
+    shown = OverlayLayers(upper=None, work=lowers[0], lowers=tuple(lowers))
+    fd = layers.mount_plain(shown, mount.MOUNT_ATTR_NODEV)
+    held.callback(os.close, fd)
+    try:
+        found = open_in_root(fd, path, os.O_RDONLY | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    held.callback(os.close, found)
+    return found
 
 
 async def personalise(root: OpenedVolume, credentials: CtCredentials) -> None:

@@ -27,6 +27,7 @@ from appliance.ct.runtime import OciRuntime
 from appliance.errors import ApplianceError, Conflict, NotFound, TimedOut, Unsupported
 from appliance.kernel import pidfd
 from appliance.kernel.cgroups import Cgroup
+from appliance.model.application import Application, signal_number
 from appliance.model.guest import CtSpec, ExecRequest, ExitReason, GuestId, GuestState, GuestStats
 from appliance.tasks import TaskScope
 from appliance.threads import to_the_end
@@ -64,6 +65,7 @@ class CtParts:
     init_fd: int
     shim_fd: int
     pids_limit: int
+    application: Application | None = None
 
 
 class RunningCt:
@@ -126,8 +128,11 @@ class RunningCt:
         self._set_state(GuestState.RUNNING, "resumed")
 
     async def shutdown(self) -> None:
-        init = await asyncio.to_thread(program_of, self.pid)
         self._asked = self._asked or "shutdown"
+        if (application := self._parts.application) is not None:
+            self._signal_init(signal_number(application.stop_signal or "SIGTERM"))
+            return
+        init = await asyncio.to_thread(program_of, self.pid)
         program = _HALT_PROGRAMS.get(init)
         if program is None or not await self._halted_by(program):
             self._signal_init(halt_signal(init))
@@ -266,7 +271,14 @@ class RunningCt:
     def _exit_reason(self, *, lost_shim: bool) -> ExitReason:
         code = shim.exit_code(self._parts.bundle, self._parts.container)
         out_of_memory = self._parts.cgroup.out_of_memory_kills() > 0
-        return exit_reason(code, asked=self._asked, lost_shim=lost_shim, out_of_memory=out_of_memory)
+        reason = exit_reason(
+            code,
+            asked=self._asked,
+            lost_shim=lost_shim,
+            out_of_memory=out_of_memory,
+            is_init=self._parts.application is None,
+        )
+        return replace(reason, exit_code=code, asked=self._asked is not None)
 
     def _signal_init(self, number: int) -> None:
         if self._parts.init_fd in self._fds:
@@ -310,8 +322,13 @@ def halt_signal(program: str) -> int:
     return int(_HALT_SIGNALS.get(program, signal.SIGTERM))
 
 
-def exit_reason(code: int | None, *, asked: str | None, lost_shim: bool, out_of_memory: bool) -> ExitReason:
-    """What an exit code means. In a pid namespace reboot(2) ends init: SIGINT for power off, SIGHUP for restart."""
+def exit_reason(
+    code: int | None, *, asked: str | None, lost_shim: bool, out_of_memory: bool, is_init: bool = True
+) -> ExitReason:
+    """What an exit code means. An application's first process is no init: what it ends with is its own affair.
+
+    In a pid namespace reboot(2) ends init: SIGINT for power off, SIGHUP for restart."""
+    first = "init" if is_init else "the program"
     if asked == "stopped":
         return ExitReason(kind="stopped", detail="stopped")
     if lost_shim:
@@ -320,19 +337,19 @@ def exit_reason(code: int | None, *, asked: str | None, lost_shim: bool, out_of_
         case None:
             return ExitReason(kind="crashed", detail="its shim died with it")
         case 0:
-            return ExitReason(kind="shutdown", detail="init ended")
-        case _ if code == _SIGNALLED + signal.SIGINT:
+            return ExitReason(kind="shutdown", detail=f"{first} ended")
+        case _ if is_init and code == _SIGNALLED + signal.SIGINT:
             return ExitReason(kind="shutdown", detail="powered off")
-        case _ if code == _SIGNALLED + signal.SIGHUP and asked is None:
+        case _ if is_init and code == _SIGNALLED + signal.SIGHUP and asked is None:
             return ExitReason(kind="reset", detail="restart asked for inside")
         case _ if asked == "shutdown":
-            return ExitReason(kind="shutdown", detail=f"init ended with status {code} after the shutdown request")
+            return ExitReason(kind="shutdown", detail=f"{first} ended with status {code} after the shutdown request")
         case _ if code == _SIGNALLED + signal.SIGKILL and out_of_memory:
             return ExitReason(kind="crashed", detail="killed: out of memory")
         case _ if code > _SIGNALLED:
-            return ExitReason(kind="crashed", detail=f"init was killed by signal {code - _SIGNALLED}")
+            return ExitReason(kind="crashed", detail=f"{first} was killed by signal {code - _SIGNALLED}")
         case _:
-            return ExitReason(kind="crashed", detail=f"init ended with status {code}")
+            return ExitReason(kind="crashed", detail=f"{first} ended with status {code}")
 
 
 def network_bytes(pid: int) -> tuple[int, int]:

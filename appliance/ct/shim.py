@@ -35,13 +35,21 @@ _POLL_S = 0.005
 
 
 async def create(
-    runtime: OciRuntime, container: str, bundle: Path, *, prepared: Awaitable[None], scope: TaskScope
+    runtime: OciRuntime,
+    container: str,
+    bundle: Path,
+    *,
+    prepared: Awaitable[None],
+    scope: TaskScope,
+    terminal: bool = True,
+    log: Path | None = None,
 ) -> int:
     """Start a shim that creates the container in `bundle` as soon as `prepared` is; returns the pid of its init.
 
     The shim starts meanwhile and waits on its start pipe: that hides the milliseconds it takes to come up. `bundle` is
-    there already. The container's init exists at the end and waits for the runtime's `start`. Raises `HostError` with the
-    runtime's message, `TimedOut`, or what `prepared` raised; the caller removes what may be left.
+    there already. `log` is where its output goes, by default into the bundle. The container's init exists at the end and
+    waits for the runtime's `start`. Raises `HostError` with the runtime's message, `TimedOut`, or what `prepared` raised;
+    the caller removes what may be left.
     """
     answer, sync_end = os.pipe()
     os.set_blocking(answer, False)
@@ -50,7 +58,7 @@ async def create(
     launching = scope.start(
         outcome(
             lambda: process.run(
-                _argv(runtime, container, bundle),
+                _argv(runtime, container, bundle, terminal=terminal, log=log),
                 timeout_s=CREATE_LIMIT_S,
                 environment={
                     "_OCI_SYNCPIPE": str(_SYNC_FD),
@@ -97,14 +105,16 @@ async def _line(fd: int) -> bytes:
     return said
 
 
-def _argv(runtime: OciRuntime, container: str, bundle: Path) -> list[str]:
+def _argv(runtime: OciRuntime, container: str, bundle: Path, *, terminal: bool, log: Path | None) -> list[str]:
+    log_limit = logfile.LOG_LIMIT_BYTES if log is None else logfile.KEPT_LOG_LIMIT_BYTES
     return [
         *("env", f"--chdir={bundle}"),  # conmon leaves a file "oom" in its working directory
         *(PROGRAM, "--api-version", "1", "--cid", container, "--cuuid", container, "--name", container),
         *("--runtime", str(runtime.program), "--runtime-arg", f"--root={runtime.state_dir}"),
-        *("--bundle", str(bundle), "--full-attach", "--terminal", "--no-sync-log"),
+        *("--bundle", str(bundle), "--full-attach", "--no-sync-log"),
+        *(("--terminal",) if terminal else ()),
         *("--container-pidfile", str(bundle / "init.pid"), "--conmon-pidfile", str(bundle / "shim.pid")),
-        *("--log-path", f"k8s-file:{bundle / 'console.log'}", "--log-size-max", str(logfile.LOG_LIMIT_BYTES)),
+        *("--log-path", f"k8s-file:{log or bundle / 'console.log'}", "--log-size-max", str(log_limit)),
         *("--exit-dir", str(bundle), "--persist-dir", str(bundle), "--log-level", "error"),
     ]
 

@@ -45,6 +45,8 @@ _MAGIC = {b"\x28\xb5\x2f\xfd": "zst", b"\xfd7zX": "xz", b"\x1f\x8b": "gz", b"BZh
 _XATTR = "SCHILY.xattr."
 _XATTRS_KEPT = ("security.capability", "user.", "system.posix_acl_access", "system.posix_acl_default")
 
+_XATTRS_LOST = ("user.overlay.",)  # an overlay's own marks: what is hidden, and where else to look
+
 
 class Refused(Exception):
     """The archive holds what a template must not; the text names the entry."""
@@ -161,11 +163,15 @@ class Unpacker:
             try:
                 mode = os.lstat(above).st_mode
             except FileNotFoundError:
-                os.mkdir(above, 0o755)
+                self._implied(above)
                 mode = stat.S_IFDIR
             if not stat.S_ISDIR(mode):
                 raise Refused(f"{path}: passes through {above}, which is not a directory")
             self._known.add(above)
+
+    def _implied(self, path: str) -> None:
+        """Make a directory that the archive needs and does not name."""
+        os.mkdir(path, 0o755)
 
     def _clear(self, path: str) -> None:
         """Make room for a non-directory: a later entry of the same name replaces an earlier one."""
@@ -216,7 +222,7 @@ class Unpacker:
         os.chmod(path, stat.S_IMODE(member.mode))
         for key, value in member.pax_headers.items():
             name = key.removeprefix(_XATTR)
-            if name != key and name.startswith(_XATTRS_KEPT):
+            if name != key and name.startswith(_XATTRS_KEPT) and not name.startswith(_XATTRS_LOST):
                 os.setxattr(path, name, value.encode("utf-8", "surrogateescape"), follow_symlinks=False)
         if not member.isdir():
             os.utime(path, (member.mtime, member.mtime), follow_symlinks=False)
@@ -373,13 +379,18 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def status_of(error: OSError) -> int:
+    """The exit status that tells of `error`."""
+    return FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else 1
+
+
 def _run() -> int:
     try:
         return main(sys.argv[1:])
     except Refused as error:
         status, text = REFUSED, str(error)
     except OSError as error:
-        status, text = (FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else 1), str(error)
+        status, text = status_of(error), str(error)
     print(text.replace("\n", " "), file=sys.stderr)  # noqa: T201  our answer
     return status
 

@@ -49,6 +49,17 @@ def umount2(target: os.PathLike[str] | str, flags: int = 0) -> None:
     checked(_libc.umount2(os.fsencode(target), ctypes.c_int(flags)), "umount2", target)
 
 
+def mount(source: str, target: str, fs_type: str, flags: int, options: str) -> None:
+    """mount(2)."""
+    words = (os.fsencode(source), os.fsencode(target), os.fsencode(fs_type))
+    checked(_libc.mount(*words, ctypes.c_ulong(flags), os.fsencode(options)), "mount", f"{fs_type} {target}")
+
+
+def unshare(flags: int) -> None:
+    """unshare(2), of the calling thread alone."""
+    checked(_libc.unshare(ctypes.c_int(flags)), "unshare", hex(flags))
+
+
 @contextlib.contextmanager
 def paused_child(flags: int) -> Iterator[int]:
     """clone(2) a child with `flags` that does nothing but wait; yields its pid, and ends it afterwards.

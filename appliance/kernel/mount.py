@@ -11,6 +11,7 @@ import ctypes
 import os
 import re
 import struct
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ _OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 _FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
 _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
 _MOVE_MOUNT_F_EMPTY_PATH = 4
+_CLONE_FS = 0x200
 _MS_PRIVATE = 1 << 18
 
 _MOUNT_ATTR = struct.Struct("=QQQQ")  # linux/mount.h struct mount_attr: attr_set, attr_clr, propagation, userns_fd
@@ -112,6 +114,30 @@ def move_mount(mount_fd: int, target: Path) -> None:
     libc.syscall(
         "move_mount", _MOVE_MOUNT, mount_fd, b"", AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH, about=target
     )
+
+
+def mount_overlay(directory: Path, target: str, *, lowers: Sequence[str], options: str) -> None:
+    """An overlay at `directory`/`target` by mount(2); `lowers` are relative to `directory`, the nearest first.
+
+    Relative, because the options must fit a page, and fsconfig(2) takes many layers from Linux 6.8 on only. The call is made
+    in a thread that has a working directory of its own, and the credentials of the calling one.
+    """
+    text = ",".join(filter(None, (f"lowerdir={':'.join(lowers)}", options)))
+    failures: list[OSError] = []
+
+    def work_there() -> None:
+        try:
+            libc.unshare(_CLONE_FS)
+            os.chdir(directory)
+            libc.mount("overlay", target, "overlay", 0, text)
+        except OSError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work_there, name="mount overlay")
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
 
 
 def umount(target: Path, *, lazy: bool = False) -> None:

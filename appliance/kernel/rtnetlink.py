@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, ip_interface
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
-RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR, RTM_GETROUTE, RTM_NEWQDISC = 20, 21, 22, 26, 36
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR, RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWQDISC = 20, 21, 22, 24, 26, 36
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 1, 4, 0x300, 0x100, 0x200, 0x400
 NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
 NLM_F_DUMP_INTR = 0x10
@@ -35,6 +35,7 @@ IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 IFLA_BRIDGE_VLAN_INFO, BRIDGE_VLAN_INFO_PVID, BRIDGE_VLAN_INFO_UNTAGGED = 2, 2, 4
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
 RTA_DST, RTA_OIF, RTA_GATEWAY = 1, 4, 5
+RT_TABLE_MAIN, RTPROT_STATIC, RTN_UNICAST, RTNH_F_ONLINK = 254, 4, 1, 4
 TCA_KIND, TCA_OPTIONS, TCA_TBF_PARMS, TCA_TBF_RATE64, TCA_TBF_BURST = 1, 2, 1, 4, 6
 TC_H_ROOT, TC_LINKLAYER_ETHERNET = 0xFFFF_FFFF, 1
 IFF_UP, IFF_LOWER_UP = 0x1, 0x1_0000
@@ -351,6 +352,13 @@ def _address_body(index: int, address: IPv4Interface) -> bytes:
 def add_address(route: RouteSocket, index: int, name: str, address: IPv4Interface) -> None:
     """Give an interface an IPv4 address with its broadcast; not an error when it has it."""
     route.request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, _address_body(index, address), name)
+
+
+def add_default_route(route: RouteSocket, index: int, name: str, gateway: str) -> None:
+    """The way out for IPv4; the gateway may lie outside the interface's network."""
+    head = _ROUTE.pack(socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, 0, RTN_UNICAST, RTNH_F_ONLINK)
+    body = head + attribute(RTA_GATEWAY, socket.inet_aton(gateway)) + u32(RTA_OIF, index)
+    route.request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body, name)
 
 
 def delete_address(route: RouteSocket, index: int, name: str, address: IPv4Interface) -> None:

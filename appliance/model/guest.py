@@ -14,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NewType
 
+from appliance.model.application import Application
 from appliance.model.volume import OpenedVolume
 
 GuestId = NewType("GuestId", int)
@@ -91,6 +92,8 @@ class NicSpec:
     gateway: str = ""
     ip6: str = ""
     gateway6: str = ""
+    host_managed: bool = False
+    """Whether the host sets its addresses in a container's network: nothing inside has to."""
 
 
 # --- virtual machines -------------------------------------------------------------------------------------------
@@ -342,6 +345,7 @@ class CtSpec:
     tty_count: int = 2
     command: tuple[str, ...] = ()  # empty: /sbin/init
     environment: Mapping[str, str] = field(default_factory=dict)
+    application: Application | None = None  # made of an image: `command` is its program
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -448,3 +452,7 @@ class ExitReason:
 
     kind: str
     detail: str
+    exit_code: int | None = None
+    """Of a container's first process: its status, or 128 and the signal's number."""
+    asked: bool = False
+    """Whether it was stopped, or asked to end."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from appliance.clock import Clock
 from appliance.errors import ApplianceError, Conflict, HostError, NotFound
 from appliance.kernel import netns as kernel_netns
+from appliance.model.application import PublishedPort
 from appliance.model.guest import GuestId, NicSpec
 from appliance.model.network import DEFAULT_BRIDGE, BridgeSettings, BridgeState, HostInterface
 from appliance.network import bridge, dnsmasq, names
@@ -30,6 +31,7 @@ from appliance.network.dnsmasq import Dnsmasq, DnsmasqFiles
 from appliance.network.home import Home, NetworkThread
 from appliance.network.interfaces import describe
 from appliance.network.ports import Ports
+from appliance.network.publish import Published
 from appliance.tasks import TaskScope
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ class NetworkBackend:
         self._clock = clock
         self._thread = NetworkThread(None if netns is None else kernel_netns.path_of(netns))
         self._ports: Ports | None = None
+        self._published: Published | None = None
         self._failure = ""
         self._dnsmasq: Dnsmasq | None = None
         self._supervision: asyncio.Task[None] | None = None
@@ -113,6 +116,8 @@ class NetworkBackend:
         ports.adopt()
         if reservations is not None:
             ports.write_hosts()
+        self._published = Published(home, self.tag, self._directory / "published.json")
+        self._published.restore()
         return ports
 
     def _files(self, name: str) -> DnsmasqFiles:
@@ -167,7 +172,7 @@ class NetworkBackend:
         """
         await self._thread.open()
         await self._stop_dnsmasq()
-        self._ports = None
+        self._ports = self._published = None
 
         def remove(home: Home) -> list[str]:
             bridges = [link.name for link in bridge.owned_links(home, self.tag) if link.kind == "bridge"]
@@ -175,6 +180,7 @@ class NetworkBackend:
                 dnsmasq.end_running(self.tag, name)
                 for path in self._files(name).all():
                     path.unlink(missing_ok=True)
+            Published(home, self.tag, self._directory / "published.json").clear()
             return list(bridge.remove(home, self.tag, self._note))
 
         return await self._thread.call("network", remove)
@@ -208,11 +214,31 @@ class NetworkBackend:
         if self._dnsmasq is not None:
             self._dnsmasq.reload()
 
+    async def publish(self, guest_id: GuestId, wanted: Sequence[PublishedPort]) -> None:
+        """Let ports of the host lead to this guest, which is plugged, until it is unplugged.
+
+        Raises `Conflict` for a port that is taken, `Unsupported` when its address is not known here, `InvalidParameter`.
+        """
+        ports, published = self._ready(), self._published
+        assert published is not None
+
+        def work(_: Home) -> None:
+            port, address = ports.reachable(guest_id)
+            published.add(guest_id, wanted, address=address, bridge=port.bridge)
+
+        await self._thread.call(f"guest {guest_id}: published ports", work)
+
     async def unplug(self, guest_id: GuestId) -> None:
-        """Remove every port of this guest; not an error when there is none."""
-        ports = self._ports
-        if ports is not None:
-            await self._thread.call(f"guest {guest_id}: network", lambda _: ports.unplug(guest_id))
+        """Remove every port of this guest, and what it publishes; not an error when there is none."""
+        ports, published = self._ports, self._published
+        if ports is None or published is None:
+            return
+
+        def work(_: Home) -> None:
+            published.remove(guest_id)
+            ports.unplug(guest_id)
+
+        await self._thread.call(f"guest {guest_id}: network", work)
 
     async def unplug_one(self, guest_id: GuestId, slot: str) -> None:
         """Remove one port of this guest; not an error when there is none."""
@@ -221,8 +247,14 @@ class NetworkBackend:
 
     async def reconcile(self, keep: Collection[tuple[GuestId, str]]) -> Sequence[str]:
         """Remove the ports of guests that do not run: all but (guest, slot) in `keep`; the names removed."""
-        ports = self._ready()
-        return await self._thread.call("network", lambda _: ports.reconcile(keep))
+        ports, published = self._ready(), self._published
+        assert published is not None
+
+        def work(_: Home) -> Sequence[str]:
+            published.keep({guest_id for guest_id, _ in keep})
+            return ports.reconcile(keep)
+
+        return await self._thread.call("network", work)
 
     async def set_link(self, guest_id: GuestId, slot: str, *, up: bool) -> None:
         """Plug or pull the cable of a port. Raises `NotFound`."""

@@ -83,6 +83,11 @@ class Ports:
         if nic.vlan is not None and not link.vlan_filtering:
             text = "is not VLAN aware, or this kernel has no bridge VLAN filtering"
             raise Unsupported(f"{nic.slot}: VLAN tag {nic.vlan}: bridge {nic.bridge} {text}")
+        if nic.host_managed and nic.ip == "dhcp" and (self.reservations is None or nic.bridge != self.managed):
+            text = "the host knows the address on its managed bridge only; give a fixed one, or host-managed=0"
+            raise Unsupported(f"{nic.slot}: ip=dhcp on bridge {nic.bridge}: {text}")
+        if nic.host_managed and nic.ip6 == "dhcp":
+            raise Unsupported(f"{nic.slot}: ip6=dhcp needs a client inside: use auto or a fixed address")
         if not addresses.is_unicast_mac(nic.mac):
             raise InvalidParameter({nic.slot: f"{nic.mac!r} is not a unicast MAC address"})
         if nic.mtu not in (None, INHERIT_MTU) and (nic.mtu or 0) > link.mtu:
@@ -129,13 +134,34 @@ class Ports:
             rtnetlink.add_veth(self.home.route, port.name, group=group, mtu=mtu, peer=peer)
             try:
                 self._finish(port, nic, self._must_find(port.name), master)
-                netns.call_inside(namespace_fd, lambda: _bring_up(inside))
+                addressing = self._addressing(port, nic) if nic.host_managed else None
+                netns.call_inside(namespace_fd, lambda: _bring_up(inside, addressing))
             except (OSError, ApplianceError):
                 self.remove(port.name)
                 raise
         finally:
             os.close(namespace_fd)
         return changed
+
+    def _addressing(self, port: Port, nic: NicSpec) -> Addressing:
+        """What the host sets inside for a NIC that is host-managed; `check` has refused what it cannot."""
+        subnet = self.state.settings.subnet
+        if nic.ip == "dhcp" and subnet is not None:
+            return Addressing(f"{port.address}/{subnet.prefixlen}", str(self.state.settings.gateway))
+        return Addressing(nic.ip if "/" in nic.ip else "", nic.gateway)
+
+    def reachable(self, guest_id: GuestId) -> tuple[Port, str]:
+        """A port of a guest whose address is known here, and that with its network's prefix. Raises `Unsupported`."""
+        for port in self.of_guest(guest_id):
+            if port.address and port.bridge == self.managed and self.state.settings.subnet is not None:
+                return port, f"{port.address}/{self.state.settings.subnet.prefixlen}"
+        for port in self.of_guest(guest_id):
+            if port.address:
+                return port, f"{port.address}/32"
+        raise Unsupported(
+            f"guest {guest_id}: ports are published to an address that is known here: give it a NIC on the managed bridge, or "
+            "a fixed address"
+        )
 
     def _port(self, word: str, guest_id: GuestId, nic: NicSpec) -> tuple[Port, bool]:
         """The port as it shall be, its address known; True when an address was reserved for it."""
@@ -314,13 +340,25 @@ def _open_namespace(path: Path) -> int:
     return fd
 
 
-def _bring_up(name: str) -> None:
-    """Within a container's namespace: the loopback and the new interface up."""
+@dataclass(frozen=True, slots=True)
+class Addressing:
+    """What is set inside: an address with its prefix, and the way out; "" for none."""
+
+    address: str
+    gateway: str
+
+
+def _bring_up(name: str, addressing: Addressing | None = None) -> None:
+    """Within a container's namespace: the loopback and the new interface up, and its address set where it is given."""
     route = rtnetlink.RouteSocket()
     try:
         for each in ("lo", name):
             link = rtnetlink.find_link(route, each)
             if link is not None and not link.up:
                 rtnetlink.set_link(route, link.index, each, LinkChange(up=True))
+            if link is not None and each == name and addressing is not None and addressing.address:
+                rtnetlink.add_address(route, link.index, name, IPv4Interface(addressing.address))
+                if addressing.gateway:
+                    rtnetlink.add_default_route(route, link.index, name, addressing.gateway)
     finally:
         route.close()

@@ -23,13 +23,16 @@ from appliance.model.guest import CtCredentials, GuestId, GuestKind, GuestState
 from appliance.model.volume import OpenedVolume, VolumeFormat, VolumeId
 from appliance.services import guest_config, lifecycle
 from appliance.services.access import AccessService
+from appliance.services.guest_config import Existing, applications
 from appliance.services.guest_inventory import GuestInventory
 from appliance.services.guest_records import GuestRecord
 from appliance.services.guest_runner import GuestRunner, GuestRuntime
 from appliance.services.guest_volumes import GuestVolumes, Made, owned
+from appliance.services.images import ImageService
 from appliance.services.ports import CtProvisioner
 from appliance.services.storage import StorageService
 from appliance.services.tasks import TaskHandle, TaskService
+from appliance.storage.oci.archive import Image
 from appliance.tasks import to_its_end
 
 log = logging.getLogger(__name__)
@@ -54,7 +57,9 @@ class GuestCreation:
         events: EventBus,
         clock: Clock,
         node: str,
+        images: ImageService | None = None,
     ) -> None:
+        self._images = images
         self._inventory = inventory
         self._runner = runner
         self._volumes = volumes
@@ -81,6 +86,10 @@ class GuestCreation:
     ) -> str:
         """Check everything that can be checked, reserve the VMID, and make the guest in a task. Returns its UPID."""
         parsed = await asyncio.to_thread(guest_config.parse, kind, params)
+        image, lost = await self._image(template), list[str]()
+        if image is not None:
+            parsed, lost = with_image(image, parsed)
+            parsed |= applications.image_mounts(image.config.volumes, parsed)
         config = guest_config.create_config(
             kind,
             guest_id,
@@ -99,10 +108,14 @@ class GuestCreation:
                 hashed = await asyncio.to_thread(_hash, password)
                 credentials = CtCredentials(password_hash=hashed, ssh_keys=tuple(ssh_keys))
             config.setdefault("rootfs", "local:4")
+        if image is not None and credentials != CtCredentials():
+            lost.append("an application container has no logins: password and keys are not used")
         guest_config.check(kind, guest_id, config)
 
         async def build(guest: GuestRuntime, task: TaskHandle) -> None:
-            await self.publish_made(guest, await self._make(guest, config, archive, credentials, task))
+            for line in lost:
+                task.warn(line)
+            await self.publish_made(guest, await self._make(guest, config, archive, image, credentials, task))
             if start:
                 await self._runner.launch(guest, task.log)
 
@@ -184,6 +197,12 @@ class GuestCreation:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
+    async def _image(self, template: str | None) -> Image | None:
+        """The image a template is; None for a plain one."""
+        if self._images is None or not template:
+            return None
+        return await self._images.find(VolumeId.parse(template))
+
     def _clone_config(self, source: GuestRuntime, new_id: GuestId, name: str | None) -> dict[str, str]:
         return guest_config.clone_config(
             source.kind,
@@ -263,6 +282,7 @@ class GuestCreation:
         guest: GuestRuntime,
         config: Mapping[str, str],
         archive: VolumeId | None,
+        image: Image | None,
         credentials: CtCredentials,
         task: TaskHandle,
     ) -> Made:
@@ -270,6 +290,8 @@ class GuestCreation:
         make = partial(self._volumes.make, guest.kind, guest.guest_id, config, in_use=in_use, log_line=task.log)
         if archive is None:
             return await make()
+        if image is not None and self._images is not None:
+            return await self._make_of_image(self._images, archive, image, config, make, task)
         template = await self._storage.resolve_template(archive)
         storage = self._volumes.root_storage(config)
         if storage is not None:
@@ -292,6 +314,31 @@ class GuestCreation:
             credentials=credentials,
             log=task.log,
         )
+        return made
+
+    async def _make_of_image(
+        self,
+        images: ImageService,
+        archive: VolumeId,
+        image: Image,
+        config: Mapping[str, str],
+        make: Callable[..., Awaitable[Made]],
+        task: TaskHandle,
+    ) -> Made:
+        """A root over the image's layers; where it has a size, or its storage cannot share layers, a copy of them."""
+        storage = self._volumes.root_storage(config)
+        if storage is not None and storage.shares_layers:
+            async with images.ground(archive, image, storage, task.log) as layers:
+                made = await make(root_layers=layers)
+        else:
+            made = await make()
+        for disk in guest_config.disks(GuestKind.LXC, made.config):
+            # a volume that is new begins with what the image has in its place
+            if not isinstance(disk.volume, Existing) or disk.volume.volume_id not in made.volumes:
+                continue
+            path = "/" if disk.slot == "rootfs" else disk.options["mp"]
+            if path != "/" or storage is None or not storage.shares_layers:
+                await images.copy_into(disk.volume.volume_id, archive, image, task.log, path=path)
         return made
 
     async def publish_made(self, guest: GuestRuntime, made: Made) -> None:
@@ -341,6 +388,24 @@ class GuestCreation:
 
     def _tell(self, guest: GuestRuntime, *, exists: bool) -> None:
         self._events.publish(GuestListChanged(guest_id=guest.guest_id, kind=guest.kind, exists=exists))
+
+
+def with_image(image: Image, parsed: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """A request's keys with those its image sets where the request does not, and what of the image cannot be kept."""
+    config = image.config
+    keys, lost = applications.image_keys(
+        image=f"{image.name}@{image.digest}",
+        entrypoint=config.entrypoint,
+        command=config.command,
+        environment=config.environment,
+        user=config.user,
+        working_directory=config.working_directory,
+        stop_signal=config.stop_signal,
+        health=config.health,
+        labels=config.labels,
+    )
+    merged = applications.merged_environment(keys.get("env", ""), parsed.get("env", ""))
+    return {**keys, **parsed, "env": merged}, lost
 
 
 def _name_key(kind: GuestKind) -> str:

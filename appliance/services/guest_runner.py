@@ -153,7 +153,13 @@ class GuestRunner:
         before_start: Callable[[GuestRuntime, LogLine], Awaitable[None]],
         shared_directory: SharedDirectory,
         tell_end: Callable[[GuestRuntime, ExitReason, str], Awaitable[None]],
+        started: Callable[[GuestRuntime, RunningGuest], None] = lambda guest, running: None,
+        ended: Callable[[GuestRuntime, ExitReason, float], bool] = lambda guest, reason, ran_s: False,
     ) -> None:
+        """`started` is told of every guest that runs, started or found; `ended` of every one that has ended, with how long it
+        ran, in seconds: True says that whether it starts again is decided there."""
+        self._started = started
+        self._ended = ended
         self._before_start = before_start
         self._shared_directory = shared_directory
         self._tell_end = tell_end
@@ -327,6 +333,8 @@ class GuestRunner:
         async def connect(namespace: Path) -> None:
             for nic in spec.nics:
                 await self._network.plug_ct(guest.guest_id, nic, namespace)
+            if spec.application is not None and spec.application.ports:
+                await self._network.publish(guest.guest_id, spec.application.ports)
 
         resources = CtResources(volumes=volumes, connect=connect)
         on_state = partial(self._engine_state, guest)
@@ -359,6 +367,7 @@ class GuestRunner:
         guest.running = running
         self._set_state(guest, running.state if running.state is not GuestState.STOPPED else GuestState.RUNNING, "")
         self._scope.start(self._supervise(guest, running), name=f"supervise {guest.label}")
+        self._started(guest, running)
         # not waited for: the engine keeps what the console says until somebody listens, and who attaches first opens it
         self._scope.start(self._listen(guest, running), name=f"consoles of {guest.label}")
 
@@ -384,13 +393,16 @@ class GuestRunner:
         """After the end: whoever waits for it is told, and the guest starts again where it shall."""
         guest.last_exit = reason
         guest.failures = restart_policy.failures_after(guest.failures, reason, ran_s=ran_s)
-        policy = restart_policy.policy(guest.stored.record.config)
         asked = restart_policy.counts_as_asked(guest.end_asked_at, self._clock.now())
-        delay_s = restart_policy.delay_s(policy, reason, asked=asked, ran_s=ran_s, failures=guest.failures)
-        guest.restart_due = delay_s is not None
+        guest.restart_due, delay_s = False, None
+        decided = self._ended(guest, reason, ran_s)
+        if not decided:
+            policy = restart_policy.policy(guest.stored.record.config)
+            delay_s = restart_policy.delay_s(policy, reason, asked=asked, ran_s=ran_s, failures=guest.failures)
+            guest.restart_due = delay_s is not None
         guest.ended.set()
         await self._hook(guest, guest_hooks.POST_STOP, partial(_note, guest))
-        if reason.kind == "crashed" and not asked:
+        if reason.kind == "crashed" and not asked and not decided:
             follows = "it stays stopped" if delay_s is None else f"it starts again in {delay_s:g} s"
             await self._tell_end(guest, reason, follows)
         if delay_s is not None:

@@ -47,17 +47,19 @@ class GuestVolumes:
         in_use: frozenset[VolumeId],
         log_line: LogLine,
         root_base: str = "",
+        root_layers: Sequence[str] = (),
     ) -> Made:
         """Make every volume that `config` asks for; all of them or none. Existing ones are checked.
 
         `in_use` are the volumes of other guests: attaching one of them is a `Conflict`. `root_base` is the layer a
-        container's root begins with.
+        container's root begins with, `root_layers` all of an image's.
         """
         made = Made(dict(config))
         try:
             for disk in guest_config.disks(kind, config):
                 base = root_base if disk.slot == "rootfs" else ""
-                await self._one(kind, guest_id, disk, made, in_use, log_line, base)
+                layers = root_layers if disk.slot == "rootfs" else ()
+                await self._one(kind, guest_id, disk, made, in_use, log_line, base, layers)
         except BaseException:
             await to_its_end(self.remove(made.volumes, log_line), name=f"undo volumes of {guest_id}")
             raise
@@ -142,10 +144,11 @@ class GuestVolumes:
         in_use: frozenset[VolumeId],
         log_line: LogLine,
         base: str,
+        layers: Sequence[str],
     ) -> None:
         match disk.volume:
             case Allocate(storage, size_bytes):
-                volume = await self._create(kind, guest_id, disk, storage, size_bytes, base)
+                volume = await self._create(kind, guest_id, disk, storage, size_bytes, base, layers)
             case Import(storage, source):
                 log_line(f"{disk.slot}: importing {source}")
                 backend = self._backend(kind, disk, storage)
@@ -172,7 +175,14 @@ class GuestVolumes:
         log_line(f"{disk.slot}: made volume {volume}")
 
     async def _create(
-        self, kind: GuestKind, guest_id: GuestId, disk: DiskConfig, storage: str, size_bytes: int, base: str
+        self,
+        kind: GuestKind,
+        guest_id: GuestId,
+        disk: DiskConfig,
+        storage: str,
+        size_bytes: int,
+        base: str,
+        layers: Sequence[str],
     ) -> VolumeId:
         backend, content = self._backend(kind, disk, storage), _CONTENT[kind]
         if disk.slot == "efidisk0":
@@ -180,7 +190,9 @@ class GuestVolumes:
                 guest_id, format=VolumeFormat.RAW, size_bytes=EFI_VARS_BYTES, content=content, label="disk"
             )
         format_ = _format(kind, disk, size_bytes)
-        return await backend.create(guest_id, format=format_, size_bytes=size_bytes, content=content, base=base)
+        return await backend.create(
+            guest_id, format=format_, size_bytes=size_bytes, content=content, base=base, layers=layers
+        )
 
     def root_storage(self, config: Mapping[str, str]) -> DirectoryBackend | None:
         """Where a container's root will be made as a directory; None when it is an image or there already."""

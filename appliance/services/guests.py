@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
 from appliance.clock import Clock
@@ -21,6 +21,7 @@ from appliance.model.guest import GUEST_ID_MAX, GUEST_ID_MIN, GuestId, GuestKind
 from appliance.model.volume import VolumeId
 from appliance.services import cluster_options, guest_config, guest_hooks
 from appliance.services.access import AccessService
+from appliance.services.applications import ApplicationSupervisor
 from appliance.services.backup_files import BackupFiles
 from appliance.services.console import ConsoleClient, ConsoleService
 from appliance.services.guest_backup import GuestBackups
@@ -42,8 +43,9 @@ from appliance.services.guest_sampler import GuestSampler
 from appliance.services.guest_snapshots import GuestSnapshots
 from appliance.services.guest_view import GuestView, view
 from appliance.services.guest_volumes import GuestVolumes
+from appliance.services.images import ImageService
 from appliance.services.live_changes import LiveChanges
-from appliance.services.ports import CtProvisioner, LogLine, NetworkBackend, RunningGuest
+from appliance.services.ports import CtProvisioner, LogLine, LogPiece, LogStore, NetworkBackend, RunningGuest
 from appliance.services.storage import StorageService
 from appliance.services.tasks import TaskService
 from appliance.state.store import Put, Store
@@ -71,6 +73,8 @@ class GuestService:
         consoles: ConsoleService,
         engines: Engines,
         provisioner: CtProvisioner,
+        images: ImageService | None = None,
+        app_logs: LogStore | None = None,
         node: str,
         scope: TaskScope,
         new_mac: Callable[[frozenset[str]], str],
@@ -82,6 +86,9 @@ class GuestService:
         self._inventory = GuestInventory(store, clock, new_mac)
         self._volumes = GuestVolumes(storage)
         self._notices = GuestNotices(tasks, clock)
+        self.applications = ApplicationSupervisor(
+            store=store, events=events, clock=clock, scope=scope, logs=app_logs, launch=self._launch_application
+        )
         self._runner = GuestRunner(
             engines=engines,
             storage=storage,
@@ -91,6 +98,8 @@ class GuestService:
             clock=clock,
             scope=scope,
             before_start=self._before_start,
+            started=self.applications.started,
+            ended=self.applications.ended,
             shared_directory=shared_directory,
             tell_end=self._notices.crashed,
         )
@@ -111,6 +120,7 @@ class GuestService:
             access=access,
             storage=storage,
             provisioner=provisioner,
+            images=images,
             tasks=tasks,
             events=events,
             clock=clock,
@@ -151,6 +161,7 @@ class GuestService:
         """Read the guests, undo or finish what was interrupted, and find what really runs."""
         await self._inventory.load()
         await self._creation.recover()
+        await self.applications.load(self._inventory)
         for guest in self._inventory:
             try:
                 await self._runner.adopt(guest)
@@ -172,6 +183,7 @@ class GuestService:
 
         What goes wrong is logged: it is no reason for the appliance not to run.
         """
+        await self.applications.start_with_appliance(self._inventory)
         try:
             await self._start_with_host()
         except ApplianceError as error:
@@ -405,7 +417,14 @@ class GuestService:
         """A new RFB connection. Raises `NotFound`, `Conflict` when it does not run."""
         return await self.running(guest_id).open_display()
 
+    def application_logs(self, guest_id: int, *, follow: bool, tail: int | None) -> AsyncIterator[Sequence[LogPiece]]:
+        """What an application container has said. Raises `NotFound`; and when it is read, `Unsupported`, `HostError`."""
+        return self.applications.logs(self._inventory.get(guest_id, GuestKind.LXC), follow=follow, tail=tail)
+
     # --- inside -------------------------------------------------------------------------------------------------------
+
+    async def _launch_application(self, guest: GuestRuntime) -> None:
+        await self._runner.launch(guest, lambda line: log.info("%s: %s", guest.label, line))
 
     async def _before_start(self, guest: GuestRuntime, log_line: LogLine) -> None:
         script = guest.stored.record.config.get("hookscript", "")

@@ -7,11 +7,12 @@ Everything here runs on the loop; engines put blocking work into threads or help
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
+from appliance.model.application import PublishedPort
 from appliance.model.guest import (
     Capabilities,
     CtCredentials,
@@ -245,6 +246,67 @@ class CtProvisioner(ArchiveReader, Protocol):
         """Unpack what lies under `below` in an archive into the empty volume. Refuses what `populate` refuses."""
 
 
+class LayerUnpacker(Protocol):
+    """The part of the container engine that unpacks layers of images."""
+
+    async def unpack_layer(
+        self, target: Path, blob: Path, *, compression: str, diff_id: str, lowers: Sequence[Path], log: LogLine
+    ) -> None:
+        """Unpack `blob` ("", "gz" or "zst") into the empty directory `target`, over the trees `lowers`, nearest first.
+
+        Refuses what `CtProvisioner.populate` refuses, another content than `diff_id`, and bombs. Raises `InvalidParameter`,
+        `NoSpace`, `HostError`; the caller removes the directory then.
+        """
+
+    async def copy_layers(self, volume: OpenedVolume, lowers: Sequence[Path], *, path: str = "/") -> bool:
+        """Copy what the trees `lowers`, the nearest first, show as an overlay at `path` into the empty `volume`; False when
+        there is no directory.
+
+        Raises `NoSpace`, `HostError`; the volume's content is undefined then.
+        """
+
+
+class LogPiece(Protocol):
+    """A piece of what an application container said; `whole` when a line ends with it."""
+
+    @property
+    def time(self) -> str: ...
+
+    @property
+    def stream(self) -> str: ...
+
+    @property
+    def text(self) -> bytes: ...
+
+    @property
+    def whole(self) -> bool: ...
+
+
+class LogSource(Protocol):
+    """A reader of a container's log."""
+
+    async def read(self) -> Sequence[LogPiece]:
+        """What has come since; empty when nothing has. Raises `HostError`."""
+
+    async def close(self) -> None: ...
+
+
+class LogStore(Protocol):
+    """The logs of application containers, kept beyond their end. Raises `HostError`."""
+
+    def reader(self, guest_id: GuestId, tail: int | None) -> LogSource:
+        """From `tail` lines before the end, or from as far back as is kept."""
+
+    async def rotate(self, guest_id: GuestId) -> None:
+        """Set a running container's log aside when it is large enough."""
+
+    async def remove(self, guest_id: GuestId) -> None:
+        """Remove a container's logs; not an error when there are none."""
+
+    async def sweep(self, known: Collection[GuestId]) -> None:
+        """Remove the logs of all but these."""
+
+
 class VolumeBackend(Protocol):
     """One storage. Each operation is atomic, or cleaned up by `recover` at the next start.
 
@@ -269,11 +331,12 @@ class VolumeBackend(Protocol):
         content: ContentType,
         label: str = "disk",
         base: str = "",
+        layers: Sequence[str] = (),
     ) -> VolumeId:
         """An empty volume `vm-ID-LABEL-N` (lowest free N) for a guest. `content` is IMAGES or ROOTDIR.
 
         ROOTDIR with RAW is an ext4 file system of that size; with SUBVOL a directory, which begins with what the layer
-        `base` holds.
+        `base` holds, or with what all `layers` show, the topmost first.
         """
 
     def layer(self, archive: Path, fill: Callable[[Path], Awaitable[None]]) -> AbstractAsyncContextManager[str]:
@@ -342,8 +405,12 @@ class NetworkBackend(Protocol):
     async def plug_ct(self, guest_id: GuestId, nic: NicSpec, namespace: Path) -> None:
         """Make the veth pair, one end joined to the bridge, the other in the network `namespace` (a file) as `nic.name`."""
 
+    async def publish(self, guest_id: GuestId, wanted: Sequence[PublishedPort]) -> None:
+        """Let ports of the host lead to this guest, which is plugged, until it is unplugged. Raises `Conflict` for a port that
+        is taken, `Unsupported` when its address is not known here, `InvalidParameter`."""
+
     async def unplug(self, guest_id: GuestId) -> None:
-        """Remove every port of this guest; not an error when there is none."""
+        """Remove every port of this guest, and what it publishes; not an error when there is none."""
 
     async def unplug_one(self, guest_id: GuestId, slot: str) -> None:
         """Remove one port of this guest; not an error when there is none."""

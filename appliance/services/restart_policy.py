@@ -53,7 +53,7 @@ def delay_s(policy: RestartPolicy, reason: ExitReason, *, asked: bool, ran_s: fl
         return max(INTERVAL_S - ran_s, 0.0)
     if asked:
         return None
-    wanted = policy.when == "always" or (policy.when == "on-failure" and reason.kind == "crashed")
+    wanted = policy.when in ("always", "unless-stopped") or (policy.when == "on-failure" and reason.kind == "crashed")
     if not wanted or (policy.most and failures > policy.most):
         return None
     return min(INTERVAL_S * (1 << min(failures - 1, 10)), LONGEST_S)

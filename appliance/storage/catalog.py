@@ -43,7 +43,7 @@ class Catalog:
         for path in inspection.temporaries(self._root):
             trees.remove_any(path)
             done.append(f"{self._id}: removed the remains {path.name}")
-        for name in list(self._records.names()):
+        for name in list(self._records.names(tidy=True)):
             try:
                 place = naming.locate(name)
             except InvalidParameter:
@@ -76,6 +76,7 @@ class Catalog:
         place, record = naming.locate(name), self._records.get(name)
         path = self._root / place.path
         is_tree = place.format == "subvol"
+        is_image = place.content is ContentType.VZTMPL and record.size > 0  # its layers are in the storage's own store
         try:
             measured = inspection.measure(path, place.format)
             used = trees.tree_bytes(path) if count_tree and is_tree else measured.used_bytes
@@ -86,7 +87,7 @@ class Catalog:
             volume_id=VolumeId(self._id, name),
             content=place.content or ContentType(record.content or assumed),
             format=place.format,
-            size_bytes=record.size if is_tree else measured.size_bytes,
+            size_bytes=record.size if is_tree or is_image else measured.size_bytes,
             used_bytes=used,
             created_at=measured.created_at,
             guest_id=place.guest_id or _owner(name),

@@ -23,6 +23,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -36,6 +37,7 @@ from appliance.storage import inspection, naming, overlays, receiving, tools, tr
 from appliance.storage.backups import BackupArea
 from appliance.storage.catalog import DISK_CONTENT, Catalog
 from appliance.storage.layers import Fill, LayerStore
+from appliance.storage.oci.store import ImageStore
 from appliance.storage.publication import BeforeEffect, Maker, Publisher
 from appliance.storage.qcow2_header import SIZE_LIMIT_BYTES
 from appliance.storage.records import OVERLAY, Records, VolumeRecord
@@ -84,6 +86,7 @@ class DirectoryBackend:
         self._layers = LayerStore(storage_id, root, self._records, before_effect)
         self._trees = TreeKind.PLAIN
         self.backups = BackupArea(self, root, self._publisher)
+        self.images = ImageStore(root)
 
     @property
     def storage_id(self) -> str:
@@ -108,6 +111,7 @@ class DirectoryBackend:
         """Make the layout, remove what interrupted operations left, finish interrupted growing; says what it did."""
         done = await self._publisher.in_thread("prepare the storage", self._catalog.sweep)
         self._trees = await self._publisher.in_thread("look at the file system", trees.kind_of, self._root)
+        done += await self._publisher.in_thread("prepare the images", self.images.prepare)
         for mark in await self._publisher.in_thread("read the marks", self._records.growing):
             path = self._root / naming.locate(mark.volume).path
             if await asyncio.to_thread(inspection.is_attached, path):
@@ -135,12 +139,13 @@ class DirectoryBackend:
         content: ContentType,
         label: str = "disk",
         base: str = "",
+        layers: Sequence[str] = (),
     ) -> VolumeId:
         """See `VolumeBackend.create`. Raises `InvalidParameter`, `Unsupported`, `NoSpace`, `HostError`."""
         self._check_disk(format, size_bytes, content)
         async with self._publisher.new_disk(guest_id, label, format) as name:
-            if base and self._trees is TreeKind.OVERLAY:
-                record = overlays.new_record(content, size_bytes, [base])
+            if layers or (base and self._trees is TreeKind.OVERLAY):
+                record = overlays.new_record(content, size_bytes, list(layers) or [base])
             else:
                 record = VolumeRecord(content=content, size=size_bytes)
             return await self._publisher.make(name, record, self._maker(format, record, base))
@@ -404,19 +409,28 @@ class DirectoryBackend:
             f"read {volume_id}", lambda: self._catalog.describe(name, count_tree=count_tree)
         )
 
-    async def annotate(self, volume_id: VolumeId, *, notes: str | None = None, protected: bool | None = None) -> None:
-        """Change a volume's notes or protection; None leaves as is. Raises `NotFound`."""
+    @property
+    def shares_layers(self) -> bool:
+        """Whether directory volumes can stand on layers here."""
+        return self._trees is not TreeKind.PLAIN
+
+    async def layers_in_use(self) -> frozenset[str]:
+        """The layers that volumes and their snapshots stand on, relative to the storage."""
+        return await self._publisher.in_thread("read the records", overlays.layers_in_use, self._records)
+
+    async def annotate(
+        self,
+        volume_id: VolumeId,
+        *,
+        notes: str | None = None,
+        protected: bool | None = None,
+        size_bytes: int | None = None,
+    ) -> None:
+        """Change notes or protection, of an image's archive also its image's size; None leaves as is. Raises `NotFound`."""
         await self._describe(volume_id, count_tree=False)
-
-        def write() -> None:
-            old = self._records.get(volume_id.name)
-            new_notes = old.notes if notes is None else notes
-            new_protected = old.protected if protected is None else protected
-            changed = msgspec.structs.replace(old, notes=new_notes, protected=new_protected)
-            self._records.put(volume_id.name, changed)
-
+        change = partial(self._records.change, volume_id.name, notes=notes, protected=protected, size=size_bytes)
         async with self._publisher.reserve(volume_id.name):
-            await self._publisher.in_thread(f"annotate {volume_id}", write)
+            await self._publisher.in_thread(f"annotate {volume_id}", change)
         self._on_change()
 
     async def usage(self) -> StorageUsage:

@@ -176,6 +176,12 @@ def collect(root: Path, volume: str, records: Records) -> list[str]:
     return [path.name for path in gone]
 
 
+def layers_in_use(records: Records) -> frozenset[str]:
+    """Every layer that a volume, or a snapshot of one, stands on. Blocks. Raises `HostError` for a damaged record."""
+    found = [records.get(name) for name in records.names()]
+    return frozenset(each for record in found for layers in (record.layers, *record.kept.values()) for each in layers)
+
+
 def sweep(root: Path, records: Records) -> Iterator[str]:
     """`collect` for all volumes; one line for each remain. Blocks."""
     for volume, record in records.readable():

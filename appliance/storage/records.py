@@ -79,6 +79,11 @@ class Records:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, msgspec.json.encode(record), mode=0o600)
 
+    def change(self, name: str, **changes: object) -> None:
+        """Change fields of a record; those given as None stay as they are."""
+        wanted = {field: value for field, value in changes.items() if value is not None}
+        self.put(name, msgspec.structs.replace(self.get(name), **wanted))
+
     def remove(self, name: str) -> None:
         """Remove; not an error when absent."""
         path = self._path(name)
@@ -87,11 +92,12 @@ class Records:
             with contextlib.suppress(OSError):  # not empty: other volumes of the same guest
                 path.parent.rmdir()
 
-    def names(self) -> Iterator[str]:
-        """Names of all volumes with a record; also remains of interrupted writes are removed on the way."""
+    def names(self, *, tidy: bool = False) -> Iterator[str]:
+        """Names of all volumes with a record; with `tidy`, when nobody writes, the remains of interrupted writes go."""
         for path in sorted(self._records.rglob("*")):
             if path.is_file() and path.name.startswith("."):
-                path.unlink()
+                if tidy:
+                    path.unlink()
             elif path.is_file() and path.suffix == ".json":
                 yield path.relative_to(self._records).as_posix().removesuffix(".json")
 

@@ -15,6 +15,7 @@ from typing import cast
 
 from appliance.errors import ApplianceError, HostError, NotFound
 from appliance.events import Event, EventBus, GuestStateChanged
+from appliance.model.application import PublishedPort
 from appliance.model.guest import CtCredentials, CtTree, GuestId, GuestKind, GuestState, NicSpec
 from appliance.model.volume import ContentType, OpenedVolume
 from appliance.services.access import AccessService
@@ -42,6 +43,7 @@ class FakePorts:
     def __init__(self) -> None:
         self.plugged: set[tuple[int, str]] = set()
         self.missing: set[str] = set()
+        self.published: dict[int, tuple[PublishedPort, ...]] = {}
         self.broken: HostError | None = None
         self.links: dict[tuple[int, str], bool] = {}
 
@@ -56,7 +58,11 @@ class FakePorts:
     async def plug_ct(self, guest_id: GuestId, nic: NicSpec, namespace: Path) -> None:
         self.plugged.add((guest_id, nic.slot))
 
+    async def publish(self, guest_id: GuestId, wanted: Sequence[PublishedPort]) -> None:
+        self.published[guest_id] = tuple(wanted)
+
     async def unplug(self, guest_id: GuestId) -> None:
+        self.published.pop(guest_id, None)
         if self.broken is not None:
             raise self.broken
         self.plugged = {port for port in self.plugged if port[0] != guest_id}

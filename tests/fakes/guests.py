@@ -103,6 +103,7 @@ class FakeGuestService:
     guests: dict[int, FakeGuest] = field(default_factory=dict)
     calls: list[tuple[str, int, dict[str, object]]] = field(default_factory=list)
     removed: list[VolumeId] = field(default_factory=list)
+    applications: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(status=lambda guest_id: {}))
     macs: itertools.count[int] = field(default_factory=itertools.count)
 
     def add(self, guest_id: int, kind: GuestKind = GuestKind.QEMU, **config: object) -> FakeGuest:

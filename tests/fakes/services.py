@@ -345,11 +345,16 @@ def fake_services(directory: Path, *, clock: Clock | None = None) -> tuple[Servi
         "consoles": SimpleNamespace(),
         "templates": SimpleNamespace(),
         "directory_mappings": DirectoryMappings(world.store, node=NODE, data_dir=config.data_dir),
+        "images": SimpleNamespace(find=_no_image),
     }
     parts = {"access": world.access, "audit": world.audit, "tasks": tasks, "guests": world.guests, **others}
     # the fakes fulfil what `web/` uses of each service; the services are classes, not Protocols, hence the cast
     make = cast(Callable[..., Services], Services)
     return make(config=config, clock=clock, events=events, store=world.store, **parts), world
+
+
+async def _no_image(volume_id: VolumeId) -> None:
+    """Every template is a plain one."""
 
 
 async def _node_status() -> SimpleNamespace:

@@ -69,6 +69,7 @@ class FakeVolumes:
         content: ContentType,
         label: str = "disk",
         base: str = "",
+        layers: Sequence[str] = (),
     ) -> VolumeId:
         self.bases.append(base)
         return await self._make(guest_id, format, size_bytes, content, label, None)

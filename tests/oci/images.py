@@ -20,10 +20,12 @@ def sha256(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def file(name: str, data: bytes = b"", mode: int = 0o644, uid: int = 0, **pax: str) -> Entry:
+def file(
+    name: str, data: bytes = b"", mode: int = 0o644, uid: int = 0, *, pax: Mapping[str, str] | None = None
+) -> Entry:
     info = tarfile.TarInfo(name)
     info.size, info.mode, info.uid, info.gid, info.mtime = len(data), mode, uid, uid, 1_700_000_000
-    info.pax_headers = dict(pax)
+    info.pax_headers = dict(pax or {})
     return info, data
 
 
@@ -58,7 +60,7 @@ def layer(*entries: Entry) -> bytes:
 def compress(data: bytes, how: str) -> bytes:
     match how:
         case "gzip":
-            return gzip.compress(data, 1)
+            return gzip.compress(data, 1, mtime=0)
         case "zstd":
             return subprocess.run(["zstd", "-qc"], input=data, stdout=subprocess.PIPE, check=True).stdout
     return data

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appliance.services.guest_config import formats
+from appliance.services.guest_config import app_formats, formats
 from appliance.services.guest_config.property_string import PropertySchema
 from appliance.services.guest_config.schema import KeyTable
 from appliance.services.guest_config.values import Value, boolean, choice, integer, number, unsupported
@@ -73,7 +73,9 @@ NIC = PropertySchema(
         "ip6": Value(description="IPv6 address with prefix, auto, dhcp or manual.", check=formats.ip6_config),
         "gw6": Value(description="IPv6 gateway.", check=formats.ipv6),
         "firewall": boolean("Whether the interface is protected by the firewall."),
-        "host-managed": boolean("Whether the host configures the address.", works=("0",)),
+        "host-managed": boolean(
+            "Whether the host sets the address, so that nothing inside has to. Default: for application containers."
+        ),
         "link_down": boolean("Whether the cable is pulled."),
         "mtu": integer("MTU.", minimum=64, maximum=65535),
         "rate": number("Limit in megabytes per second.", minimum=0),
@@ -122,10 +124,11 @@ RESTART = PropertySchema(
             "no",
             "on-failure",
             "always",
+            "unless-stopped",
             default="no",
             description="Whether a container that ends by itself "
             "is started again: after a crash only, or after its own shutdown too. Never after a stop or a shutdown asked "
-            "for here.",
+            "for here. An application container is also started with the appliance: always, or unless it was stopped.",
         ),
         "max": integer(
             "How many times in a row at most (0: no limit); a run of ten minutes starts the count anew.",
@@ -217,4 +220,22 @@ _FAMILIES = (
     key("dev", "", DEVICE, "A device of the host. Needs Sys.Modify on /.", count=256, reprint=True),
 )
 
-CT_KEYS = KeyTable((*_GENERAL, *_RESOURCES, *_FAMILIES))
+_APPLICATION = (
+    written_by_us("app-image", "What an application container is made of: REFERENCE@DIGEST."),
+    key("app-user", "Options", Value(description="Who runs the program: USER or USER:GROUP, by name or number.",
+        check=app_formats.user)),
+    key("app-workdir", "Options", Value(description="Working directory of the program.", max_length=4096,
+        check=app_formats.working_directory)),
+    key("app-stopsignal", "Options", Value(description="Signal that asks the program to end (default SIGTERM).",
+        check=app_formats.stop_signal)),
+    key("app-terminal", "Options", boolean("Whether the program has a terminal; its errors are not told apart then.",
+        default="0")),
+    key("app-health", "Options", Value(description="Health check as JSON (command, interval, timeout, start-period, "
+        "retries; seconds), or none.", check=app_formats.health)),
+    key("app-publish", "", Value(description="Ports of the host that lead to the container's: "
+        "[ADDRESS:]HOST_PORT:PORT[/tcp|/udp], separated by commas. Needs Sys.Modify on /.", check=app_formats.publish)),
+    key("app-labels", "Options", Value(description="Labels, a JSON object of texts.", max_length=65536,
+        check=app_formats.labels), live=True),
+)  # fmt: skip
+
+CT_KEYS = KeyTable((*_GENERAL, *_RESOURCES, *_APPLICATION, *_FAMILIES))

@@ -21,6 +21,7 @@ from appliance.model.guest import (
     MountKind,
     NicSpec,
 )
+from appliance.services.guest_config import applications
 from appliance.services.guest_config.ct_schema import CT_KEYS
 from appliance.services.guest_config.disks import DiskConfig, disks
 from appliance.services.guest_config.parsing import parse_one
@@ -76,6 +77,7 @@ def to_ct_spec(guest_id: int, config: Mapping[str, str], *, id_base: int, id_cou
         tty_count=int(_text(config, "tty")),
         command=_command(config),
         environment=dict(pair.split("=", 1) for pair in config.get("env", "").split("\0") if pair),
+        application=applications.to_application(config),
     )
 
 
@@ -158,7 +160,7 @@ def _check_paths(mounts: Mapping[str, CtMount]) -> None:
 
 
 def _nics(config: Mapping[str, str]) -> tuple[NicSpec, ...]:
-    nics = tuple(_nic(slot, parse_one(GuestKind.LXC, slot, config[slot])) for slot in _family(config, "net"))
+    nics = tuple(_nic(slot, parse_one(GuestKind.LXC, slot, config[slot]), config) for slot in _family(config, "net"))
     names = [nic.name for nic in nics]
     for nic in nics:
         if names.count(nic.name) > 1:
@@ -168,7 +170,7 @@ def _nics(config: Mapping[str, str]) -> tuple[NicSpec, ...]:
     return nics
 
 
-def _nic(slot: str, values: Mapping[str, str]) -> NicSpec:
+def _nic(slot: str, values: Mapping[str, str], config: Mapping[str, str]) -> NicSpec:
     rate = float(values.get("rate", "0"))
     if "bridge" not in values:
         raise InvalidParameter({slot: f"a bridge is needed: interfaces without one are {NOT_SUPPORTED}"})
@@ -187,6 +189,7 @@ def _nic(slot: str, values: Mapping[str, str]) -> NicSpec:
         gateway=values.get("gw", ""),
         ip6=values.get("ip6", ""),
         gateway6=values.get("gw6", ""),
+        host_managed=is_true(values.get("host-managed", "1" if applications.is_application(config) else "0")),
     )
 
 

@@ -91,6 +91,15 @@ class LayerStore:
         """What it occupies; counted, which takes time."""
         return trees.tree_bytes(self.tree(chain_id))
 
+    def named(self, path: str) -> Digest | None:
+        """The layer whose tree has this path, relative to the storage or absolute; None when it is none of ours."""
+        parts = Path(path).parts
+        if len(parts) < 3 or parts[-1] != TREE or parts[-3] != self.directory.name:
+            return None
+        with contextlib.suppress(ValueError):
+            return Digest.parse(parts[-2].replace("-", ":", 1))
+        return None
+
     def remove(self, chain_id: Digest) -> None:
         """Remove; not an error when absent. It has no name from the first step on. Raises `HostError`."""
         aside = self.directory / f"{_TEMPORARY}{secrets.token_hex(4)}-{chain_id.hex[:16]}"

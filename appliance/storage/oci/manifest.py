@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from appliance.errors import InvalidParameter, Unsupported
+from appliance.model.application import HealthCheck
 from appliance.storage.oci.reference import Digest
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -77,17 +78,6 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Health:
-    """A health check. Times in seconds; `command` is an argument list, empty for none."""
-
-    command: tuple[str, ...] = ()
-    interval_s: float = 30.0
-    timeout_s: float = 30.0
-    start_period_s: float = 0.0
-    retries: int = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageConfig:
     """What an image says of its processes. `diff_ids` are the digests of its layers unpacked."""
 
@@ -103,7 +93,7 @@ class ImageConfig:
     volumes: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     stop_signal: str = ""
-    health: Health | None = None
+    health: HealthCheck | None = None
     created: str = ""
 
 
@@ -208,7 +198,7 @@ def _descriptor(value: object, limit_bytes: int, about: str) -> Descriptor:
     return Descriptor(media_type=str(value.get("mediaType", ""))[:200], digest=digest, size_bytes=size)
 
 
-def _health(value: Mapping[str, object], about: str) -> Health | None:
+def _health(value: Mapping[str, object], about: str) -> HealthCheck | None:
     test = _words(value, "Test", about)
     match test[:1]:
         case ("CMD",):
@@ -217,7 +207,7 @@ def _health(value: Mapping[str, object], about: str) -> Health | None:
             command = ("/bin/sh", "-c", test[1])
         case _:  # absent, or NONE: inherited ones are off
             return None
-    return Health(
+    return HealthCheck(
         command=command,
         interval_s=_seconds(value.get("Interval"), 30.0),
         timeout_s=_seconds(value.get("Timeout"), 30.0),

@@ -49,10 +49,11 @@ class ImageStore:
         self._changed = asyncio.Condition()
         self._collecting = asyncio.Lock()
 
-    def prepare(self) -> int:
-        """Make the directories and remove what a crash left; how many things. Blocking. Raises `OSError`."""
+    def prepare(self) -> list[str]:
+        """Make the directories and remove what a crash left; says what it did. Blocking. Raises `OSError`."""
         self.blobs.prepare()
-        return self.layers.prepare() + self.blobs.sweep()
+        removed = self.layers.prepare() + self.blobs.sweep()
+        return [f"removed {removed} remains of images"] if removed else []
 
     @asynccontextmanager
     async def using(self) -> AsyncIterator[None]:

@@ -180,7 +180,9 @@ def declare_for_containers(api: Resource) -> None:
         template = _template(call, params)
         _check_password(params.password)
         keys = public_keys(params.ssh_public_keys)
-        root = {"rootfs": f"{params.storage or 'local'}:{DEFAULT_ROOT_GIB}"}
+        # of an image, the root is what changes over the image's layers
+        size = 0 if await call.services.images.find(VolumeId.parse(template)) else DEFAULT_ROOT_GIB
+        root = {"rootfs": f"{params.storage or 'local'}:{size}"}
         config = await _prepare(call, kind, params, root | params.config)
         return await call.services.guests.create(
             kind,

@@ -96,7 +96,10 @@ def declare(api: Resource, kind: GuestKind) -> None:
     async def current(call: Call, params: GuestParams) -> dict[str, object]:
         """Figures are sampled every few seconds; reading them never waits for the guest."""
         config, _ = stored_config(call, kind, params.vmid)
-        return status_row(call.services.guests.get(GuestId(params.vmid), kind), config)
+        row = status_row(call.services.guests.get(GuestId(params.vmid), kind), config)
+        if kind is GuestKind.LXC:
+            row |= call.services.guests.applications.status(GuestId(params.vmid))
+        return row
 
     @api.post(f"{base}/stop", summary=f"Stop a {noun} by force", allow=POWER, returns=Upid)
     async def stop(call: Call, params: StopParams) -> str:

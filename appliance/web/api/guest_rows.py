@@ -61,13 +61,22 @@ class DeviceRow(msgspec.Struct, kw_only=True):
 class GuestStatus(GuestRow, kw_only=True):
     """A guest now. `ha` says whether high availability manages it; `agent` whether a guest agent is configured; `devices`
     is this appliance's own, by slot, for native machines; `lastcrash` how its last run ended, if by a crash; `oomkills` how
-    many of its processes the kernel has killed for lack of memory."""
+    many of its processes the kernel has killed for lack of memory.
+
+    Of an application container also `health` (starting, healthy, unhealthy), how its last run ended, and how often its
+    restart policy has started it.
+    """
 
     ha: dict[str, int]
     agent: bool | None = None
     devices: dict[str, DeviceRow] | None = None
     lastcrash: str | None = None
     oomkills: int | None = None
+    health: str | None = None
+    exit_code: int | None = msgspec.field(name="exit-code", default=None)
+    exit_detail: str | None = msgspec.field(name="exit-detail", default=None)
+    finished_at: int | None = msgspec.field(name="finished-at", default=None)
+    restarts: int | None = None
 
 
 class PendingRow(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -35,6 +35,12 @@ _EXAMPLES = {
     "import_source": ["local:import/x.qcow2"],
     "boot_text": ["order=scsi0;net0", "cdn"],
     "dns_name": ["web", "web1.example.org"],
+    "user": ["app", "1000:1000"],
+    "working_directory": ["/srv"],
+    "stop_signal": ["SIGUSR1", "15", "SIGRTMIN+3"],
+    "publish": ["8080:80", "127.0.0.1:5353:53/udp,80:80/tcp"],
+    "health": ["none", '{"command": "true"}'],
+    "labels": ['{"a": "b"}'],
 }
 HOSTILE = [
     "\n", "\0", ",", "=", ",=,", "a\nb", "../..", "/etc/passwd", "local:../x", "%00", "%ff", "\u0663", "\uff11", "1e9",
