@@ -37,6 +37,7 @@ from appliance.services.console import ConsoleService
 from appliance.services.directory_mappings import DirectoryMappings
 from appliance.services.guest_runner import Engines
 from appliance.services.guests import GuestService
+from appliance.services.image_build import ImageBuilder
 from appliance.services.images import ImageService
 from appliance.services.metrics import MetricsService
 from appliance.services.network import NetworkService
@@ -82,6 +83,7 @@ class Host:
     storage: StorageService
     templates: TemplateService
     images: ImageService
+    builder: ImageBuilder
     links: NetworkBackend
     network: NetworkService
     node: NodeService
@@ -180,9 +182,12 @@ class App:
         )
         images.start()
         self._on_close("images", 5, images.close)
+        builder = ImageBuilder(images, storage, ground.tasks, containers, data_dir=config.data_dir)
+        await builder.start()
         return Host(
             storage=storage,
             images=images,
+            builder=builder,
             templates=TemplateService(storage, ground.tasks),
             links=links,
             network=network,
@@ -255,6 +260,7 @@ class App:
             engines=self._engines,
             directory_mappings=host.directory_mappings,
             images=host.images,
+            builder=host.builder,
         )
 
     async def _listen(self, app: web.Application, tls: ssl.SSLContext) -> int:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,12 +39,14 @@ async def run(
     env: Mapping[str, str] | None = None,
     check: bool = True,
     pass_fds: Sequence[int] = (),
+    on_output: Callable[[bytes], None] | None = None,
 ) -> Completed:
     """Run `argv` in its own session and wait for it.
 
     `env` adds to the environment (LC_ALL=C is always set). On cancellation or time-out the whole process group is
-    killed and reaped before the exception goes on. Output over `OUTPUT_LIMIT_BYTES` a stream is an error. However it
-    ends, our ends of the pipes are closed, even where a process that left the group still holds the others.
+    killed and reaped before the exception goes on. Output over `OUTPUT_LIMIT_BYTES` a stream is an error; `on_output` gets
+    it as it comes. However it ends, our ends of the pipes are closed, even where a process that left the group still
+    holds the others.
 
     Raises `CommandFailed` (non-zero status when `check`; status 127 when the program is not installed), `TimedOut`.
     """
@@ -67,7 +69,7 @@ async def run(
     process = asyncio.subprocess.Process(transport, protocol, loop)
     try:
         async with asyncio.timeout(timeout_s):
-            stdout, stderr = await _communicate(process, stdin, argv)
+            stdout, stderr = await _communicate(process, stdin, argv, on_output)
     except TimeoutError as error:
         raise TimedOut(" ".join(argv[:3]), timeout_s) from error
     finally:
@@ -125,7 +127,10 @@ async def _finish(transport: asyncio.SubprocessTransport, protocol: _Protocol) -
 
 
 async def _communicate(
-    process: asyncio.subprocess.Process, stdin: bytes | None, argv: Sequence[str]
+    process: asyncio.subprocess.Process,
+    stdin: bytes | None,
+    argv: Sequence[str],
+    on_output: Callable[[bytes], None] | None,
 ) -> tuple[bytes, bytes]:
     assert process.stdout is not None
     assert process.stderr is not None
@@ -146,6 +151,8 @@ async def _communicate(
             if size > OUTPUT_LIMIT_BYTES:
                 raise CommandFailed(argv, -1, f"more than {OUTPUT_LIMIT_BYTES} bytes of output")
             chunks.append(chunk)
+            if on_output is not None:
+                on_output(chunk)
         return b"".join(chunks)
 
     _, stdout, stderr = await asyncio.gather(feed(), collect(process.stdout), collect(process.stderr))

@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -180,6 +180,16 @@ class ImageService:
         await backend.receive(ContentType.VZTMPL, name, _once(archive.write(image)), checksum=None)
         said = f"{image.name}@{image.digest}"
         await backend.annotate(volume_id, size_bytes=image.manifest.size_bytes, notes=said)
+
+    async def take_archive(self, path: Path, backend: DirectoryBackend, *, name: str) -> Image:
+        """Bring the image of an OCI archive, a file, into a storage under `name`. The caller is using the store."""
+        image = await to_the_end(_read, path, self.platform)
+        if image is None:
+            raise InvalidParameter({"archive": f"{path.name} is not an OCI image"})
+        for blob in (image.manifest.config, *image.manifest.layers):
+            async with backend.images.only_one(blob.digest):
+                await to_the_end(_import_blob, path, backend.images, blob)
+        return replace(image, name=name)
 
     async def remove(self, volume_id: VolumeId, *, user: str) -> str:
         """Start the task that removes an image and what only it needed; returns its UPID."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from appliance.services.console import ConsoleService
     from appliance.services.directory_mappings import DirectoryMappings
     from appliance.services.guests import GuestService
+    from appliance.services.image_build import ImageBuilder
     from appliance.services.images import ImageService
     from appliance.services.metrics import MetricsService
     from appliance.services.network import NetworkService
@@ -48,3 +49,4 @@ class Services:
     """What the host's engines can do, as they said at the start."""
     directory_mappings: DirectoryMappings
     images: ImageService
+    builder: ImageBuilder

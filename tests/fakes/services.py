@@ -346,6 +346,7 @@ def fake_services(directory: Path, *, clock: Clock | None = None) -> tuple[Servi
         "templates": SimpleNamespace(),
         "directory_mappings": DirectoryMappings(world.store, node=NODE, data_dir=config.data_dir),
         "images": SimpleNamespace(find=_no_image),
+        "builder": SimpleNamespace(),
     }
     parts = {"access": world.access, "audit": world.audit, "tasks": tasks, "guests": world.guests, **others}
     # the fakes fulfil what `web/` uses of each service; the services are classes, not Protocols, hence the cast

@@ -288,6 +288,39 @@ def test_a_policy_is_kept_over_a_restart_of_the_appliance(own_site: tuple[Applia
         appliance.finish(api, node.lxc(vmid).delete())
 
 
+def test_an_image_is_built_from_a_dockerfile_and_run(
+    site: tuple[Appliance, Any], registry: str, tmp_path: Path
+) -> None:
+    if shutil.which("buildah") is None:
+        pytest.skip("buildah is not installed")
+    appliance, api = site
+    dockerfile = f"FROM {registry}/busybox:app\nCOPY words /srv/words\nRUN echo built > /srv/ran\n"
+    (tmp_path / "Dockerfile").write_text(dockerfile + 'ENTRYPOINT ["/bin/cat", "/srv/words", "/srv/ran"]\nCMD []\n')
+    (tmp_path / "words").write_text("copied\n")
+    context = tmp_path / "context.tar"
+    run("tar", "-C", tmp_path, "-cf", context, "Dockerfile", "words")
+    with context.open("rb") as file:
+        upid = api.appliance.oci.build.post(tag="built:1", context=file)
+    appliance.finish(api, upid)
+    said = "\n".join(row["t"] for row in appliance.node(api).tasks(upid).log.get(limit=500))
+    assert "COPY words /srv/words" in said  # buildah's own steps
+    node = appliance.node(api)
+    appliance.finish(api, node.lxc.post(vmid=230, ostemplate="local:vztmpl/built_1.tar", memory=64, start=1))
+    eventually(lambda: logs(site, 230) == "copied\nbuilt\n")
+    assert list((appliance.data_dir / "builds").iterdir()) == []
+    eventually(lambda: status(node.lxc(230))["status"] == "stopped")
+    appliance.finish(api, node.lxc(230).delete())
+    appliance.finish(api, api.appliance.oci.images("local:vztmpl/built_1.tar").delete())
+
+    (tmp_path / "Dockerfile").write_text(f"FROM {registry}/busybox:app\nRUN false\n")
+    run("tar", "-C", tmp_path, "-cf", context, "Dockerfile")
+    with context.open("rb") as file:
+        upid = api.appliance.oci.build.post(tag="broken:1", context=file)
+    with pytest.raises(TaskFailed, match="buildah exited with status"):
+        appliance.finish(api, upid)
+    assert list((appliance.data_dir / "builds").iterdir()) == []
+
+
 def test_what_containers_stand_on_stays_when_their_image_goes(site: tuple[Appliance, Any]) -> None:
     appliance, api = site
     guest = create(site, 211, "echo still here", rootfs="local:0")

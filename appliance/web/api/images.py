@@ -61,6 +61,14 @@ class CollectParams(msgspec.Struct, kw_only=True):
     storage: StorageId = "local"
 
 
+class BuildParams(msgspec.Struct, kw_only=True):
+    """POST /appliance/oci/build."""
+
+    tag: ReferenceText
+    storage: StorageId = "local"
+    dockerfile: Annotated[str, msgspec.Meta(max_length=1024, description="its path in the context")] = "Dockerfile"
+
+
 class RegistryParams(msgspec.Struct, kw_only=True):
     """Names one registry."""
 
@@ -218,6 +226,18 @@ async def push(call: Call, params: PushParams) -> str:
 async def collect(call: Call, params: CollectParams) -> str:
     """Starts the task that removes blobs and layers, and what interrupted pulls have left."""
     return await call.services.images.collect(params.storage, user=call.user)
+
+
+@api.post("/appliance/oci/build", summary="Build an OCI image from a Dockerfile", allow=SYSTEM, upload="context",
+          returns=str)  # fmt: skip
+async def build(call: Call, params: BuildParams) -> str:
+    """multipart/form-data; the context comes last, as the part `context`: a tar archive, compressed or not.
+
+    Starts a task whose log is the build's. Needs buildah on this host; RUN acts as root of the host.
+    """
+    return await call.services.builder.build(
+        params.storage, params.tag, call.upload.chunks, dockerfile=params.dockerfile, user=call.user
+    )
 
 
 @api.get("/appliance/oci/registries", summary="Registries with settings", allow=SYSTEM_AUDIT,
