@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from tests.bench import containers, ct_many, ct_peers
+from tests.bench import containers, ct_many, ct_peers, ct_pull
 from tests.bench.figures import Benchmark
 
-BENCHMARKS: list[Benchmark] = [containers.start, *ct_many.BENCHMARKS, *ct_peers.BENCHMARKS]
+BENCHMARKS: list[Benchmark] = [
+    containers.start,
+    *ct_many.BENCHMARKS,
+    *ct_peers.BENCHMARKS,
+    *ct_pull.BENCHMARKS,
+]
