@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, cast
 
@@ -205,10 +205,10 @@ class ApplicationSupervisor:
         return tuple(live.probes) if live else ()
 
     async def logs(
-        self, guest: GuestRuntime, *, follow: bool, tail: int | None = None
-    ) -> AsyncIterator[Sequence[LogPiece]]:
-        """What it has said, from `tail` lines before the end or from as far back as is kept; with `follow` what it says until
-        it has ended. Raises `Unsupported` for a system container, `HostError`."""
+        self, guest: GuestRuntime, *, tail: int | None, follow: Callable[[], bool]
+    ) -> AsyncGenerator[Sequence[LogPiece], None]:
+        """What it has said, from `tail` lines before the end or from as far back as is kept; then, for as long as `follow`
+        says so, what it says until it has ended. Raises `Unsupported` for a system container, `HostError`."""
         if not is_application(guest) or self._logs is None:
             raise Unsupported(f"{guest.label}: a system container keeps its own logs; it has a console")
         reader = self._logs.reader(guest.guest_id, tail)
@@ -218,7 +218,7 @@ class ApplicationSupervisor:
                 lines = await reader.read()
                 if lines:
                     yield lines
-                elif over or not follow:
+                elif over or not follow():
                     return
                 else:
                     await asyncio.sleep(FOLLOW_ROUND_S)

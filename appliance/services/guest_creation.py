@@ -405,7 +405,7 @@ def with_image(image: Image, parsed: Mapping[str, str]) -> tuple[dict[str, str],
         labels=config.labels,
     )
     merged = applications.merged_environment(keys.get("env", ""), parsed.get("env", ""))
-    return {**keys, **parsed, "env": merged}, lost
+    return {**keys, **parsed, "env": merged, applications.IMAGE_KEY: keys[applications.IMAGE_KEY]}, lost
 
 
 def _name_key(kind: GuestKind) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 
 from appliance.clock import Clock
@@ -417,9 +417,12 @@ class GuestService:
         """A new RFB connection. Raises `NotFound`, `Conflict` when it does not run."""
         return await self.running(guest_id).open_display()
 
-    def application_logs(self, guest_id: int, *, follow: bool, tail: int | None) -> AsyncIterator[Sequence[LogPiece]]:
-        """What an application container has said. Raises `NotFound`; and when it is read, `Unsupported`, `HostError`."""
-        return self.applications.logs(self._inventory.get(guest_id, GuestKind.LXC), follow=follow, tail=tail)
+    def application_logs(
+        self, guest_id: int, *, tail: int | None, follow: Callable[[], bool]
+    ) -> AsyncGenerator[Sequence[LogPiece], None]:
+        """What an application container has said, followed for as long as `follow` says so. Raises `NotFound`; and when it
+        is read, `Unsupported`, `HostError`."""
+        return self.applications.logs(self._inventory.get(guest_id, GuestKind.LXC), tail=tail, follow=follow)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from appliance.clock import Clock
-from appliance.errors import ApplianceError, Conflict, InvalidParameter, NotFound
+from appliance.errors import ApplianceError, Conflict, InvalidParameter, NotFound, UserError
 from appliance.events import EventBus, Lagged, StorageContentChanged
 from appliance.model.volume import ContentType, VolumeId, VolumeInfo
 from appliance.services.ports import LayerUnpacker, LogLine
@@ -142,7 +142,7 @@ class ImageService:
 
     async def find(self, volume_id: VolumeId) -> Image | None:
         """The image a template is; None when it is a plain one. Raises `NotFound`, `InvalidParameter`, `HostError`."""
-        if not volume_id.name.endswith(".tar"):
+        if not volume_id.name.startswith(f"{ContentType.VZTMPL}/") or not volume_id.name.endswith(".tar"):
             return None
         path = await self._storage.resolve_template(volume_id)
         return await to_the_end(_read, path, self.platform)
@@ -287,7 +287,7 @@ class ImageService:
         for info in await backend.list(ContentType.VZTMPL):
             try:
                 image = await self.find(info.volume_id)
-            except ApplianceError as error:  # removed meanwhile, or no image that could be used
+            except UserError as error:  # removed meanwhile, or no image that could be used
                 log.debug("%s is not listed as an image: %s", info.volume_id, error)
                 continue
             if image is not None:
@@ -295,6 +295,7 @@ class ImageService:
         return found
 
     async def _collect(self, backend: DirectoryBackend, *, older_than_s: float) -> Collected:
+        """An archive or a record that cannot be read ends it: what it names is not known."""
         store = backend.images
         async with store.alone():
             images = [each.image for each in await self._images_of(backend)]

@@ -169,6 +169,25 @@ def test_a_log_is_followed_to_the_end_of_the_container(site: tuple[Appliance, An
     assert subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=30).stdout == "2\n3\n"
 
 
+def test_a_log_nobody_follows_any_more_is_closed(site: tuple[Appliance, Any]) -> None:
+    appliance, api = site
+    create(site, 212, "echo up; sleep 60")
+    argv = [sys.executable, "-m", "appliance", "--data-dir", str(appliance.data_dir), "ct", "logs", "212", "--follow"]
+    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE) as follower:
+        assert follower.stdout is not None
+        assert follower.stdout.readline() == b"up\n"
+        assert appliance.process is not None
+        opened = Path(f"/proc/{appliance.process.pid}/fd")
+
+        def is_read() -> bool:
+            return any(path.exists() and "ct-logs/212" in str(path.readlink()) for path in opened.iterdir())
+
+        assert is_read()
+        follower.kill()
+    eventually(lambda: not is_read())
+    appliance.finish(api, appliance.node(api).lxc(212).status.stop.post())
+
+
 def test_a_failure_is_followed_by_a_start_until_the_attempts_are_used_up(site: tuple[Appliance, Any]) -> None:
     guest = create(site, 204, "echo run; exit 1", restart="on-failure,max=2")
     eventually(lambda: logs(site, 204).count("run") == 3 and status(guest)["status"] == "stopped")

@@ -221,7 +221,8 @@ _FAMILIES = (
 )
 
 _APPLICATION = (
-    written_by_us("app-image", "What an application container is made of: REFERENCE@DIGEST."),
+    key("app-image", "Options", Value(description="What an application container is made of, REFERENCE@DIGEST; set when it "
+        "is made of an image, and what makes it one.", pattern=r"[A-Za-z0-9._:/@+-]{1,700}")),
     key("app-user", "Options", Value(description="Who runs the program: USER or USER:GROUP, by name or number.",
         check=app_formats.user)),
     key("app-workdir", "Options", Value(description="Working directory of the program.", max_length=4096,

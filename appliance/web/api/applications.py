@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -49,25 +50,33 @@ class HealthReply(msgspec.Struct, kw_only=True):
 async def read_logs(call: Call, params: LogParams) -> web.StreamResponse:
     """Plain text as it was written, streamed. A line that both streams write to at once is told in its pieces."""
     wanted = {name for name, asked in (("stdout", params.stdout), ("stderr", params.stderr)) if asked}
-    pieces = call.services.guests.application_logs(params.vmid, follow=params.follow, tail=params.tail)
     response = web.StreamResponse(headers={"Content-Type": "text/plain; charset=utf-8", "X-Accel-Buffering": "no"})
     at_line_start = True
+
+    def follow() -> bool:  # nobody tells a handler that its client has gone
+        transport = call.request.transport
+        return params.follow and transport is not None and not transport.is_closing()
+
     try:
-        async for lines in pieces:
-            if not response.prepared:
-                await response.prepare(call.request)
-            text, at_line_start = _text(lines, wanted, at_line_start=at_line_start, timestamps=params.timestamps)
-            await response.write(text)
+        async with contextlib.aclosing(
+            call.services.guests.application_logs(params.vmid, tail=params.tail, follow=follow)
+        ) as pieces:
+            async for lines in pieces:
+                if not response.prepared:
+                    await response.prepare(call.request)
+                text, at_line_start = _text(lines, wanted, at_line_start=at_line_start, timestamps=params.timestamps)
+                await response.write(text)
+        if not response.prepared:
+            await response.prepare(call.request)
+        await response.write_eof()
     except ApplianceError:
         if not response.prepared:
             raise
         # it has begun: what is missing cannot be told any more but by the missing end
         if call.request.transport is not None:
             call.request.transport.abort()
+    except ConnectionError:  # the client has gone
         return response
-    if not response.prepared:
-        await response.prepare(call.request)
-    await response.write_eof()
     return response
 
 
