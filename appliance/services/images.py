@@ -28,7 +28,7 @@ from appliance.storage.oci import archive, transfer
 from appliance.storage.oci.archive import Archive, Image
 from appliance.storage.oci.credentials import RegistryBook
 from appliance.storage.oci.manifest import Descriptor, Platform
-from appliance.storage.oci.reference import Digest, Reference
+from appliance.storage.oci.reference import Reference
 from appliance.storage.oci.registry import RegistryClient
 from appliance.storage.oci.store import RECENT_S, Collected, ImageStore
 from appliance.storage.oci.transfer import Progress
@@ -189,6 +189,7 @@ class ImageService:
         for blob in (image.manifest.config, *image.manifest.layers):
             async with backend.images.only_one(blob.digest):
                 await to_the_end(_import_blob, path, backend.images, blob)
+        await to_the_end(backend.images.blobs.sync)
         return replace(image, name=name)
 
     async def remove(self, volume_id: VolumeId, *, user: str) -> str:
@@ -243,29 +244,23 @@ class ImageService:
     async def _unpack(
         self, volume_id: VolumeId, image: Image, source: ImageStore, target: ImageStore, log_line: LogLine
     ) -> None:
-        chain = image.chain_ids
-        for number, (layer, diff_id, chain_id) in enumerate(
-            zip(image.manifest.layers, image.config.diff_ids, chain, strict=True)
-        ):
-            async with target.only_one(chain_id):
-                if await to_the_end(target.layers.has, chain_id):
+        """Unpack the layers that are not there, each over those below it; all of them appear once all are durable."""
+        if not image.chain_ids:
+            raise InvalidParameter({"ostemplate": f"{volume_id}: the image has no layers"})
+        async with target.only_one(image.chain_ids[-1]), target.layers.making(image.chain_ids) as making:
+            for number, (layer, diff_id) in enumerate(zip(image.manifest.layers, image.config.diff_ids, strict=True)):
+                tree = await to_the_end(making.begin, number)
+                if tree is None:
                     continue
                 await self._take_in(volume_id, image, source, only=layer)
-                lowers = [target.layers.tree(each) for each in reversed(chain[:number])]
-
-                async def fill(
-                    tree: Path, layer: Descriptor = layer, diff_id: Digest = diff_id, lowers: Sequence[Path] = lowers
-                ) -> None:
-                    await self._unpacker.unpack_layer(
-                        tree,
-                        source.blobs.path(layer.digest),
-                        compression=layer.compression,
-                        diff_id=str(diff_id),
-                        lowers=lowers,
-                        log=log_line,
-                    )
-
-                await target.layers.make(chain_id, fill)
+                await self._unpacker.unpack_layer(
+                    tree,
+                    source.blobs.path(layer.digest),
+                    compression=layer.compression,
+                    diff_id=str(diff_id),
+                    lowers=making.below(number),
+                    log=log_line,
+                )
 
     async def _take_in(
         self, volume_id: VolumeId, image: Image, store: ImageStore, *, only: Descriptor | None = None

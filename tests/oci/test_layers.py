@@ -186,24 +186,32 @@ async def test_a_compressed_stream_that_is_cut_off_is_refused(tmp_path: Path) ->
         )
 
 
-async def test_a_layer_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    store, chain = LayerStore(tmp_path), Digest.of(b"chain")
+async def test_layers_appear_together_and_whole_or_not_at_all(tmp_path: Path) -> None:
+    store, chain = LayerStore(tmp_path), [Digest.of(b"one"), Digest.of(b"two")]
     await asyncio.to_thread(store.prepare)
 
-    async def fails(target: Path) -> None:
-        (target / "half").touch()
-        raise InvalidParameter({"x": "broken"})
+    async def make(*, fails: bool) -> list[int]:
+        made = []
+        async with store.making(chain) as making:
+            for number in range(2):
+                tree = await asyncio.to_thread(making.begin, number)
+                if tree is None:
+                    continue
+                made.append(number)
+                below = making.below(number)
+                assert [(each / "file").exists() for each in below] == [True] * number
+                (tree / "file").touch()
+                assert not store.tree(chain[number]).exists()
+            if fails:
+                raise InvalidParameter({"x": "broken"})
+        return made
 
     with pytest.raises(InvalidParameter):
-        await store.make(chain, fails)
+        await make(fails=True)
     assert list(store.directory.iterdir()) == []
-
-    async def fills(target: Path) -> None:
-        (target / "whole").touch()
-
-    await store.make(chain, fills)
-    await store.make(chain, fills)  # twice at once: the first stays
-    assert (store.tree(chain) / "whole").exists()
+    assert await make(fails=False) == [0, 1]
+    assert await make(fails=False) == []
+    assert all((store.tree(each) / "file").exists() for each in chain)
     (store.directory / ".tmp-left").mkdir()
     assert await asyncio.to_thread(store.prepare) == 1
-    assert [path.name for path in store.directory.iterdir()] == [f"sha256-{chain.hex}"]
+    assert sorted(path.name for path in store.directory.iterdir()) == sorted(f"sha256-{each.hex}" for each in chain)

@@ -76,6 +76,14 @@ class BlobStore:
                 writer.close()
         return digest
 
+    def sync(self) -> None:
+        """Make the names of what has been published durable: before something else names it. Raises `HostError`."""
+        try:
+            for algorithm in ALGORITHMS:
+                sync_directory(self._blobs / algorithm)
+        except OSError as error:
+            raise HostError.from_os_error(error, f"sync {self._blobs}") from error
+
     def writer(self, digest: Digest, size_bytes: int) -> BlobWriter:
         """For bytes that are to become a blob of this digest and size. One at a time for each digest."""
         path = self._partial / f"{digest.algorithm}-{digest.hex}"
@@ -176,7 +184,7 @@ class BlobWriter:
         return self.received == self._size
 
     def publish(self) -> None:
-        """Give it its name. Wrong content is removed."""
+        """Give it its name, which is durable after `BlobStore.sync`. Wrong content is removed."""
         if not self.complete:
             raise HostError(f"blob {self._digest}: {self.received} of {self._size} bytes have come")
         if self._hash.hexdigest() != self._digest.hex:
@@ -186,7 +194,6 @@ class BlobWriter:
         try:
             os.fsync(self._fd)
             self._partial.rename(self._final)
-            sync_directory(self._final.parent)
         except OSError as error:
             raise HostError.from_os_error(error, f"publish blob {self._digest}") from error
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -49,36 +50,20 @@ class LayerStore:
         """Whether it is unpacked."""
         return self.tree(chain_id).is_dir()
 
-    async def make(self, chain_id: Digest, fill: Callable[[Path], Awaitable[None]]) -> None:
-        """Let `fill` unpack into an empty directory, and publish that. Nothing is left after an error."""
-        temporary = self.directory / f"{_TEMPORARY}{secrets.token_hex(4)}-{chain_id.hex[:16]}"
-        try:
-            await to_the_end(self._begin, temporary)
-            await fill(temporary / TREE)
-            await command.run(["sync", "--file-system", str(temporary)], timeout_s=_SYNC_LIMIT_S)
-            await to_the_end(self._publish, temporary, chain_id)
-        except BaseException:
-            await to_its_end(to_the_end(_remove, temporary), name=f"remove {temporary.name}")
-            raise
+    @asynccontextmanager
+    async def making(self, chain: Sequence[Digest]) -> AsyncIterator[Making]:
+        """Make the layers of `chain`, the lowest first, that are missing; what has been begun is published at the end.
 
-    def _begin(self, temporary: Path) -> None:
-        headroom.require(self.directory, f"unpack a layer into {self.directory}")
+        After an error nothing is. Two who make the same at the same time do no harm: the first to publish stays.
+        """
+        making = Making(self, chain)
         try:
-            (temporary / TREE).mkdir(parents=True, mode=0o755)
-            (temporary / TREE).chmod(0o755)
-        except OSError as error:
-            raise HostError.from_os_error(error, f"mkdir {temporary}") from error
-
-    def _publish(self, temporary: Path, chain_id: Digest) -> None:
-        final = self.directory / _name(chain_id)
-        try:
-            if final.exists():  # made by somebody else meanwhile: the same
-                trees.remove_tree(temporary)
-                return
-            temporary.rename(final)
-            sync_directory(self.directory)
-        except OSError as error:
-            raise HostError.from_os_error(error, f"publish layer {chain_id}") from error
+            yield making
+            if making.begun:
+                await command.run(["sync", "--file-system", str(self.directory)], timeout_s=_SYNC_LIMIT_S)
+                await to_the_end(making.publish)
+        finally:
+            await to_its_end(to_the_end(making.remove), name="remove unfinished layers")
 
     def all(self) -> Iterator[Digest]:
         """Every layer there is."""
@@ -110,6 +95,58 @@ class LayerStore:
             return
         except OSError as error:
             raise HostError.from_os_error(error, f"remove layer {chain_id}") from error
+
+
+class Making:
+    """Layers being made: each is unpacked under a temporary name, over those below it, finished or not. Blocking."""
+
+    def __init__(self, store: LayerStore, chain: Sequence[Digest]) -> None:
+        self._store = store
+        self._chain = chain
+        self._places: dict[int, Path] = {}
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything to publish."""
+        return bool(self._places)
+
+    def begin(self, number: int) -> Path | None:
+        """An empty tree for the layer; None when it is there already. Raises `HostError`, `NoSpace`."""
+        chain_id, directory = self._chain[number], self._store.directory
+        if self._store.has(chain_id):
+            return None
+        headroom.require(directory, f"unpack a layer into {directory}")
+        place = directory / f"{_TEMPORARY}{secrets.token_hex(4)}-{chain_id.hex[:16]}"
+        try:
+            (place / TREE).mkdir(parents=True, mode=0o755)
+            (place / TREE).chmod(0o755)
+        except OSError as error:
+            raise HostError.from_os_error(error, f"mkdir {place}") from error
+        self._places[number] = place
+        return place / TREE
+
+    def below(self, number: int) -> list[Path]:
+        """The trees below a layer, the nearest first."""
+        return [
+            self._places[each] / TREE if each in self._places else self._store.tree(self._chain[each])
+            for each in reversed(range(number))
+        ]
+
+    def publish(self) -> None:
+        """Give every layer its name, the lowest first. Raises `HostError`."""
+        for number, place in sorted(self._places.items()):
+            final = self._store.tree(self._chain[number]).parent
+            try:
+                if not final.exists():  # else somebody has made the same meanwhile
+                    place.rename(final)
+            except OSError as error:
+                raise HostError.from_os_error(error, f"publish layer {self._chain[number]}") from error
+        sync_directory(self._store.directory)
+
+    def remove(self) -> None:
+        """Remove what was not published."""
+        for place in self._places.values():
+            _remove(place)
 
 
 def _name(chain_id: Digest) -> str:

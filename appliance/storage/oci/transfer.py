@@ -21,7 +21,7 @@ from appliance.storage.oci.registry import RegistryClient
 from appliance.storage.oci.store import ImageStore
 from appliance.threads import to_the_end
 
-PARALLEL: Final = 4
+PARALLEL: Final = 6
 ATTEMPTS: Final = 4
 RETRY_S: Final = 0.25
 _WRITE_BYTES: Final = 1 << 20
@@ -80,6 +80,7 @@ async def pull(
             progress.log(f"{layer.digest}: {'is there already' if had else f'{layer.size_bytes} bytes'}")
 
     await _all_or_none([one(layer) for layer in {each.digest: each for each in parsed.layers}.values()])
+    await to_the_end(store.blobs.sync)
     return Image(
         name=str(reference),
         digest=digest,
