@@ -34,17 +34,17 @@ exec chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 HOM
 _ISOLATED = ("unshare", "--mount", "--pid", "--net", "--fork", "--kill-child", "--propagation", "private")
 
 
-async def archive(codename: str) -> Path:
-    """mmdebstrap's tar archive; made where there is none (a minute)."""
+async def archive(codename: str, packages: Sequence[str] = ("netbase",)) -> Path:
+    """mmdebstrap's tar archive, with `packages` beside the minimum; made where there is none (a minute)."""
     sources = apt_sources.move(apt_sources.read_host(), host_codename=apt_sources.host_codename(), codename=codename)
-    key = hashlib.sha256(sources.encode()).hexdigest()[:12]
+    key = hashlib.sha256("\0".join([sources, *packages]).encode()).hexdigest()[:12]
     path = DIRECTORY / f"root-{codename}.{key}.tar"
     if not path.exists():
         DIRECTORY.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=DIRECTORY, prefix=".root-") as name:
             sources_file = Path(name) / "debian.sources"
             sources_file.write_text(sources)
-            await bootstrap.make_base(sources_file, codename, ("netbase",), Path(name) / path.name)
+            await bootstrap.make_base(sources_file, codename, tuple(packages), Path(name) / path.name)
             (Path(name) / path.name).replace(path)
     os.utime(path)
     return path
