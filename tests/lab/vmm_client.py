@@ -85,6 +85,10 @@ class NativeHost:
         """The newest of its log."""
         return "\n".join(self.noise[-40:])
 
+    def tell(self) -> None:
+        """What may explain a failure, for the report of it."""
+        print("\n".join(self.noise), *(f"vm {n}: {guest.states}" for n, guest in self.guests.items()), sep="\n")
+
     async def listen(self) -> None:
         """Until the agent has ended: hand out what it says."""
         while line := await self._reader.readline():
@@ -99,7 +103,6 @@ class NativeHost:
                 answer.set_exception(OrderFailed(f"the agent has ended:\n{self.tail()}"))
         for guest in self.guests.values():
             guest.said.feed_eof()
-        print("\n".join(self.noise), *(f"vm {n}: {guest.states}" for n, guest in self.guests.items()), sep="\n")
 
     def _take(self, message: dict[str, Any]) -> None:
         if message.get("ready"):
@@ -234,3 +237,4 @@ async def native_host(host: LabHost, *, directory: str = SCRATCH, count: bool = 
         finally:
             listening.cancel()
             await asyncio.wait((listening,))
+            native.tell()
