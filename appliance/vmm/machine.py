@@ -137,6 +137,10 @@ class Machine:
         self._released.append(device)
         self._begin(self._release, f"{device.name} goes")
 
+    async def released(self) -> None:
+        """What was removed has given back all it had on the host."""
+        await self._in_turn(self._release, "release")
+
     # --- life -------------------------------------------------------------------------------------------------------
 
     async def start(self, *, incoming: bool = False) -> None:

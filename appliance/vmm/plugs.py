@@ -162,6 +162,7 @@ class Plugs:
             ended.cancel()  # only the wait: nothing when it is over
             self._awaited.pop(name, None)
         if ejected.done():
+            await self._machine.released()  # its image or tap may be another's now
             return
         if ended.done():
             raise Conflict(f"{label}: the machine has ended")

@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ from appliance.errors import Conflict, HostError, NotFound, TimedOut, Unsupporte
 from appliance.kernel import tuntap
 from appliance.model.guest import GuestId, NicSpec, VmDisk, VmSpec
 from appliance.vmm import vm as vm_module
+from appliance.vmm.block.qsd import QsdBlk
 from appliance.vmm.engine import NativeEngine
 from appliance.vmm.saved_files import SavedFiles
 from appliance.vmm.vm import NativeVm
@@ -51,10 +53,12 @@ def tap() -> Iterator[str]:
 
 
 @asynccontextmanager
-async def started(directory: Path) -> AsyncIterator[tuple[NativeEngine, NativeVm, Console]]:
+async def started(
+    directory: Path, *, data_plane: str = "auto"
+) -> AsyncIterator[tuple[NativeEngine, NativeVm, Console]]:
     async with native_engine(directory) as engine:
         kernel, first = plug_guest.write_kernel(directory / "kernel"), image(directory / "first.raw")
-        async with native_vm(engine, SPEC, {"kernel": kernel, "virtio0": first}) as vm:
+        async with native_vm(engine, replace(SPEC, data_plane=data_plane), {"kernel": kernel, "virtio0": first}) as vm:
             console = await Console.of(vm)
             await console.until(b"R")
             yield engine, vm, console
@@ -81,6 +85,27 @@ async def test_a_disk_is_plugged_in_and_the_guest_lets_go_of_it(tmp_path: Path) 
         await vm.attach_disk(disk("virtio2"), second)  # nobody has it any more
         await console.until(b"U")
         assert vm.attached["virtio2"] == disk("virtio2")
+
+
+async def test_an_image_that_a_daemon_served_is_free_when_the_guest_has_let_go_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give_back, free = QsdBlk.give_back, list[str]()
+
+    def slowly(device: QsdBlk) -> None:
+        time.sleep(0.3)
+        give_back(device)
+        free.append(device.name)
+
+    monkeypatch.setattr(QsdBlk, "give_back", slowly)
+    async with started(tmp_path, data_plane="offload") as (_, vm, console):
+        second = raw(image(tmp_path / "second.raw"))
+        for slot in ("virtio1", "virtio2", "virtio3"):
+            await vm.attach_disk(disk(slot), second)
+            await console.until(b"U")
+            await vm.detach_disk(slot)
+            assert free[-1:] == [slot]
+        assert vm.attached.keys() == {"virtio0"}
 
 
 async def test_a_nic_is_plugged_in_and_the_guest_lets_go_of_it(tmp_path: Path, tap: str) -> None:
