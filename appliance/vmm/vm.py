@@ -1,23 +1,22 @@
 """One native VM that runs, as the services see it: a machine, and the ends of it that others connect to.
 
-Two tasks belong to it: `_supervise` waits for the machine's end and cleans up; one for each connection to the guest agent
-pumps bytes. `detach` saves the machine into a file and ends it here: `NativeEngine.adopt` goes on from there.
+One task belongs to it: `_supervise` waits for the machine's end and cleans up. `detach` saves the machine into a file and
+ends it here: `NativeEngine.adopt` goes on from there.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from appliance.clock import Clock
 from appliance.errors import ApplianceError, GuestFault, HostError, NotFound, Unsupported
-from appliance.guest_agent import ANSWER_LIMIT_BYTES, GuestAgent
+from appliance.guest_agent import GuestAgent
 from appliance.model.guest import (
     DeviceStats,
     ExitReason,
@@ -31,11 +30,11 @@ from appliance.model.guest import (
 from appliance.model.volume import OpenedVolume
 from appliance.tasks import TaskScope, to_its_end
 from appliance.threads import to_the_end
-from appliance.vmm import refusal
+from appliance.vmm import agent_port, refusal
 from appliance.vmm.block.disk import Disk
 from appliance.vmm.block.qsd import QsdBlk
 from appliance.vmm.builder import Built
-from appliance.vmm.console import Attachment, ByteChannel
+from appliance.vmm.console import Attachment
 from appliance.vmm.life import MachineState
 from appliance.vmm.plugs import EJECT_TIMEOUT_S
 from appliance.vmm.snapshot import save_machine
@@ -45,7 +44,6 @@ from appliance.vmm.virtio.net import VirtioNet
 AGENT_PING_TIMEOUT_S = 2.0
 DETACH_SHUTDOWN_S = 20.0  # within the appliance's own limit for its guests' end
 DETACH_LEVEL = 0  # the disk is faster than the compression, and shutting down does not wait for ever
-_PUMP_BYTES = 64 << 10
 
 log = logging.getLogger(__name__)
 StateCallback = Callable[[GuestState, str], None]
@@ -78,7 +76,7 @@ class NativeVm:
         self._scope, self._clock, self._on_state = scope, clock, on_state
         self._clean_up, self._detach = clean_up, detach
         self._name = f"vm {built.spec.guest_id}"
-        self._agent = GuestAgent(self._connect_agent, name=self._name)
+        self._agent = GuestAgent(partial(agent_port.connect, built, scope), name=self._name)
         self._plugging = asyncio.Lock()
         self._ended: asyncio.Future[ExitReason] = asyncio.get_running_loop().create_future()
         built.on_panic, built.on_paused = self._panicked, self._paused_itself
@@ -372,28 +370,6 @@ class NativeVm:
     def _paused_itself(self, reason: str) -> None:
         self._on_state(self.state, reason)
 
-    # --- the guest agent's port as a stream ---------------------------------------------------------------------------
-
-    async def _connect_agent(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        channel, port = self.built.agent, self.built.agent_port
-        if channel is None or port is None or not port.guest_open:
-            raise ConnectionRefusedError(f"{self._name}: nobody in the guest has opened the agent's port")
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        try:
-            connection = await asyncio.open_connection(sock=theirs, limit=ANSWER_LIMIT_BYTES)
-        except BaseException:
-            ours.close()
-            theirs.close()
-            raise
-        try:
-            self._scope.start(_pump(channel, ours), name=f"{self._name} guest agent")
-        except BaseException:
-            ours.close()
-            connection[1].close()
-            raise
-        return connection
-
 
 _PLANES = {DataPlane.PYTHON: "python", DataPlane.OFFLOAD: "vhost"}
 
@@ -407,27 +383,3 @@ def _device_stats(disks: Mapping[str, Disk], nics: Mapping[str, VirtioNet]) -> d
             data_plane=disk.data_plane, read_bytes=counted.read_bytes, written_bytes=counted.written_bytes
         )
     return found
-
-
-async def _pump(channel: ByteChannel, connection: socket.socket) -> None:
-    """Until the other end of `connection` closes: bytes both ways, from now on. It hears of the machine's end."""
-    loop = asyncio.get_running_loop()
-    listening = channel.attach()
-
-    async def said() -> None:
-        with contextlib.suppress(OSError):
-            while data := await listening.read():
-                await loop.sock_sendall(connection, data)
-            connection.shutdown(socket.SHUT_WR)
-
-    hearing = loop.create_task(said(), name=f"{channel.name} said")
-    try:
-        while data := await loop.sock_recv(connection, _PUMP_BYTES):
-            await channel.write(data)
-    except (OSError, HostError) as error:
-        log.debug("%s: %s", channel.name, error)
-    finally:
-        hearing.cancel()
-        await asyncio.wait((hearing,))
-        await listening.close()
-        connection.close()
