@@ -201,7 +201,10 @@ class GuestCreation:
         """The image a template is; None for a plain one."""
         if self._images is None or not template:
             return None
-        return await self._images.find(VolumeId.parse(template))
+        image = await self._images.find(VolumeId.parse(template))
+        if image is not None:
+            self._images.require_runnable(image)
+        return image
 
     def _clone_config(self, source: GuestRuntime, new_id: GuestId, name: str | None) -> dict[str, str]:
         return guest_config.clone_config(
@@ -403,6 +406,7 @@ def with_image(image: Image, parsed: Mapping[str, str]) -> tuple[dict[str, str],
         stop_signal=config.stop_signal,
         health=config.health,
         labels=config.labels,
+        given=parsed.keys(),
     )
     merged = applications.merged_environment(keys.get("env", ""), parsed.get("env", ""))
     return {**keys, **parsed, "env": merged, applications.IMAGE_KEY: keys[applications.IMAGE_KEY]}, lost

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from appliance.clock import Clock
-from appliance.errors import ApplianceError, Conflict, InvalidParameter, NotFound, UserError
+from appliance.errors import ApplianceError, Conflict, InvalidParameter, NotFound, Unsupported, UserError
 from appliance.events import EventBus, Lagged, StorageContentChanged
 from appliance.model.volume import ContentType, VolumeId, VolumeInfo
 from appliance.services.ports import LayerUnpacker, LogLine
@@ -153,6 +153,12 @@ class ImageService:
         if image is None:
             raise InvalidParameter({"volume": f"{volume_id} is not an OCI image"})
         return image
+
+    def require_runnable(self, image: Image) -> None:
+        """Raises `Unsupported` for an image of another system or processor than this host's."""
+        config, host = image.config, self.platform
+        if config.os != host.os or config.architecture not in ("", host.architecture):
+            raise Unsupported(f"image {image.name}: is for {config.os}/{config.architecture}, and this host is {host}")
 
     async def publish(self, backend: DirectoryBackend, name: str, image: Image, log_line: LogLine) -> VolumeId:
         """Give an image, whose blobs are there, its name in a storage. The caller is using the store."""

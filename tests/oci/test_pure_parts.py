@@ -9,7 +9,7 @@ from appliance.model.application import PublishedPort, RestartMode, RestartPolic
 from appliance.network import publish
 from appliance.network.publish import Publication
 from appliance.services import app_restart
-from appliance.services.guest_config import app_formats
+from appliance.services.guest_config import app_formats, applications
 from appliance.storage.oci import challenge, manifest
 from appliance.storage.oci.reference import Digest, Reference
 
@@ -182,3 +182,42 @@ def test_the_table_of_published_ports_is_whole_or_nothing() -> None:
     assert 'iifname "vmbr0" ip daddr 127.0.0.0/8 drop' in text
     assert text.count("delete table ip appliance-x-ports") == 1
     assert publish.table("t", []) == "table ip t\ndelete table ip t\n"
+
+
+def keys(**changes: object) -> dict[str, str]:
+    said: dict[str, object] = {
+        "image": "a/b:1@x", "entrypoint": ["/x"], "command": ["a b"], "environment": {}, "user": "", "labels": {},
+        "working_directory": "/", "stop_signal": "", "health": None,
+    }  # fmt: skip
+    return applications.image_keys(**(said | changes))[0]  # type: ignore[arg-type]  # its own parameters
+
+
+def test_what_an_image_says_becomes_keys() -> None:
+    assert keys() == {"ostype": "unmanaged", "entrypoint": "/x 'a b'", "app-image": "a/b:1@x"}
+    found = keys(user="app:www", working_directory="srv/x", stop_signal="15", environment={"A": "1", "B": ""})
+    assert (found["app-user"], found["app-workdir"], found["app-stopsignal"]) == ("app:www", "/srv/x", "SIGTERM")
+    assert found["env"] == "A=1\0B="
+    assert applications.merged_environment(found["env"], "B=2\0C=3") == "A=1\0B=2\0C=3"
+
+
+def test_what_an_image_says_and_cannot_be_kept_is_told_or_refused_unless_it_is_given() -> None:
+    _, lost = applications.image_keys(
+        image="x", entrypoint=["/x"], command=[], environment={"a.b": "1", "C": "\x01"}, user="", labels={},
+        working_directory="/", stop_signal="", health=None,
+    )  # fmt: skip
+    assert len(lost) == 2
+    with pytest.raises(InvalidParameter, match="give another one"):
+        keys(user="$UID")
+    assert keys(user="$UID", given={"app-user"})["app-image"]
+    with pytest.raises(InvalidParameter, match="control characters"):
+        keys(entrypoint=["\x07"])
+
+
+def test_volumes_of_an_image_become_mount_points_that_are_not_there() -> None:
+    config = {"rootfs": "local:0", "mp0": "local:4,mp=/data"}
+    assert applications.image_mounts(["/data", "/srv//x/", "/", "rel", "/a/../b"], config) == {
+        "mp1": "local:0,mp=/srv/x"
+    }
+    assert applications.image_mounts(["/d"], {"rootfs": "big:8"}) == {"mp0": "big:8,mp=/d"}
+    with pytest.raises(InvalidParameter):
+        applications.image_mounts([f"/{number}" for number in range(17)], config)

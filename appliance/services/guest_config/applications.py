@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 from appliance.errors import InvalidParameter
@@ -40,14 +40,15 @@ def image_keys(
     stop_signal: str,
     health: HealthCheck | None,
     labels: Mapping[str, str],
+    given: Collection[str] = (),
 ) -> tuple[dict[str, str], list[str]]:
-    """The keys an image sets where the request does not, and a line for each thing of it that cannot be kept.
+    """The keys an image sets where the request does not (`given` it does), and a line for each thing that cannot be kept.
 
     Raises `InvalidParameter` for an image without a program, or with one that cannot be written.
     """
     lost: list[str] = []
     words = [*entrypoint, *command]
-    if any(_CONTROL.search(word) for word in words):
+    if "entrypoint" not in given and any(_CONTROL.search(word) for word in words):
         raise InvalidParameter({"entrypoint": "the image's command holds control characters; give another one"})
     pairs = []
     for name, value in environment.items():
@@ -60,7 +61,7 @@ def image_keys(
         "entrypoint": shlex.join(words),
         "env": "\0".join(pairs),
         "app-user": user,
-        "app-workdir": working_directory if working_directory != "/" else "",
+        "app-workdir": f"/{working_directory.lstrip('/')}" if working_directory.strip("/") else "",
         "app-stopsignal": stop_signal,
         "app-health": app_formats.print_health(health) if health is not None else "",
         "app-labels": json.dumps(dict(labels), sort_keys=True) if labels else "",
@@ -71,6 +72,8 @@ def image_keys(
         "app-stopsignal": app_formats.stop_signal,
     }
     for name, check in checks.items():
+        if name in given:
+            continue
         try:
             keys[name] = check(keys[name]) if keys[name] else ""
         except ValueError as error:
