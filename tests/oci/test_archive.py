@@ -105,6 +105,16 @@ def test_an_archive_of_too_many_entries_is_refused(tmp_path: Path) -> None:
         Archive(write(tmp_path / "a.tar", {f"f{number}": b"" for number in range(5000)}))
 
 
+def test_a_header_that_claims_gigabytes_is_not_read_into_memory(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, 4 << 30
+    path = tmp_path / "a.tar"
+    path.write_bytes(info.tobuf(tarfile.USTAR_FORMAT))
+    os.truncate(path, (4 << 30) + 1024)  # a hole: it costs nothing to make
+    with pytest.raises(InvalidParameter, match="not an OCI archive"):
+        Archive(path)
+
+
 def test_an_index_within_an_index_without_end_is_refused(tmp_path: Path) -> None:
     members: dict[str, bytes | tuple[bytes, str]] = {"oci-layout": b"{}"}
     document = MADE.document

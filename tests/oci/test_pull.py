@@ -342,6 +342,19 @@ async def test_a_registry_that_wants_a_password_names_itself(fake: FakeRegistry,
         await pull(fake, store, at=client(fake.host, username="me", password="wrong"))
 
 
+@pytest.mark.parametrize("body", [b"[" * 100_000, b"{}", b'{"token": 5}', b'{"token": "a\\nb"}', b"\xff"])
+async def test_a_token_that_is_none_is_refused(fake: FakeRegistry, store: ImageStore, body: bytes) -> None:
+    async def token(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=body)
+
+    async def guarded(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=401, headers={"WWW-Authenticate": f'Bearer realm="http://{fake.host}/token"'})
+
+    fake.instead |= {"/token": token, "/manifests/1": guarded}
+    with pytest.raises(UserError, match="token"):
+        await pull(fake, store)
+
+
 async def test_an_unreachable_registry_is_a_clear_error(store: ImageStore) -> None:
     with pytest.raises(HostError, match=r"registry 127\.0\.0\.1:1: "):
         await pull(FakeRegistry(host="127.0.0.1:1"), store)

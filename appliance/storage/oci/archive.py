@@ -26,6 +26,7 @@ _LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
 _MEMBERS_LIMIT: Final = 4096
 _INDEX_LIMIT_BYTES: Final = 1 << 20
 _DEPTH_LIMIT: Final = 3
+_READ_LIMIT_BYTES: Final = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,7 @@ class Archive:
         except OSError as error:
             raise HostError.from_os_error(error, f"open {path.name}") from error
         try:
-            self._tar = tarfile.open(fileobj=self._file, mode="r:")  # noqa: SIM115  closed by close
+            self._tar = tarfile.open(fileobj=_Bounded(self._file), mode="r:")  # noqa: SIM115  closed by close
             self._members = dict(self._named())
         except (tarfile.TarError, OSError, ValueError, EOFError) as error:
             self._file.close()
@@ -159,6 +160,31 @@ class Archive:
         if member.size > limit_bytes:
             raise InvalidParameter({"ostemplate": f"{self._about}: {name} is larger than {limit_bytes} bytes"})
         return file.read()
+
+
+class _Bounded(io.RawIOBase):
+    """A file of which nobody reads much at once: tarfile takes an extended header into memory whole, whatever its size."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__()
+        self._inner = file
+
+    def read(self, size: int = -1, /) -> bytes:
+        if not 0 <= size <= _READ_LIMIT_BYTES:
+            raise ValueError(f"a header of {size} bytes")
+        return self._inner.read(size)
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return self._inner.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._inner.tell()
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
 
 
 def _member(digest: Digest) -> str:

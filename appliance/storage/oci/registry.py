@@ -376,7 +376,7 @@ def _retry_after(response: aiohttp.ClientResponse) -> float:
 def _decode(data: bytes, about: str) -> dict[str, object]:
     try:
         value = msgspec.json.decode(data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise UserError(f"{about}: the registry's answer is not JSON") from error
     if not isinstance(value, dict):
         raise UserError(f"{about}: the registry's answer is not an object")
@@ -388,6 +388,6 @@ def _registry_error(said: bytes) -> str:
     try:
         first = msgspec.json.decode(said)["errors"][0]
         text = f"{first.get('code', '')}: {first.get('message', '')}"
-    except (msgspec.DecodeError, KeyError, IndexError, TypeError, AttributeError):
+    except (msgspec.DecodeError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
         return ""
     return f" ({' '.join(text.split())[:200]})" if text.strip(": ") else ""
