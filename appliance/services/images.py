@@ -206,7 +206,10 @@ class ImageService:
         async def work(task: TaskHandle) -> None:
             await backend.delete(volume_id)
             task.log(f"removed volume {volume_id}")
-            _tell(task.log, await self._collect(backend, older_than_s=0.0))
+            if backend.images.in_use:
+                task.log("other images are being fetched or used just now: what only this one needed goes later")
+            else:
+                _tell(task.log, await self._collect(backend, older_than_s=0.0))
 
         return await self._tasks.run("imgdel", object_id=str(volume_id), user=user, work=work)
 
@@ -215,6 +218,8 @@ class ImageService:
         backend = self._storage.backend(storage_id)
 
         async def work(task: TaskHandle) -> None:
+            if backend.images.in_use:
+                task.log("waiting for the images that are being fetched or used just now")
             _tell(task.log, await self._collect(backend, older_than_s=0.0))
 
         return await self._tasks.run("ocigc", object_id=storage_id, user=user, work=work)
@@ -332,7 +337,12 @@ class ImageService:
 
     async def _collect_quietly(self, storage_id: str) -> None:
         try:
-            collected = await self._collect(self._storage.backend(storage_id), older_than_s=RECENT_S)
+            backend = self._storage.backend(storage_id)
+            if (
+                backend.images.in_use
+            ):  # what uses it ends with a change of the storage, mostly; if not, the next one counts
+                return
+            collected = await self._collect(backend, older_than_s=RECENT_S)
         except ApplianceError as error:
             log.debug("storage %s: images are not collected: %s", storage_id, error)
             return

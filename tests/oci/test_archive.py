@@ -148,6 +148,8 @@ async def test_a_collection_takes_what_nobody_names_and_waits_for_who_uses_the_s
     async with store.using():
         task = asyncio.ensure_future(collect())
         await asyncio.sleep(0.05)
+        async with store.using():  # who comes later does not wait for a collection that waits itself
+            assert store.in_use
         order.append("used")
     await task
     assert order == ["used", "alone"]
@@ -155,6 +157,27 @@ async def test_a_collection_takes_what_nobody_names_and_waits_for_who_uses_the_s
     assert not store.blobs.path(gone).exists()
     assert store.layers.tree(chain).exists()
     assert not store.layers.tree(other).exists()
+
+
+async def test_one_after_the_other_makes_a_blob_however_many_come(tmp_path: Path) -> None:
+    store, digest = ImageStore(tmp_path), Digest.of(b"x")
+    inside = most = 0
+
+    async def make() -> None:
+        nonlocal inside, most
+        async with store.only_one(digest):
+            inside += 1
+            most = max(most, inside)
+            await asyncio.sleep(0)
+            inside -= 1
+
+    async def late() -> None:
+        await asyncio.sleep(0)
+        await make()
+
+    await asyncio.gather(make(), make(), late(), make(), late())
+    assert most == 1
+    assert not store._locks
 
 
 def test_what_a_crash_leaves_of_blobs_is_continued_for_a_day_and_then_removed(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +46,10 @@ class ImageStore:
         self.blobs = BlobStore(self.directory)
         self.layers = LayerStore(self.directory)
         self._locks: dict[Digest, asyncio.Lock] = {}
+        self._wanted: Counter[Digest] = Counter()
         self._users = 0
-        self._changed = asyncio.Condition()
-        self._collecting = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._collecting = False
 
     def prepare(self) -> list[str]:
         """Make the directories and remove what a crash left; says what it did. Blocking. Raises `OSError`."""
@@ -57,37 +59,52 @@ class ImageStore:
 
     @asynccontextmanager
     async def using(self) -> AsyncIterator[None]:
-        """Nothing is collected meanwhile. Waits for a collection that has begun."""
-        async with self._collecting:
-            self._users += 1
+        """Nothing is collected meanwhile. Waits for a collection that has begun, never for one that waits itself."""
+        await self._once(lambda: not self._collecting)
+        self._users += 1
         try:
             yield
         finally:
             self._users -= 1
-            await self._tell()
+            self._tell()
 
-    async def _tell(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+    @property
+    def in_use(self) -> bool:
+        """Whether a collection would have to wait."""
+        return self._users > 0 or self._collecting
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """Once nobody uses the store; those who want to, wait until this is over."""
+        await self._once(lambda: not self.in_use)
+        self._collecting = True
+        try:
+            yield
+        finally:
+            self._collecting = False
+            self._tell()
+
+    async def _once(self, is_true: Callable[[], bool]) -> None:
+        while not is_true():
+            await self._changed.wait()
+
+    def _tell(self) -> None:
+        """Wake who waits; without an await, for a cancellation must not come in between."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     @asynccontextmanager
     async def only_one(self, digest: Digest) -> AsyncIterator[None]:
         """Keep others from making the same thing at the same time."""
         lock = self._locks.setdefault(digest, asyncio.Lock())
+        self._wanted[digest] += 1  # who waits counts: a lock that is let go of and waited for is not forgotten
         try:
             async with lock:
                 yield
         finally:
-            if not lock.locked() and self._locks.get(digest) is lock:
-                del self._locks[digest]
-
-    @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        """Once nobody uses the store; those who want to, wait until this is over."""
-        async with self._collecting:
-            async with self._changed:
-                await self._changed.wait_for(lambda: self._users == 0)
-            yield
+            self._wanted[digest] -= 1
+            if not self._wanted[digest]:
+                del self._wanted[digest], self._locks[digest]
 
     def collect(
         self, *, blobs: Collection[Digest], layers: Collection[Digest], older_than_s: float = RECENT_S
