@@ -11,7 +11,8 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser as AsyncBrowser
 from playwright.async_api import async_playwright
-from playwright.sync_api import Browser, sync_playwright
+from playwright.async_api import expect as async_expect
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from tests.e2e.busybox import write_template
 from tests.harness import ROOT
@@ -19,6 +20,11 @@ from tests.harness import ROOT
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
 SCREENSHOTS = ROOT / ".build" / "screenshots"
+PATIENCE_MS = 30_000
+"""For what should be seen soon: a machine that is busy with other tests takes its time."""
+
+expect.set_options(timeout=PATIENCE_MS)
+async_expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture

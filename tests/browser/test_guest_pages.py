@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, expect
 
+from appliance.model.guest import GuestState
 from tests.browser.fake_site import FakeSite
 from tests.browser.office_site import open_office_site
 from tests.fakes.office import Office
@@ -95,6 +96,7 @@ async def test_devices_come_and_go_and_only_a_destroyed_disk_asks_for_the_name(p
         await page.click("#config-rng0 [aria-label^=Remove]")
         await page.click("#confirm")
         await expect(page.locator("#config-rng0")).to_contain_text("removed")  # the guest runs with it still
+        office.guests.guests[100].state = GuestState.STOPPED  # volumes of a running guest are refused
         await page.click("#config-unused0 [aria-label^=Remove]")
         await expect(page.locator("#confirm")).to_be_disabled()
         await page.fill("#confirm-name", "shop")
@@ -150,3 +152,13 @@ async def test_hostile_notes_and_names_stay_text_and_load_nothing_foreign(place:
             await site.visit(page, path)
         await page.wait_for_load_state("networkidle")
     assert not [url for url in foreign if not url.startswith(("data:", "blob:", site.url.replace("http", "ws")))]
+
+
+@pytest.mark.parametrize(("size", "scheme"), [("tablet", "dark"), ("large", "light")])
+async def test_tabs_fit_widths_between_and_beyond(place: Place, size: str, scheme: str) -> None:
+    site, _ = place
+    pages = {**TABS, "users": "/access", "account": "/account", "effective": "/access/effective?path=/vms/100"}
+    async with site.page(size, "dark" if scheme == "dark" else "light") as page:
+        for name, path in pages.items():
+            await site.visit(page, path)
+            await site.look(page, f"guest-{name}-{size}")

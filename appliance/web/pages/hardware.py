@@ -151,6 +151,8 @@ def form_keys(kind: GuestKind, form: str) -> Sequence[str]:
 
 def _names(kind: GuestKind, tab: Tab, config: Mapping[str, str]) -> Sequence[str]:
     """Forms and keys of the tab, each once."""
+    if tab is Tab.CLOUD_INIT and kind is GuestKind.LXC:
+        return ()
     found: dict[str, None] = {}
     if tab is Tab.HARDWARE:
         found = dict.fromkeys(_ALWAYS[kind])
