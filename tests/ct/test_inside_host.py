@@ -159,6 +159,18 @@ async def test_editing_keeps_owner_and_mode_and_notices_what_others_wrote(host: 
     await guest.stop()
 
 
+async def test_a_privileged_container_s_root_is_ours_and_its_paths_are_still_its_own(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("the host's")
+    guest = await host.start(replace(SPEC, id_base=0))
+    info = await guest.files.write("/etc/x", pieces(b"hi"), FileWrite(uid=5))
+    assert (info.uid, (host.volume.path / "etc/x").stat().st_uid) == (5, 5)
+    assert (await run(guest, "busybox", "cat", "/etc/x"))[1] == b"hi"
+    await run(guest, "busybox", "ln", "-s", str(tmp_path / "secret"), "/a")
+    with pytest.raises(NotFound):
+        await content_of(guest, "/a")
+    await guest.stop()
+
+
 async def test_links_of_a_hostile_root_lead_nowhere_outside(host: Host, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("the host's")

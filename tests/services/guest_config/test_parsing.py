@@ -102,7 +102,7 @@ def test_every_wrong_key_is_named_at_once() -> None:
 @pytest.mark.parametrize(
     "key",
     ["hostpci0", "usb1", "tpmstate0", "audio0", "parallel0", "ivshmem", "amd-sev", "intel-tdx",
-     "hookscript", "cicustom", "affinity", "spice_enhancements"],
+     "cicustom", "affinity", "spice_enhancements"],
 )  # fmt: skip
 def test_what_a_vm_cannot_have_yet_is_refused_by_name(key: str) -> None:
     assert errors_of(VM, {key: "x"}) == {key: "not supported by this appliance yet"}
