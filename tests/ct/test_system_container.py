@@ -18,6 +18,7 @@ from tests.ct.conftest import SPEC, Host
 
 pytestmark = [pytest.mark.host, pytest.mark.images]
 READY = "until [ -S /run/dbus/system_bus_socket ]; do sleep 0.05; done; systemctl is-system-running --wait"
+SHOWN = "for n in $(seq 50); do ip -4 -o addr show eth1 | grep -F \"$0\" && exit 0; sleep 0.1; done; exit 1"
 NIC = NicSpec(slot="net0", model="veth", mac="02:00:00:00:00:01", bridge="vmbr0", name="eth0", ip="192.0.2.5/24")
 SYSTEM = replace(SPEC, command=(), memory_mib=512, nics=(NIC,))
 
@@ -56,3 +57,21 @@ async def test_a_restart_asked_for_inside_is_told_as_a_reset(host: Host, debian:
     await guest.execute(["/bin/systemctl", "reboot"], timeout_s=10)
     async with asyncio.timeout(60):
         assert (await guest.wait()).kind == "reset"
+
+
+async def test_an_interface_that_comes_later_gets_its_address_and_a_time_zone_and_locale_hold(
+    host: Host, debian: OpenedVolume
+) -> None:
+    guest = await host.start(replace(SYSTEM, time_zone="Asia/Tokyo", locale="C.UTF-8"), rootfs=debian)
+    await guest.execute(["/bin/sh", "-c", READY], timeout_s=60)
+    zone = await guest.execute(["/bin/sh", "-c", "date +%Z; . /etc/default/locale; echo $LANG"], timeout_s=10)
+    assert zone.text.split() == ["JST", "C.UTF-8"]
+    later = NicSpec(slot="net1", model="veth", mac="02:00:00:00:00:02", bridge="vmbr0", name="eth1", ip="192.0.2.9/24")
+    made = await guest.execute(["/sbin/ip", "link", "add", "eth1", "type", "veth", "peer", "name", "far1"], timeout_s=10)
+    assert made.returncode == 0, made.stderr
+    await guest.execute(["/sbin/ip", "link", "set", "far1", "up"], timeout_s=10)
+    for address in ("192.0.2.9/24", "192.0.2.10/24"):
+        said = await guest.renew_network(replace(SYSTEM, nics=(NIC, replace(later, ip=address))), {"eth1"})
+        shown = await guest.execute(["/bin/sh", "-c", SHOWN, address], timeout_s=30)
+        assert shown.returncode == 0, said
+    await guest.stop()
