@@ -94,12 +94,16 @@ class Records:
 
     def names(self, *, tidy: bool = False) -> Iterator[str]:
         """Names of all volumes with a record; with `tidy`, when nobody writes, the remains of interrupted writes go."""
-        for path in sorted(self._records.rglob("*")):
-            if path.is_file() and path.name.startswith("."):
-                if tidy:
-                    path.unlink()
-            elif path.is_file() and path.suffix == ".json":
-                yield path.relative_to(self._records).as_posix().removesuffix(".json")
+        found: list[str] = []
+        for directory, _, names in os.walk(self._records):  # passes over directories that have just gone
+            for name in names:
+                path = Path(directory) / name
+                if name.startswith("."):
+                    if tidy:
+                        path.unlink(missing_ok=True)
+                elif path.suffix == ".json":
+                    found.append(path.relative_to(self._records).as_posix().removesuffix(".json"))
+        yield from sorted(found)
 
     def readable(self) -> Iterator[tuple[str, VolumeRecord]]:
         """All records of volumes; damaged ones and strangers are passed over."""

@@ -159,7 +159,9 @@ async def test_editing_keeps_owner_and_mode_and_notices_what_others_wrote(host: 
     await guest.stop()
 
 
-async def test_a_privileged_container_s_root_is_ours_and_its_paths_are_still_its_own(host: Host, tmp_path: Path) -> None:
+async def test_a_privileged_container_s_root_is_ours_and_its_paths_are_still_its_own(
+    host: Host, tmp_path: Path
+) -> None:
     (tmp_path / "secret").write_text("the host's")
     guest = await host.start(replace(SPEC, id_base=0))
     info = await guest.files.write("/etc/x", pieces(b"hi"), FileWrite(uid=5))

@@ -18,7 +18,7 @@ from tests.ct.conftest import SPEC, Host
 
 pytestmark = [pytest.mark.host, pytest.mark.images]
 READY = "until [ -S /run/dbus/system_bus_socket ]; do sleep 0.05; done; systemctl is-system-running --wait"
-SHOWN = "for n in $(seq 50); do ip -4 -o addr show eth1 | grep -F \"$0\" && exit 0; sleep 0.1; done; exit 1"
+SHOWN = 'for n in $(seq 50); do ip -4 -o addr show eth1 | grep -F "$0" && exit 0; sleep 0.1; done; exit 1'
 NIC = NicSpec(slot="net0", model="veth", mac="02:00:00:00:00:01", bridge="vmbr0", name="eth0", ip="192.0.2.5/24")
 SYSTEM = replace(SPEC, command=(), memory_mib=512, nics=(NIC,))
 
@@ -67,7 +67,9 @@ async def test_an_interface_that_comes_later_gets_its_address_and_a_time_zone_an
     zone = await guest.execute(["/bin/sh", "-c", "date +%Z; . /etc/default/locale; echo $LANG"], timeout_s=10)
     assert zone.text.split() == ["JST", "C.UTF-8"]
     later = NicSpec(slot="net1", model="veth", mac="02:00:00:00:00:02", bridge="vmbr0", name="eth1", ip="192.0.2.9/24")
-    made = await guest.execute(["/sbin/ip", "link", "add", "eth1", "type", "veth", "peer", "name", "far1"], timeout_s=10)
+    made = await guest.execute(
+        ["/sbin/ip", "link", "add", "eth1", "type", "veth", "peer", "name", "far1"], timeout_s=10
+    )
     assert made.returncode == 0, made.stderr
     await guest.execute(["/sbin/ip", "link", "set", "far1", "up"], timeout_s=10)
     for address in ("192.0.2.9/24", "192.0.2.10/24"):

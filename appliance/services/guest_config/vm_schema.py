@@ -168,9 +168,16 @@ _REFUSED = (
     refused("amd-sev", "HWType", "Encrypted memory on AMD."),
     refused("intel-tdx", "HWType", "Encrypted memory on Intel."),
     refused("audio0", "HWType", "Sound card."),
-    key("hookscript", "", Value(description="Snippet run on the host at the machine's changes of state: executable, called "
-        "with id and phase (pre-start, post-start, pre-stop, post-stop). Needs Sys.Modify on /.", check=formats.snippet),
-        live=True),
+    key(
+        "hookscript",
+        "",
+        Value(
+            description="Snippet run on the host at the machine's changes of state: executable, called "
+            "with id and phase (pre-start, post-start, pre-stop, post-stop). Needs Sys.Modify on /.",
+            check=formats.snippet,
+        ),
+        live=True,
+    ),
     refused("ivshmem", "HWType", "Memory shared between machines."),
     refused("spice_enhancements", "HWType", "Options of SPICE."),
     refused("tpmstate0", "Disk", "State of an emulated TPM."),
