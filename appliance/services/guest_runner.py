@@ -405,22 +405,30 @@ class GuestRunner:
         if reason.kind == "crashed" and not asked and not decided:
             follows = "it stays stopped" if delay_s is None else f"it starts again in {delay_s:g} s"
             await self._tell_end(guest, reason, follows)
-        if delay_s is not None:
+        while delay_s is not None:
             await self._clock.sleep(delay_s)
-            await self._restart(guest, reason)
+            if await self._restart(guest, reason):
+                return
+            guest.failures += 1
+            delay_s = restart_policy.delay_after_failed_start(policy, failures=guest.failures)
+            guest.restart_due = delay_s is not None
 
     async def _hook(self, guest: GuestRuntime, phase: str, log_line: LogLine) -> None:
         script = guest.stored.record.config.get("hookscript", "")
         await guest_hooks.run(self._storage, script, guest.guest_id, phase, log_line)
 
-    async def _restart(self, guest: GuestRuntime, reason: ExitReason) -> None:
-        """Start it again, unless somebody has stopped or started it meanwhile."""
+    async def _restart(self, guest: GuestRuntime, reason: ExitReason) -> bool:
+        """Start it again, unless somebody has stopped or started it meanwhile; False when it could not be started."""
         try:
             async with guest.hold(f"restart: {reason.detail}"):
                 if guest.restart_due and guest.state is GuestState.STOPPED:
                     await self.launch(guest, partial(_note, guest))
+        except NotFound:
+            return True  # it was removed
         except ApplianceError as error:
             log.error("%s: restart failed: %s", guest.label, error)
+            return False
+        return True
 
     async def _give_up_start(self, guest: GuestRuntime, error: BaseException) -> None:
         async def give_up() -> None:

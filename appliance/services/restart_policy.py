@@ -54,6 +54,15 @@ def delay_s(policy: RestartPolicy, reason: ExitReason, *, asked: bool, ran_s: fl
     if asked:
         return None
     wanted = policy.when in ("always", "unless-stopped") or (policy.when == "on-failure" and reason.kind == "crashed")
-    if not wanted or (policy.most and failures > policy.most):
+    return _attempt(policy, failures) if wanted else None
+
+
+def delay_after_failed_start(policy: RestartPolicy, *, failures: int) -> float | None:
+    """How long to wait once an attempt to start it again has failed; without a policy there is one attempt only."""
+    return None if policy.when == "no" else _attempt(policy, failures)
+
+
+def _attempt(policy: RestartPolicy, failures: int) -> float | None:
+    if policy.most and failures > policy.most:
         return None
     return min(INTERVAL_S * (1 << min(failures - 1, 10)), LONGEST_S)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.errors import HostError
 from appliance.model.guest import ExitReason, GuestKind, GuestState, GuestStats
 from appliance.services.restart_policy import RestartPolicy, delay_s, failures_after, policy
 from tests.fakes.engines import FakeRunningGuest
@@ -32,6 +33,12 @@ async def running(world: GuestWorld, *, restart: str = "no") -> FakeRunningGuest
 async def tasks_of(world: GuestWorld, kind: str) -> list[str]:
     """The statuses of the guest's tasks of this kind, once they have ended."""
     return [(await world.end_of(info.upid)).status or "" for info in await world.tasks.list() if info.type == kind]
+
+
+async def settle() -> None:
+    """Let everything that can go on go on."""
+    for _ in range(100):
+        await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +72,21 @@ async def test_a_crash_is_a_failed_task_and_the_guest_starts_again_as_it_shall(w
     assert told == ["ct 101 has ended: killed: out of memory"]
     assert world.guests.get(101).last_exit == "killed: out of memory"
     await world.host.clock.advance(5)
+    await world.reaches(101, GuestState.RUNNING)
+
+
+async def test_an_attempt_to_start_again_that_fails_is_tried_again_later(world: GuestWorld) -> None:
+    guest = await running(world, restart="always")
+    world.host.cts.failure = HostError("no room")
+    guest.end("crashed", "died")
+    await world.reaches(101, GuestState.STOPPED)
+    await settle()
+    for _ in range(3):
+        await world.host.clock.advance(20)
+        await settle()
+    assert world.state(101) is GuestState.STOPPED
+    world.host.cts.failure = None
+    await world.host.clock.advance(300)
     await world.reaches(101, GuestState.RUNNING)
 
 
