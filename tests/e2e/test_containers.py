@@ -108,6 +108,16 @@ def test_a_shell_is_attached_beside_the_login_console(appliance: Appliance, api:
         console.wait_for("42-login", timeout_s=20)
 
 
+def test_a_container_whose_console_is_a_shell_needs_no_login(appliance: Appliance, api: Any, container: Any) -> None:
+    container.config.put(cmode="shell")
+    assert container.termproxy.post()["port"] == 5912
+    with appliance.terminal(api, f"lxc/{CT}") as console:
+        console.type("echo $((6*7))-at-once\n")
+        console.wait_for("42-at-once", timeout_s=20)
+    container.config.put(delete="cmode")
+    assert container.termproxy.post()["port"] == 5910
+
+
 def test_who_may_only_look_at_the_console_does_not_get_in(appliance: Appliance, api: Any, container: Any) -> None:
     api.access.users.post(userid="op@pve", password="correct horse battery")
     api.access.acl.put(path=f"/vms/{CT}", users="op@pve", roles="PVEVMUser")

@@ -177,7 +177,7 @@ _GENERAL = (
     key("features", "", FEATURES, "Extra abilities; all but nesting need Sys.Modify on /."),
     key("tty", "Options", integer("Number of terminals.", minimum=0, maximum=6, default="2")),
     key("console", "Options", boolean("Whether there is a console.", default="1", works=("1",))),
-    key("cmode", "Options", choice("shell", "console", "tty", default="tty", works=("tty", "console"),
+    key("cmode", "Options", choice("shell", "console", "tty", default="tty", works=("tty", "console", "shell"),
         description="What the console attaches to.")),
     key("debug", "Options", boolean("More messages; a hint.", default="0")),
     key("entrypoint", "Options", Value(description="Command run as the first process.", default="/sbin/init",

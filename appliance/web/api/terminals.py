@@ -131,9 +131,11 @@ async def open_vm_terminal(call: Call, params: TermParams) -> Ticket:
           returns=Ticket)  # fmt: skip
 async def open_ct_terminal(call: Call, params: CtTermParams) -> Ticket:
     """For `vncwebsocket`, which then speaks the terminal's packet protocol."""
-    if params.cmd == "shell":
+    cmode = _cmode(call, params.vmid)
+    if params.cmd == "shell" and cmode != "shell":
         call.check(f"/vms/{params.vmid}", UNRESTRICTED)
-    return await _ticket(call, GuestKind.LXC, params.vmid, CT_SHELL if params.cmd == "shell" else CT_CONSOLE)
+    wants_shell = "shell" in (params.cmd, cmode)
+    return await _ticket(call, GuestKind.LXC, params.vmid, CT_SHELL if wants_shell else CT_CONSOLE)
 
 
 @api.post("/nodes/{node}/qemu/{vmid}/vncproxy", summary="A ticket for a VM's display", allow=MAY_OPEN, returns=Ticket)
@@ -171,10 +173,10 @@ async def ct_websocket(call: Call, params: SocketParams) -> web.StreamResponse:
     """Speaks the terminal's packet protocol."""
     call.services.guests.get(GuestId(params.vmid), GuestKind.LXC)
     name = _name_of(params.port, (CT_CONSOLE, CT_SHELL))
-    if name == CT_SHELL:
-        call.check(f"/vms/{params.vmid}", UNRESTRICTED)
+    needed = UNRESTRICTED if name == CT_SHELL and _cmode(call, params.vmid) != "shell" else "VM.Console"
+    call.check(f"/vms/{params.vmid}", needed)
     owner = _owner_of(call, params.vncticket, f"/vms/{params.vmid}")
-    return await _terminal(call, GuestId(params.vmid), name, owner)
+    return await _terminal(call, GuestId(params.vmid), name, owner, needed)
 
 
 @api.post("/nodes/{node}/termproxy", summary="A ticket for the host's login prompt", allow=MAY_OPEN_HOST,
@@ -237,9 +239,15 @@ def _owner_of(call: Call, ticket: str, path: str) -> Identity:
     return owner
 
 
-async def _terminal(call: Call, guest_id: GuestId, name: str, owner: Identity) -> web.StreamResponse:
+def _cmode(call: Call, vmid: int) -> str:
+    """What the container's configuration says its console is: who may change that may make it a shell."""
+    return call.services.guests.config(GuestId(vmid), GuestKind.LXC)[0].get("cmode", "tty")
+
+
+async def _terminal(
+    call: Call, guest_id: GuestId, name: str, owner: Identity, needed: str = "VM.Console"
+) -> web.StreamResponse:
     client = await call.services.guests.attach_console(guest_id, name)
-    needed = UNRESTRICTED if name == CT_SHELL else "VM.Console"
     try:
         return await _relay_terminal(call, client, (f"/vms/{guest_id}", needed), owner)
     finally:
