@@ -87,6 +87,7 @@ class RunningCt:
         self._scope = scope
         self._ended: asyncio.Future[ExitReason] = asyncio.get_running_loop().create_future()
         self._asked: str | None = None
+        self._kills_known = 0
         self._fds = [parts.init_fd, parts.shim_fd]
         self._label = f"ct {parts.record.guest_id}"
         self.executions = Executions(
@@ -270,7 +271,8 @@ class RunningCt:
 
     def _exit_reason(self, *, lost_shim: bool) -> ExitReason:
         code = shim.exit_code(self._parts.bundle, self._parts.container)
-        out_of_memory = self._parts.cgroup.out_of_memory_kills() > 0
+        # of the kills known before, one was another process's: init's own is a new one
+        out_of_memory = self._parts.cgroup.out_of_memory_kills() > self._kills_known
         reason = exit_reason(
             code,
             asked=self._asked,
@@ -301,7 +303,7 @@ class RunningCt:
         root = self._parts.record.volumes["rootfs"]
         used = _used_bytes(self._parts.bundle / "rootfs") if root.device is not None else 0
         figures = self._parts.cgroup.stats()
-        killed = self._parts.cgroup.out_of_memory_kills()
+        killed = self._kills_known = self._parts.cgroup.out_of_memory_kills()
         return replace(figures, net_in_bytes=received, net_out_bytes=sent, disk_used_bytes=used, oom_kills=killed)
 
     def _close_fds(self) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +184,26 @@ def test_an_interface_that_the_kernel_cannot_make_stays_pending_and_names_why(
 
 def interfaces(container: Any) -> dict[str, Any]:
     return {row["name"]: row for row in container.interfaces.get()}
+
+
+def test_a_crash_and_a_lack_of_memory_are_told_and_it_starts_again(
+    appliance: Appliance, api: Any, container: Any
+) -> None:
+    container.config.put(restart="on-failure")
+    appliance_ct(appliance, "exec", CT, "--", "sh", "-c", "tail /dev/zero")
+    wait_for(lambda: container.status.current.get().get("oomkills"), "the kill is counted")
+    before = container.status.current.get()["pid"]
+    os.kill(before, signal.SIGKILL)
+    wait_for(lambda: container.status.current.get().get("pid") not in (None, before), "it runs again")
+    assert "signal 9" in container.status.current.get()["lastcrash"]
+    told = {row["type"]: row["status"] for row in appliance.node(api).tasks.get(vmid=CT, errors=1)}
+    assert "out of memory" in told["vzoom"]
+    assert "has ended: init was killed by signal 9" in told["vzend"]
+    container.config.put(delete="restart")
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 40
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.2)
