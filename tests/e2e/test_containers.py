@@ -15,7 +15,7 @@ import pytest
 from proxmoxer import ResourceException
 
 from tests.e2e.busybox import write_template
-from tests.harness import ROOT, Appliance
+from tests.harness import ROOT, Appliance, TaskFailed
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(120)]
 
@@ -200,6 +200,28 @@ def test_a_crash_and_a_lack_of_memory_are_told_and_it_starts_again(
     assert "out of memory" in told["vzoom"]
     assert "has ended: init was killed by signal 9" in told["vzend"]
     container.config.put(delete="restart")
+
+
+def test_a_hook_script_is_a_snippet_that_the_hosts_root_has_made_executable(
+    appliance: Appliance, api: Any, container: Any, tmp_path: Path
+) -> None:
+    called = tmp_path / "called"
+    (tmp_path / "hook.sh").write_text(f"#!/bin/sh\necho $2 >>{called}\necho hello from $2\n")
+    volume = appliance.upload(api, tmp_path / "hook.sh", "snippets", "hook.sh")
+    container.config.put(hookscript=volume)
+    appliance.finish(api, container.status.stop.post())
+    with pytest.raises(TaskFailed, match="not executable"):
+        appliance.finish(api, container.status.start.post())
+    next(appliance.data_dir.rglob("snippets/hook.sh")).chmod(0o755)
+    upid = container.status.start.post()
+    appliance.finish(api, upid)
+    said = [row["t"] for row in appliance.node(api).tasks(upid).log.get()]
+    assert "pre-start: hello from pre-start" in said
+    appliance.finish(api, container.status.stop.post())
+    wait_for(lambda: "post-stop" in called.read_text(), "the last phase")
+    assert called.read_text().split() == ["pre-start", "post-start", "pre-stop", "post-stop"]
+    container.config.put(delete="hookscript")
+    appliance.finish(api, container.status.start.post())
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
