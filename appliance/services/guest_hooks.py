@@ -22,6 +22,8 @@ from appliance.services.storage import StorageService
 log = logging.getLogger(__name__)
 
 LIMIT_S = 600.0
+STOP_LIMIT_S = 60.0
+"""Before a stop: whoever pulls the plug does not wait longer for a script."""
 LINES_SHOWN = 100
 PRE_START, POST_START, PRE_STOP, POST_STOP = "pre-start", "post-start", "pre-stop", "post-stop"
 
@@ -42,7 +44,8 @@ async def _run(storage: StorageService, script: str, guest_id: GuestId, phase: s
     path = (await storage.open(VolumeId.parse(script))).path
     if not await asyncio.to_thread(_is_executable, path):
         raise HostError(f"hook script {script} is not executable: on the host, chmod +x {path}")
-    done = await command.run([str(path), str(guest_id), phase], timeout_s=LIMIT_S, check=False, cwd=Path("/"))
+    limit_s = STOP_LIMIT_S if phase == PRE_STOP else LIMIT_S
+    done = await command.run([str(path), str(guest_id), phase], timeout_s=limit_s, check=False, cwd=Path("/"))
     for line in (done.stdout + done.stderr).decode(errors="replace").splitlines()[-LINES_SHOWN:]:
         log_line(f"{phase}: {line}")
     if done.returncode != 0:

@@ -148,6 +148,6 @@ async def test_a_stricter_filter_refuses_mounts_and_a_dropped_capability_is_gone
     guest = await host.start(replace(SPEC, security=security, pids=20))
     assert "permission denied" in await inside(guest, "mount -t tmpfs none /tmp")
     assert "Operation not permitted" in await inside(guest, "busybox ip addr add 10.9.9.9/32 dev lo")
-    said = await inside(guest, "i=0; while [ $i -lt 40 ]; do sleep 5 & i=$((i+1)); done")
+    said = await inside(guest, "i=0; while [ $i -lt 40 ]; do sleep 2 & i=$((i+1)); done")
     assert "can't fork" in said
     await guest.stop()
