@@ -22,7 +22,7 @@ from tests.lab.package_build import Package
 
 PACKAGES: Final = ("netbase", "systemd", "systemd-sysv", "dbus", "iproute2", "procps", "passwd")
 RUN_TIMEOUT_S: Final = 200.0
-SERVING_LIMIT_S: Final = 60.0
+SERVING_LIMIT_S: Final = 120.0
 VMID: Final = 900
 _TEMPLATE = "system.tar"
 
@@ -78,6 +78,10 @@ class DebianSystem:
         api._store["session"].close()
         return api
 
+    def outer_log(self) -> str:
+        """The newest of the outer appliance's."""
+        return self._outer.log_tail()
+
     def files(self) -> set[str]:
         """All files but those that the system writes for itself."""
         left_out = (
@@ -117,6 +121,7 @@ def started(archive: Path) -> Iterator[DebianSystem]:
         outer.finish(api, node.lxc(VMID).status.start.post())
         system = DebianSystem(outer)
         system.sh("systemctl is-system-running --wait || true")
+        system.sh("rm -f /etc/dpkg/dpkg.cfg.d/*")  # mmdebstrap's: dpkg leaves out documentation
         _wait_for_address(system)
         try:
             yield system
@@ -128,5 +133,10 @@ def started(archive: Path) -> Iterator[DebianSystem]:
 def _wait_for_address(system: DebianSystem) -> None:
     deadline = time.monotonic() + SERVING_LIMIT_S
     while not system.sh("ip -4 -brief address show dev eth0 scope global"):
-        assert time.monotonic() < deadline, "the container has no address"
+        if time.monotonic() > deadline:
+            seen = system.sh(
+                "networkctl status eth0; journalctl -n 60 --no-pager; ip address; cat /etc/systemd/network/*",
+                check=False,
+            )
+            raise AssertionError(f"the container has no address:\n{seen}\n{system.outer_log()}")
         time.sleep(0.5)
