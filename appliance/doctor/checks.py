@@ -131,8 +131,11 @@ def _containers(facts: Facts) -> Iterator[Finding]:
         cost = "containers see the host's memory and processors in /proc, not their own limits"
         remedy = "systemctl start lxcfs" if "lxcfs" in facts.programs else install("lxcfs")
         yield lacks("lxcfs", "not mounted at /var/lib/lxcfs", cost, remedy)
-    if "apparmor" in facts.security_modules:
-        yield ok("AppArmor", "there; containers are confined by user namespace, seccomp and capabilities as well")
+    if "apparmor" in facts.security_modules and "apparmor_parser" not in facts.programs:
+        cost = "containers have no profile of their own; user namespace, seccomp and capabilities confine them"
+        yield lacks("AppArmor", "in the kernel, but apparmor_parser is not installed", cost, install("apparmor"))
+    elif "apparmor" in facts.security_modules:
+        yield ok("AppArmor", "there, beside user namespace, seccomp and capabilities")
     else:
         cost = "none for unprivileged containers: user namespace, seccomp and capabilities confine them"
         yield lacks("AppArmor", "not enabled in this kernel", cost, "boot with apparmor=1 security=apparmor")

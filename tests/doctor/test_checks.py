@@ -80,6 +80,7 @@ def _without(mapping: dict[str, str], name: str) -> dict[str, str]:
         ({"controllers": frozenset({"cpu", "memory", "io"})}, "controller pids", Level.LACKS),
         ({"lxcfs_mounted": False}, "lxcfs", Level.LACKS),
         ({"security_modules": ()}, "AppArmor", Level.LACKS),
+        ({"programs": _without(dict(GOOD.programs), "apparmor_parser")}, "AppArmor", Level.LACKS),
         ({"data_format": str(DATA_FORMAT + 1)}, "data directory", Level.BROKEN),
         ({"data_format": "garbage"}, "data directory", Level.BROKEN),
         ({"data_problem": "Permission denied"}, "data directory", Level.LACKS),

@@ -175,7 +175,7 @@ def test_apparmor_is_there_and_containers_run_beside_it(used: Life) -> None:
     bare = used.bare
     assert bare.sh("cat /sys/module/apparmor/parameters/enabled") == "Y"
     assert "unconfined" in bare.sh(f"cat /proc/$(head -1 /sys/fs/cgroup/appliance/ct-{CT}/cgroup.procs)/attr/current")
-    assert "\nok      AppArmor" in bare.sh("appliance doctor")
+    assert "apt install apparmor" in bare.sh("appliance doctor"), "this host has no tool to load profiles with"
 
 
 def test_the_doctor_finds_nothing_broken_and_its_bundle_holds_no_secret(used: Life, tmp_path: Path) -> None:

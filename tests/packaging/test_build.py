@@ -103,7 +103,8 @@ def test_the_package_asks_for_all_that_dev_installs_and_for_nothing_else() -> No
     asked = names(fields["Depends"]) | names(fields["Recommends"]) | names(fields["Suggests"])
     of_every_debian = {"libc6", "libcrypt1", "login", "passwd", "systemd", "util-linux"}
     assert installed - {"util-linux"} - asked == set(), "./dev has packages that packaging/debian/control does not name"
-    assert asked - installed - of_every_debian - {"libnftables1"} == set(), "control has packages that ./dev lacks"
+    where_installed = {"apparmor", "btrfs-progs", "buildah", "libnftables1"}  # used where they are; tests do without
+    assert asked - installed - of_every_debian - where_installed == set(), "control has packages that ./dev lacks"
 
 
 def test_what_is_recommended_is_not_also_needed() -> None:
