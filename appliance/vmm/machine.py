@@ -325,7 +325,7 @@ class Machine:
         for vcpu in self.vcpus:
             vcpu.run()
 
-    async def _reset(self) -> None:
+    async def _reset(self, *, guests_wish: bool = False) -> None:
         self._require(MachineState.RUNNING, MachineState.PAUSED)
         was_running = self.state is MachineState.RUNNING
         if was_running:
@@ -333,7 +333,8 @@ class Machine:
         try:
             await self._power_cycle()
         except Exception as error:  # it can neither go on nor begin anew
-            self._fail(error, None)
+            if not guests_wish:
+                self._fail(error, None)
             raise
         with self._guard:
             self._requested = False  # before anything runs: the next request is a new one
@@ -355,9 +356,12 @@ class Machine:
             await self._stop(ENDINGS[request])
             return
         try:
-            await self._reset()
-        except Exception as error:  # noqa: BLE001  a guest that cannot be reset ends
-            self._fail(error, None)
+            await self._reset(guests_wish=True)
+        except Exception as error:
+            # to the guest a new machine is as good as its own made new: whoever started it starts it again
+            logger.exception("%s: cannot be reset in place", self.label)
+            detail = f"{ENDINGS[request].detail}; the machine could not be reset in place: {error}"
+            await self._stop(ExitReason(kind="reset", detail=detail))
 
     async def _end_failed(self) -> None:
         error = self._failure

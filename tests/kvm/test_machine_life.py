@@ -231,6 +231,36 @@ async def test_after_a_request_the_guest_does_not_run_on() -> None:
         assert set(seen) == {0}
 
 
+async def test_a_guest_that_asks_for_a_reset_which_fails_is_to_be_started_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with case() as each:
+
+        def refuse() -> None:
+            raise HostError("vm 101: reset: no")
+
+        monkeypatch.setattr(each.machine.board, "reset_chips", refuse)
+        await each.run(counting())
+        each.machine.request(MachineRequest.RESET, "port 0xcf9")
+        kind, detail = await ended(each.machine)
+        assert kind == "reset"
+        assert "asked for a restart; the machine could not be reset in place: vm 101: reset: no" in detail
+        assert "cannot be reset in place" in caplog.text
+
+
+async def test_a_reset_by_the_host_that_fails_ends_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with case() as each:
+
+        def refuse() -> None:
+            raise HostError("vm 101: reset: no")
+
+        monkeypatch.setattr(each.machine.board, "reset_chips", refuse)
+        await each.run(counting())
+        with pytest.raises(HostError, match="reset: no"):
+            await each.machine.reset()
+        assert await ended(each.machine) == ("crashed", "vm 101: reset: no")
+
+
 async def test_a_reset_puts_back_what_the_guest_changed_in_kvm() -> None:
     async with case() as each:
         code = guests.mask_pic_but(3).store(guests.LAPIC_SPURIOUS, 0x1FF).out(PORT, 1).halt()
@@ -272,18 +302,6 @@ async def test_a_start_that_fails_tells_why_and_leaves_nothing_behind() -> None:
         each.machine.boot = Boot(load=no_firmware)
         with pytest.raises(HostError, match="vm 101: no firmware"):
             await each.machine.start()
-
-
-async def test_a_machine_that_cannot_be_reset_ends() -> None:
-    async with case() as each:
-        await each.run(counting())
-
-        def gone() -> None:
-            raise HostError("vm 101: the firmware has gone")
-
-        each.machine.boot = Boot(load=gone)
-        each.machine.context.request(MachineRequest.RESET, "test")
-        assert await ended(each.machine) == ("crashed", "vm 101: the firmware has gone")
 
 
 async def test_a_device_that_does_not_close_in_order_keeps_nothing_else_open(
