@@ -4,6 +4,7 @@
     post             run something on the loop soon
     later            run something on the loop after a while
     submit           run blocking work in the machine's thread pool
+    linger           there, wait for a descriptor instead of on the loop: one thread to wake instead of two
     outcome          the loop waits for what a thread of the machine will have done
 
 Whatever a callback raises ends this guest and no other: `GuestFault` as the guest's fault, anything else as ours, with
@@ -14,13 +15,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Protocol, TypeVar
 
 from appliance.errors import GuestFault, TimedOut
+from appliance.kernel.eventfd import EventFd
 from appliance.threads import to_the_end
 
 logger = logging.getLogger(__name__)
@@ -65,6 +68,14 @@ class Bridge(Protocol):
     def submit(self, work: Callback) -> None:
         """The caller bounds how much it submits: a virtqueue's size does."""
 
+    @property
+    def crowded(self) -> bool:
+        """Whether somebody waits for a thread of the pool: who has had one for long gives it back."""
+
+    def linger(self, fds: Iterable[int], timeout_s: float) -> bool:
+        """Within submitted work: wait until one of `fds` is readable. False at the latest after `timeout_s`; at once when
+        the thread is wanted otherwise: for other work, or for everything to become idle or close."""
+
 
 class LoopBridge:
     """The bridge of one machine. `on_error` is called with what a callback raised, on whatever thread it was."""
@@ -83,6 +94,8 @@ class LoopBridge:
         self._closed = False
         self._unfinished = 0  # under _pool_lock: submitted and not over
         self._idle: list[Future[None]] = []
+        self._lingering = 0  # under _pool_lock
+        self._wake: EventFd | None = None  # under _pool_lock: ends every `linger`
 
     def watch(self, fd: int, callback: Callback) -> None:
         self._on_loop(partial(self._watch, fd, callback))
@@ -107,6 +120,36 @@ class LoopBridge:
                 self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix=f"io-{self.label.replace(' ', '-')}")
             self._unfinished += 1
             self._pool.submit(self._work, work)
+            if self._unfinished > POOL_THREADS:
+                self._end_lingering()
+
+    @property
+    def crowded(self) -> bool:
+        return self._unfinished > POOL_THREADS
+
+    def linger(self, fds: Iterable[int], timeout_s: float) -> bool:
+        poll = select.poll()
+        for fd in fds:
+            poll.register(fd, select.POLLIN)
+        with self._pool_lock:
+            if self._closed or self._idle or self.crowded:
+                return False
+            self._lingering += 1
+            wake = self._wake = self._wake or EventFd()
+        poll.register(wake.fileno(), select.POLLIN)
+        try:
+            ready = poll.poll(1000 * timeout_s)
+        finally:
+            with self._pool_lock:
+                self._lingering -= 1
+                if not self._lingering:
+                    wake.drain()
+        return any(fd != wake.fileno() for fd, _ in ready)
+
+    def _end_lingering(self) -> None:
+        """The pool's lock is held."""
+        if self._lingering and self._wake is not None:
+            self._wake.signal()
 
     async def idle(self, *, timeout_s: float) -> None:
         """On the loop: return once nothing that was submitted is left. Raises `TimedOut`: a storage that does not answer."""
@@ -115,6 +158,7 @@ class LoopBridge:
             if not self._unfinished:
                 return
             self._idle.append(over)
+            self._end_lingering()
         await outcome(over, waiting_for=f"{self.label}: I/O in flight", timeout_s=timeout_s)
 
     async def close(self) -> None:
@@ -122,12 +166,15 @@ class LoopBridge:
         with self._pool_lock:
             self._closed = True
             pool, self._pool = self._pool, None
+            self._end_lingering()
         for fd in list(self._watched):
             self._unwatch(fd)
         for timer in list(self._timers):
             timer.drop()
         if pool is not None:
             await to_the_end(pool.shutdown, wait=True, cancel_futures=True)
+        if self._wake is not None:
+            self._wake.close()
 
     # --- inside ---------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from appliance.errors import GuestFault
@@ -74,6 +74,11 @@ class FakeBridge:
 
     def submit(self, work: Callable[[], None]) -> None:
         work()
+
+    crowded = False
+
+    def linger(self, fds: Iterable[int], timeout_s: float) -> bool:
+        return False
 
     def later(self, delay_s: float, callback: Callable[[], None]) -> FakeTimer:
         timer = FakeTimer(self.now_s + delay_s, callback)

@@ -18,6 +18,7 @@ from appliance.model.volume import OpenedVolume, VolumeFormat
 from appliance.threads import to_the_end
 from appliance.vmm.block.disk import Disk, DiskOptions, open_disk
 from appliance.vmm.block.layout import RequestType
+from appliance.vmm.device import close_wholly
 from appliance.vmm.loopbridge import LoopBridge
 from appliance.vmm.vhost.backend import DataPlane
 from tests.fakes.block import header
@@ -119,8 +120,7 @@ async def opened(machine: FakeMachine, bridge: LoopBridge, tmp_path: Path) -> As
     yield build
     await bridge.close()
     for device in made:
-        await to_the_end(device.close)
-        await to_the_end(device.give_back)
+        await to_the_end(close_wholly, device)
 
 
 PLANES = pytest.mark.parametrize(

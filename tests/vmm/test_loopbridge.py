@@ -166,3 +166,47 @@ async def test_an_outcome_is_the_futures_result_or_its_error_or_a_named_time_out
     with pytest.raises(TimedOut, match=r"vcpu 0: nothing within 0\.01 s"):
         await outcome(never, waiting_for="vcpu 0", timeout_s=0.01)
     assert never.cancelled()
+
+
+async def lingers(crossing: Crossing, bell: EventFd) -> Future[bool]:
+    """A job of the pool that waits for `bell`; what `linger` answers it."""
+    begun, answer = asyncio.Event(), Future[bool]()
+
+    def work() -> None:
+        crossing.bridge.post(begun.set)
+        answer.set_result(crossing.bridge.linger([bell.fileno()], 60))
+
+    crossing.bridge.submit(work)
+    await soon(begun)
+    await asyncio.sleep(0.02)
+    return answer
+
+
+async def test_who_lingers_in_the_pool_hears_the_descriptor(crossing: Crossing) -> None:
+    with EventFd() as bell:
+        answer = await lingers(crossing, bell)
+        assert not answer.done()
+        bell.signal()
+        assert await outcome(answer, waiting_for="it", timeout_s=10)
+
+
+@pytest.mark.parametrize("end", ["idle", "close", "work"])
+async def test_who_lingers_gives_the_thread_back_when_it_is_wanted(crossing: Crossing, end: str) -> None:
+    with EventFd() as bell:
+        answers = [await lingers(crossing, bell) for _ in range(4)]
+        match end:
+            case "idle":
+                await crossing.bridge.idle(timeout_s=10)
+            case "close":
+                await crossing.bridge.close()
+            case _:
+                done = asyncio.Event()
+                crossing.bridge.submit(lambda: crossing.bridge.post(done.set))
+                await soon(done)
+        assert [await outcome(each, waiting_for="it", timeout_s=10) for each in answers] == [False] * 4
+
+
+async def test_nobody_lingers_once_it_is_closed(crossing: Crossing) -> None:
+    await crossing.bridge.close()
+    with EventFd() as bell:
+        assert not await asyncio.to_thread(crossing.bridge.linger, [bell.fileno()], 60)

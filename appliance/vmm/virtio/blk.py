@@ -1,6 +1,10 @@
 """The disk (virtio 1.2 §5.2), served in Python: the machine's pool reads and writes guest memory itself.
 
     kick (loop) ──> worker (pool): pop a few ─> preadv/pwritev ─> push ─> interrupt once
+                       ▲ kick, while it lingers
+
+A worker that was called soon after the last one had gone lingers for the next kick itself (`_linger`): the loop is not woken
+for each request of a guest that asks for one after the other.
 
 One worker serves what the page cache answers: more would only take the interpreter from one another. Before it waits for
 the medium (a flush, a read that is not cached, anything past the cache) it lets another one in, up to `WORKERS`. Each takes
@@ -15,6 +19,7 @@ or they fail.
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -52,6 +57,7 @@ WAITING_BATCH: Final = 4  # requests, where each has to wait for the medium
 RUN_BYTES: Final = 1 << 20
 ROUNDS: Final = 64  # batches before other disks get their turn
 RETRY_S: Final = 2.0
+LINGER_S: Final = 0.01
 
 _Answer = tuple[Chain, int]  # and the bytes written
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -100,6 +106,8 @@ class VirtioBlk(VirtioDevice):
         self._ready: set[int] = set()  # queues that may have requests
         self._workers = 0
         self._waiting = 0  # of them, for the medium
+        self._left_at = float("-inf")  # when the last worker went
+        self._lingering: list[int] = []  # queues whose kicks the one worker hears
         self._held: list[Request] = []  # waiting for space
         self._again: list[Request] = []  # to be tried again now
         self._retry: Timer | None = None
@@ -209,6 +217,8 @@ class VirtioBlk(VirtioDevice):
             self.guard(self._serve_rounds)
         finally:
             with self.lock:
+                self._linger_no_more()
+                self._left_at = self.context.clock.monotonic()
                 again = self._has_work() and self._workers <= self._workers_wanted
                 self._workers -= not again
             if again:
@@ -218,7 +228,10 @@ class VirtioBlk(VirtioDevice):
         return bool(self._ready) and self.live and not self._paused
 
     def _serve_rounds(self) -> None:
-        for _ in range(ROUNDS):
+        brisk = self.context.clock.monotonic() - self._left_at < LINGER_S
+        for number in itertools.count(1):
+            if brisk:
+                self._linger()
             with self.lock:
                 if not self._has_work() or self._workers > self._workers_wanted:
                     return
@@ -226,11 +239,37 @@ class VirtioBlk(VirtioDevice):
                 again, self._again = self._again, []
             self._serve(again)
             self._serve(self._take(index))
+            if number >= ROUNDS and (not brisk or self.context.bridge.crowded):
+                return
+
+    def _linger(self) -> None:
+        """When there is nothing to do, and nobody else who would: wait here for kicks, for a while."""
+        with self.lock:
+            if self._ready or self._workers > 1 or self._backend.waits or not self.live or self._paused:
+                return
+            if not self._lingering:
+                self._lingering = [index for index, queue in enumerate(self.queues) if queue.enabled]
+                for index in self._lingering:
+                    self.take_over(index)
+            bells = {index: self.doorbell(index) for index in self._lingering}
+        fds = [bell.fileno() for bell in bells.values()]
+        if min(fds, default=-1) < 0 or not self.context.bridge.linger(fds, LINGER_S):
+            return
+        with self.lock:
+            if self.live:
+                self._ready.update(index for index, bell in bells.items() if bell.drain())
+
+    def _linger_no_more(self) -> None:
+        """The loop hears kicks again: one that came meanwhile keeps its doorbell readable. The lock is held."""
+        lingering, self._lingering = self._lingering, []
+        for index in lingering:
+            self.hand_back(index, missed=False)
 
     @contextmanager
     def _waits(self) -> Iterator[None]:
         """Around what waits for the medium."""
         with self.lock:
+            self._linger_no_more()  # another worker may be wanted meanwhile
             self._waiting += 1
         try:
             self._let_in()

@@ -231,11 +231,12 @@ class VirtioDevice(Device):
             self._taken.add(index)
             self._watch_wanted()
 
-    def hand_back(self, index: int) -> None:
-        """The doorbell is ours again, and is rung once, for what may have been missed."""
+    def hand_back(self, index: int, *, missed: bool = True) -> None:
+        """The doorbell is ours again. Where kicks may have been `missed` it is rung once."""
         with self.lock:
             self._taken.discard(index)
-            self.kick(index)
+            if missed:
+                self.kick(index)
             self._watch_wanted()
 
     def _watch_wanted(self) -> None:
