@@ -88,7 +88,7 @@ class Built:
             if self.spec.efi_disk is None:
                 found.append("no EFI disk: UEFI variables are forgotten when the VM stops")
         if self.spec.shares:
-            found.append("while a shared directory is mounted, a restart of the appliance ends this guest")
+            found.append("while a shared directory is mounted, a restart of the appliance shuts this guest down")
         return found
 
     @property
