@@ -61,6 +61,7 @@ async def _listen(reader: asyncio.StreamReader) -> tuple[list[Figure], list[str]
             continue
         if "figure" in message:
             figures.append(Figure(**message["figure"]))
+            sys.stderr.write(f"{figures[-1].name} {figures[-1].value:.3f}\n")
         else:
             problems.append(message["problem"])
     return figures, problems
