@@ -62,9 +62,11 @@ async def _listen(reader: asyncio.StreamReader) -> tuple[list[Figure], list[str]
         if "figure" in message:
             figures.append(Figure(**message["figure"]))
             sys.stderr.write(f"{figures[-1].name} {figures[-1].value:.3f}\n")
-        else:
+        elif "problem" in message:
             problems.append(message["problem"])
-    return figures, problems
+        elif message.get("done"):
+            return figures, problems
+    return figures, [*problems, "the host's side ended before it was done"]
 
 
 def _make_load(directory: Path) -> None:

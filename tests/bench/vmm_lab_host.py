@@ -1,7 +1,7 @@
 """Runs inside a lab host: the native machine against this host's QEMU, on the same kernel, image and taps, in turns.
 
     python -m tests.bench.vmm_lab_host DIRECTORY [PART…]     PART: boot, exits, load
-Prints one JSON line a figure (`tests.bench.figures.Figure`), and what it does on its standard error.
+Prints one JSON line a figure (`tests.bench.figures.Figure`) and one when it is done, and what it does on its standard error.
 """
 
 from __future__ import annotations
@@ -358,6 +358,7 @@ async def main(directory: Path, parts: Sequence[str]) -> None:
             print(json.dumps({"problem": f"{part}: {type(error).__name__}: {error}"}), flush=True)
     await engine.close()
     await scope.close()
+    print(json.dumps({"done": True}), flush=True)
 
 
 if __name__ == "__main__":
