@@ -114,7 +114,8 @@ function place(element) {
   if (element.id === "task-log") return placeLog(present, element);
   Idiomorph.morph(present, element, {
     morphStyle: "outerHTML",
-    ignoreActiveValue: true,
+    // what is typed stays; a focused button is matched like any other, or it keeps the face of the one it was
+    ignoreActiveValue: document.activeElement?.matches("input, textarea, select") ?? false,
     callbacks: {
       // what scripts own inside pushed parts stays; an open menu stays open
       beforeNodeMorphed: (old) => !(old.nodeType === Node.ELEMENT_NODE && "keep" in old.dataset),
