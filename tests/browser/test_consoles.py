@@ -95,6 +95,14 @@ def console_of(site: FakeSite, guest_id: int, name: str) -> FakeViewer:
 
 
 async def connected(page: Page, element: str) -> None:
+    """Chromium drops what it is loading when an interface of this host comes or goes: the page is asked for again then."""
+    for _ in range(4):
+        try:
+            await expect(page.locator(f"#{element}")).to_have_attribute("data-status", "connected", timeout=10_000)
+        except AssertionError:
+            await page.reload()
+        else:
+            return
     await expect(page.locator(f"#{element}")).to_have_attribute("data-status", "connected")
 
 
