@@ -12,12 +12,16 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import uvloop
 from blockbuster import BlockBuster
 
 from tests.images import build_images
 from tests.leaks import Snapshot
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # figures are the bench's: machines are noisy
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
