@@ -188,9 +188,10 @@ class TaskService:
         try:
             if (run := self._running.get(upid)) is not None:
                 await run.ended.wait()  # its last lines are on the disk then
-            while lines := self._late[upid]:
-                await to_the_end(append_late, self._records.log_path(upid), tuple(lines))
-                del lines[: len(lines)]
+            while waiting := self._late[upid]:
+                lines = tuple(waiting)  # more may come while these are written
+                await to_the_end(append_late, self._records.log_path(upid), lines)
+                del waiting[: len(lines)]
         except HostError as error:
             log.warning("task %s: %s", upid, error)
         finally:
