@@ -61,7 +61,7 @@ def no_guest(client: Client) -> None:
         (CT, {"ostemplate": ""}, "ostemplate"),
         (CT, {"ostemplate": "local:vztmpl/x.tar.gz", "hostname": "a_b;c"}, "hostname"),
         (CT, {"ostemplate": "local:vztmpl/x.tar.gz", "mp0": "local:1,mp=/../../etc"}, "mp0"),
-        (CT, {"ostemplate": "local:vztmpl/x.tar.gz", "mp0": "/etc,mp=/host"}, "mp0"),
+        (CT, {"ostemplate": "local:vztmpl/x.tar.gz", "mp0": "/srv/../etc,mp=/host"}, "mp0"),
         (CT, {"ostemplate": "local:vztmpl/x.tar.gz", "net0": "name=../x,bridge=vmbr0"}, "net0"),
     ],
 )
