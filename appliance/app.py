@@ -210,7 +210,7 @@ class App:
             network=host.links,
             consoles=host.consoles,
             engines=Engines(vm=(host.native, host.qemu), ct=host.containers),
-            provisioner=host.containers,
+            provisioner=host.containers.provisioner,
             images=host.images,
             app_logs=host.containers.logs,
             node=self._config.node_name,

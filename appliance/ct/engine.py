@@ -1,4 +1,4 @@
-"""The container engine: fulfils ports.GuestEngine[CtSpec, CtResources] and ports.CtProvisioner. On the loop.
+"""The container engine: fulfils ports.GuestEngine[CtSpec, CtResources] and, with `provisioner`, ports.CtProvisioner. On the loop.
 
 A start, in order (threads in brackets):
     1 shim started; meanwhile [user and network namespaces made, volumes mounted with mapped ids, interior configured,
@@ -17,7 +17,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -42,9 +42,9 @@ from appliance.ct import (
     runtime,
     shim,
 )
-from appliance.ct import archive as archives
 from appliance.ct.host import Places
 from appliance.ct.outcome import outcome
+from appliance.ct.provisioner import Provisioner
 from appliance.ct.records import CtRecord, VolumeRecord
 from appliance.ct.running import CtParts, RunningCt, StateCallback
 from appliance.errors import ApplianceError, Conflict, HostError, Unsupported
@@ -52,16 +52,13 @@ from appliance.kernel.cgroups import CgroupLayout
 from appliance.model.application import Application
 from appliance.model.guest import (
     Capabilities,
-    CtCredentials,
     CtResources,
     CtSpec,
-    CtTree,
     GuestId,
     GuestState,
     IoLimit,
     MountKind,
 )
-from appliance.model.volume import OpenedVolume
 from appliance.tasks import TaskScope, to_its_end
 from appliance.threads import both_to_the_end, to_the_end
 
@@ -93,6 +90,7 @@ class CtEngine:
         self._maps = rootfs.IdMaps()
         self._running: dict[GuestId, RunningCt] = {}
         self._busy: set[GuestId] = set()
+        self.provisioner = Provisioner(self._bundle_of)
 
     @property
     def name(self) -> str:
@@ -268,73 +266,6 @@ class CtEngine:
         await self._remove_unused_parent()
         return removed
 
-    async def populate(
-        self,
-        root: OpenedVolume,
-        template: Path,
-        *,
-        id_base: int,
-        credentials: CtCredentials,
-        log: provision.LogLine,
-    ) -> None:
-        """See ports.CtProvisioner. `id_base` does not matter to the content: ids on volumes are the container's own."""
-        await provision.populate(root, template, credentials=credentials, log=log)
-
-    async def unpack(self, root: OpenedVolume, template: Path, *, log: provision.LogLine) -> None:
-        """See ports.CtProvisioner."""
-        await provision.unpack_into(root, template, log=log)
-
-    async def personalise(self, root: OpenedVolume, *, credentials: CtCredentials) -> None:
-        """See ports.CtProvisioner."""
-        await provision.personalise(root, credentials)
-
-    async def pack(
-        self,
-        guest_id: GuestId,
-        trees: Sequence[CtTree],
-        target: Path,
-        *,
-        config: str,
-        exclude: Sequence[str],
-        compress: str,
-        log: provision.LogLine,
-    ) -> None:
-        """See ports.CtProvisioner."""
-        async with contextlib.AsyncExitStack() as held:
-            packed = [await self._tree(guest_id, tree, held) for tree in trees]
-            await archives.write(target, packed, config=config, exclude=exclude, compress=compress, log=log)
-
-    async def _tree(self, guest_id: GuestId, tree: CtTree, held: contextlib.AsyncExitStack) -> archives.PackedTree:
-        if tree.volume is not None:
-            about = f"ct {guest_id}: {tree.slot}"
-            fd = await held.enter_async_context(provision.opened(tree.volume, about))
-            return archives.PackedTree(fd=fd, prefix=tree.prefix, id_base=0, id_count=provision.ID_LIMIT)
-        record = await asyncio.to_thread(records.load, self._places.bundle(guest_id))
-        if record is None or guest_id not in self._running:
-            raise Conflict(f"ct {guest_id}: not running")
-        place = self._places.bundle(guest_id) / tree.slot
-        fd = await asyncio.to_thread(os.open, place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        held.callback(os.close, fd)
-        return archives.PackedTree(fd=fd, prefix=tree.prefix, id_base=record.id_base, id_count=record.id_count)
-
-    async def unpack_backup(
-        self, root: OpenedVolume, archive: Path, *, below: str, exclude: Sequence[str], log: provision.LogLine
-    ) -> None:
-        """See ports.CtProvisioner."""
-        await provision.unpack_into(root, archive, log=log, below=below, exclude=exclude, backup=True)
-
-    async def read_archived(self, archive: Path, name: str) -> bytes:
-        """See ports.CtProvisioner."""
-        return await archives.read_member(archive, name)
-
-    async def archived_files(self, archive: Path) -> Sequence[archives.Member]:
-        """See ports.ArchiveReader."""
-        return await archives.members(archive)
-
-    def stream_archived(self, archive: Path, name: str) -> AsyncGenerator[bytes, None]:
-        """See ports.ArchiveReader."""
-        return archives.stream_member(archive, name)
-
     async def close(self) -> None:
         for running in list(self._running.values()):
             await running.detach()
@@ -342,6 +273,10 @@ class CtEngine:
         await asyncio.to_thread(self._maps.close)
 
     # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _bundle_of(self, guest_id: GuestId) -> Path | None:
+        """The directory of a container that runs here."""
+        return self._places.bundle(guest_id) if guest_id in self._running else None
 
     def _take(
         self,

@@ -63,6 +63,7 @@ class GuestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     grow: list[str] = msgspec.field(default_factory=list)
     snapshots: dict[str, SnapshotRecord] = msgspec.field(default_factory=dict)
     returning: str = ""
+    moving: list[str] | None = None
     started: dict[str, str] | None = None
 
 

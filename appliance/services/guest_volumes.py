@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from appliance.errors import ApplianceError, Conflict, InvalidParameter, NotFound
-from appliance.model.guest import GuestId, GuestKind
+from appliance.model.guest import CtTree, GuestId, GuestKind
 from appliance.model.volume import ContentType, OpenedVolume, VolumeFormat, VolumeId
 from appliance.services import guest_config
 from appliance.services.guest_config import Allocate, CloudInitDrive, DiskConfig, Existing, Import
-from appliance.services.ports import LogLine
+from appliance.services.ports import CtProvisioner, LogLine
 from appliance.services.storage import StorageService
 from appliance.storage.directory import DirectoryBackend
 from appliance.tasks import to_its_end
@@ -35,8 +35,9 @@ class Made:
 class GuestVolumes:
     """Makes and removes the volumes of guests. Holds no state; the caller holds the guest's lock."""
 
-    def __init__(self, storage: StorageService) -> None:
+    def __init__(self, storage: StorageService, provisioner: CtProvisioner) -> None:
         self._storage = storage
+        self._provisioner = provisioner
 
     async def make(
         self,
@@ -246,6 +247,9 @@ class GuestVolumes:
             )
         else:
             opened = await self._storage.open(disk.volume.volume_id)
+            if opened.layers is not None and backend.storage_id != disk.volume.volume_id.storage:
+                await self._clone_tree(guest_id, disk, opened, backend, made, log_line)
+                return
             log_line(f"{disk.slot}: {'full' if full else 'linked'} clone of {disk.volume.volume_id}")
             format_ = opened.format if full else (VolumeFormat.QCOW2 if kind is GuestKind.QEMU else opened.format)
             volume = await backend.clone(
@@ -254,6 +258,28 @@ class GuestVolumes:
         made.volumes.append(volume)
         info = await self._storage.backend(volume.storage).info(volume)
         made.config[disk.slot] = guest_config.print_disk(kind, disk, volume, info.size_bytes)
+
+    async def _clone_tree(
+        self,
+        guest_id: GuestId,
+        disk: DiskConfig,
+        source: OpenedVolume,
+        backend: DirectoryBackend,
+        made: Made,
+        log_line: LogLine,
+    ) -> None:
+        """What layers on another storage show, as a directory of its own: layers do not leave their storage."""
+        size = source.size_bytes
+        volume = await backend.create(
+            guest_id, format=VolumeFormat.SUBVOL, size_bytes=size, content=ContentType.ROOTDIR
+        )
+        made.volumes.append(volume)
+        log_line(f"{disk.slot}: copying {source.volume_id} to {volume}")
+        target = await self._storage.open(volume)
+        tree = CtTree(slot=disk.slot, prefix="", volume=source)
+        async with self._provisioner.copying(guest_id, tree, target) as copy:
+            await copy.again()
+        made.config[disk.slot] = guest_config.print_disk(GuestKind.LXC, disk, volume, size)
 
 
 def _format(kind: GuestKind, disk: DiskConfig, size_bytes: int = 1) -> VolumeFormat:

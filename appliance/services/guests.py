@@ -4,6 +4,7 @@ guests.py               this: reading, consoles; start and end of the service
 guest_creation.py       create, clone, destroy          guest_power.py   start … resume, start order
 guest_configuration.py  settings, disks that grow        guest_snapshots.py  snapshots, returns
 guest_backup.py         archives of guests                guest_restore.py    guests made again from one
+guest_moves.py          volumes to another storage
 guest_runner.py         what runs                       guest_records.py what is stored
 """
 
@@ -29,6 +30,7 @@ from appliance.services.guest_configuration import GuestConfiguration
 from appliance.services.guest_creation import GuestCreation
 from appliance.services.guest_hotplug import GuestHotplug
 from appliance.services.guest_inventory import GuestInventory
+from appliance.services.guest_moves import GuestMoves
 from appliance.services.guest_notices import GuestNotices
 from appliance.services.guest_power import GuestPower
 from appliance.services.guest_restore import GuestRestore
@@ -84,7 +86,7 @@ class GuestService:
         self._access, self._storage, self._network, self._consoles = access, storage, network, consoles
         self._engines, self._node, self._scope = engines, node, scope
         self._inventory = GuestInventory(store, clock, new_mac)
-        self._volumes = GuestVolumes(storage)
+        self._volumes = GuestVolumes(storage, provisioner)
         self._notices = GuestNotices(tasks, clock)
         self.applications = ApplicationSupervisor(
             store=store, events=events, clock=clock, scope=scope, logs=app_logs, launch=self._launch_application
@@ -139,6 +141,16 @@ class GuestService:
             clock=clock,
             node=node,
         )
+        self.moves = GuestMoves(
+            inventory=self._inventory,
+            runner=self._runner,
+            volumes=self._volumes,
+            storage=storage,
+            provisioner=provisioner,
+            tasks=tasks,
+            events=events,
+            clock=clock,
+        )
         self.backup_files = BackupFiles(storage, provisioner)
         self.restores = GuestRestore(
             inventory=self._inventory,
@@ -170,6 +182,7 @@ class GuestService:
         for guest in self._inventory:
             try:
                 await self.snapshots.recover(guest)
+                await self.moves.recover(guest)
             except ApplianceError as error:
                 log.error("%s: %s", guest.label, error)
         for guest_id in sorted(await self._runner.running_ids() - {guest.guest_id for guest in self._inventory}):

@@ -206,6 +206,29 @@ class ArchiveReader(Protocol):
         """A regular file's content, in pieces. Raises `NotFound`, `InvalidParameter`."""
 
 
+class CopyPass(Protocol):
+    """Figures of one pass of a `TreeCopy`."""
+
+    @property
+    def files(self) -> int: ...
+
+    @property
+    def bytes(self) -> int: ...
+
+    @property
+    def seconds(self) -> float: ...
+
+
+class TreeCopy(Protocol):
+    """A copy of a tree in passes."""
+
+    async def again(self) -> CopyPass:
+        """Make the target like the source is now; only what has changed since the last pass is read. Raises `HostError`."""
+
+    async def differences(self) -> int:
+        """How many entries differ, by reading all of both."""
+
+
 class CtProvisioner(ArchiveReader, Protocol):
     """The part of the container engine that writes into a new root file system. `spec` is a `CtSpec`."""
 
@@ -238,6 +261,12 @@ class CtProvisioner(ArchiveReader, Protocol):
         """Write an archive of `trees`, with `config` in it, to the new file `target`. `compress`: "zstd", "gzip" or "".
 
         Raises `Conflict` when a tree of the running container is asked for and it does not run, `HostError`, `NoSpace`.
+        """
+
+    def copying(self, guest_id: GuestId, source: CtTree, target: OpenedVolume) -> AbstractAsyncContextManager[TreeCopy]:
+        """Copy a container's tree to the volume `target`, which nobody uses; owners become the container's own ids.
+
+        The tree of a running container stays readable until this ends, also when the container has ended meanwhile.
         """
 
     async def unpack_backup(

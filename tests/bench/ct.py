@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from tests.bench import containers, ct_many, ct_peers, ct_pull
+from tests.bench import containers, ct_create, ct_many, ct_peers, ct_pull
 from tests.bench.figures import Benchmark
 
 BENCHMARKS: list[Benchmark] = [
     containers.start,
+    *ct_create.BENCHMARKS,
     *ct_many.BENCHMARKS,
     *ct_peers.BENCHMARKS,
     *ct_pull.BENCHMARKS,

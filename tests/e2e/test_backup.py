@@ -140,6 +140,34 @@ def test_a_vm_is_backed_up_and_restored(appliance: Appliance, api: Any) -> None:
         appliance.finish(api, node.qemu(vmid).delete())
 
 
+def test_a_running_container_moves_to_another_storage(
+    appliance: Appliance, api: Any, template: str, tmp_path: Path
+) -> None:
+    node = appliance.node(api)
+    api.storage.post(storage="other", type="dir", path=str(tmp_path / "other"), content="rootdir,images")
+    for vmid, rootfs in ((740, "local:0"), (741, "local:0.1")):
+        appliance.finish(api, node.lxc.post(vmid=vmid, ostemplate=template, rootfs=rootfs, memory=64, start=1))
+        say(appliance, api, vmid, "head -c 5000000 /dev/urandom >/big; md5sum /big >/sum; echo rea''dy", "ready")
+        container = node.lxc(vmid)
+        pid = container.status.current.get()["pid"]
+        appliance.finish(api, container.move_volume.post(volume="rootfs", storage="other", delete=1))
+        status = container.status.current.get()
+        assert status["status"] == "running"
+        assert status["pid"] != pid
+        assert container.config.get()["rootfs"].startswith(f"other:{vmid}/")
+        say(appliance, api, vmid, "md5sum -c /sum", "big: OK")
+        assert not list((appliance.data_dir / "storage/local/images").glob(f"{vmid}/*"))
+        appliance.finish(api, container.status.stop.post())
+    appliance.finish(api, node.lxc.post(vmid=742, ostemplate=template, rootfs="local:0", memory=64))
+    appliance.finish(api, node.lxc(742).clone.post(newid=743, full=1, storage="other"))
+    appliance.finish(api, node.lxc(743).status.start.post())
+    say(appliance, api, 743, "echo al''ive", "alive")
+    appliance.finish(api, node.lxc(743).status.stop.post())
+    for vmid in (740, 741, 742, 743):
+        appliance.finish(api, node.lxc(vmid).delete())
+    api.storage("other").delete()
+
+
 def place(appliance: Appliance, name: str, members: dict[str, bytes], link: tuple[str, str] | None = None) -> str:
     """An archive of somebody else's making in the storage."""
     path = appliance.data_dir / "storage/local/dump" / name

@@ -80,12 +80,41 @@ class FakePorts:
         return 0, 0
 
 
+@dataclass(frozen=True)
+class FakePass:
+    """A pass in which little had changed."""
+
+    files: int = 1
+    bytes: int = 1
+    seconds: float = 0.1
+
+
+class FakeTreeCopy:
+    """A copy that counts its passes; `failing` is the number of the one that fails."""
+
+    def __init__(self, failing: int) -> None:
+        self.passes = 0
+        self._failing = failing
+
+    async def again(self) -> FakePass:
+        await asyncio.sleep(0)
+        self.passes += 1
+        if self.passes == self._failing:
+            raise HostError("no space left on device")
+        return FakePass()
+
+    async def differences(self) -> int:
+        return 0
+
+
 class FakeProvisioner:
     """Fulfils `CtProvisioner`. `failure` plays a template that is refused, `may_finish` a long one."""
 
     def __init__(self) -> None:
         self.populated: list[tuple[Path, CtCredentials]] = []
         self.unpacked: list[Path] = []
+        self.copies: list[tuple[bool, Path, FakeTreeCopy]] = []
+        self.failing_pass = 0
         self.failure: ApplianceError | None = None
         self.may_finish = asyncio.Event()
         self.may_finish.set()
@@ -122,6 +151,14 @@ class FakeProvisioner:
         log: LogLine,
     ) -> None:
         raise HostError("nothing is packed here")
+
+    @contextlib.asynccontextmanager
+    async def copying(
+        self, guest_id: GuestId, source: CtTree, target: OpenedVolume
+    ) -> AsyncGenerator[FakeTreeCopy, None]:
+        copy = FakeTreeCopy(self.failing_pass)
+        self.copies.append((source.volume is None, target.path, copy))
+        yield copy
 
     async def unpack_backup(
         self, root: OpenedVolume, archive: Path, *, below: str, exclude: Sequence[str], log: LogLine

@@ -7,7 +7,7 @@ import msgspec
 from appliance.errors import CommandFailed
 from appliance.model.guest import GuestId, GuestKind, GuestState
 from appliance.services import ct_interfaces
-from appliance.web.api import guest_configuration, guest_creation, guest_power, guest_snapshots, lxc_inside
+from appliance.web.api import guest_configuration, guest_creation, guest_moves, guest_power, guest_snapshots, lxc_inside
 from appliance.web.api.guest_params import AUDIT
 from appliance.web.registry import Call, GuestParams, Resource
 
@@ -19,6 +19,7 @@ guest_power.declare(api, GuestKind.LXC)
 guest_power.declare_for_containers(api)
 guest_configuration.declare(api, GuestKind.LXC)
 guest_snapshots.declare(api, GuestKind.LXC)
+guest_moves.declare(api, GuestKind.LXC)
 lxc_inside.declare(api)
 
 

@@ -9,7 +9,14 @@ from appliance import cloud_init
 from appliance.errors import Conflict, NotFound
 from appliance.model.guest import GuestKind
 from appliance.services import guest_config
-from appliance.web.api import guest_agent_commands, guest_configuration, guest_creation, guest_power, guest_snapshots
+from appliance.web.api import (
+    guest_agent_commands,
+    guest_configuration,
+    guest_creation,
+    guest_moves,
+    guest_power,
+    guest_snapshots,
+)
 from appliance.web.api.guest_params import AUDIT, stored_config
 from appliance.web.api.guest_rows import PendingRow
 from appliance.web.registry import Allow, Call, GuestParams, Resource
@@ -22,6 +29,7 @@ guest_power.declare(api, GuestKind.QEMU)
 guest_power.declare_for_vms(api)
 guest_configuration.declare(api, GuestKind.QEMU)
 guest_snapshots.declare(api, GuestKind.QEMU)
+guest_moves.declare(api, GuestKind.QEMU)
 guest_configuration.declare_for_vms(api)
 guest_agent_commands.declare(api)
 

@@ -1,0 +1,126 @@
+"""Volumes moved to another storage: the guest uses the old one or the new one, never neither, and nothing is left over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from appliance.errors import Conflict, InvalidParameter, Unsupported
+from appliance.model.guest import GuestKind, GuestState
+from appliance.services.guest_moves import Move
+from appliance.services.guest_records import decode, encode
+from appliance.state.store import Put
+from tests.fakes.guest_host import ADMIN, GuestHost, GuestWorld, open_world
+
+VM, CT = GuestKind.QEMU, GuestKind.LXC
+
+
+@pytest.fixture
+async def host(tmp_path: Path) -> AsyncIterator[GuestHost]:
+    host = GuestHost(tmp_path)
+    yield host
+    await host.store.close()
+
+
+@pytest.fixture
+async def world(host: GuestHost) -> AsyncIterator[GuestWorld]:
+    async with open_world(host) as world:
+        yield world
+
+
+async def move(world: GuestWorld, kind: GuestKind = CT, slot: str = "rootfs", *, delete: bool = False) -> str:
+    order = Move(slot=slot, storage="big", delete=delete)
+    return await world.guests.moves.start(kind, 101 if kind is CT else 100, order, user=ADMIN)
+
+
+def volumes(world: GuestWorld) -> tuple[list[str], list[str]]:
+    """What the two storages hold of guests."""
+    local = [name for name in world.host.volumes.names() if "vztmpl" not in name]
+    return local, world.host.big.names()
+
+
+async def test_a_stopped_container_moves_and_keeps_the_old_volume_as_unused(world: GuestWorld) -> None:
+    await world.make_ct()
+    await world.succeed(await move(world))
+    config, _ = world.guests.config(101)
+    assert config["rootfs"] == "big:101/vm-101-disk-0.raw,size=4G"
+    assert config["unused0"] == "local:101/vm-101-disk-0.raw"
+    ((live, _, copy),) = world.host.provisioner.copies
+    assert (live, copy.passes) == (False, 1)
+    assert world.state(101) is GuestState.STOPPED
+
+
+async def test_a_running_container_stands_for_the_last_pass_only(world: GuestWorld) -> None:
+    run = await world.make_ct(start=True)
+    await world.succeed(await move(world, delete=True))
+    ((live, _, copy),) = world.host.provisioner.copies
+    assert (live, copy.passes) == (True, 3)
+    assert run is not None
+    assert run.asked == ["shutdown"]
+    assert world.state(101) is GuestState.RUNNING
+    assert volumes(world) == ([], ["big:101/vm-101-disk-0.raw"])
+    assert "unused0" not in world.guests.config(101)[0]
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
+async def test_a_pass_that_fails_leaves_the_container_as_it_was(world: GuestWorld, failing: int) -> None:
+    await world.make_ct(start=True)
+    world.host.provisioner.failing_pass = failing
+    assert "no space" in await world.fail(await move(world))
+    assert volumes(world) == (["local:101/vm-101-disk-0.raw"], [])
+    assert world.guests.config(101)[0]["rootfs"].startswith("local:")
+    await world.reaches(101, GuestState.RUNNING)
+
+
+@pytest.mark.parametrize("steps", range(0, 60, 4))
+async def test_a_cancelled_move_has_happened_or_not(world: GuestWorld, steps: int) -> None:
+    await world.make_ct(start=True)
+    upid = await move(world)
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    await world.tasks.cancel(upid)
+    await world.end_of(upid)
+    config, _ = world.guests.config(101)
+    moved = config["rootfs"].startswith("big:")
+    local, big = volumes(world)
+    assert (local, big) == (["local:101/vm-101-disk-0.raw"], ["big:101/vm-101-disk-0.raw"] if moved else [])
+    assert ("unused0" in config) == moved
+    await world.reaches(101, GuestState.RUNNING)
+
+
+async def test_a_vm_moves_while_it_is_off(world: GuestWorld) -> None:
+    await world.make_vm(start=True)
+    with pytest.raises(Unsupported, match="off"):
+        await move(world, VM, "scsi0")
+    await world.succeed(await world.guests.stop(VM, 100, user=ADMIN))
+    await world.succeed(await move(world, VM, "scsi0", delete=True))
+    assert volumes(world) == ([], ["big:100/vm-100-disk-0.qcow2"])
+
+
+async def test_what_makes_no_sense_is_refused_at_once(world: GuestWorld) -> None:
+    await world.make_ct()
+    for slot, storage in (("mp0", "big"), ("rootfs", "local"), ("rootfs", "isos"), ("hostname", "big")):
+        with pytest.raises(InvalidParameter):
+            await world.guests.moves.start(CT, 101, Move(slot=slot, storage=storage), user=ADMIN)
+    await world.succeed(
+        await world.guests.snapshots.create(CT, 101, "one", description="", with_state=False, user=ADMIN)
+    )
+    with pytest.raises(Conflict, match="snapshot 'one'"):
+        await move(world)
+
+
+async def test_a_crash_leaves_the_old_volume_in_use_and_the_new_one_nowhere(host: GuestHost) -> None:
+    async with open_world(host) as world:
+        await world.make_ct()
+    document = await host.store.get("guests/101")
+    assert document is not None
+    record = decode("guests/101", document.value)
+    record = msgspec.structs.replace(record, moving=["local:101/vm-101-disk-0.raw"])
+    await host.store.txn([], [Put("guests/101", encode(record))])
+    host.big.put("101/vm-101-disk-0.raw", guest_id=101)
+    async with open_world(host) as world:
+        assert volumes(world) == (["local:101/vm-101-disk-0.raw"], [])
