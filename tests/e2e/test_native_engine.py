@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from proxmoxer import ResourceException
 
-from tests.harness import Appliance
+from tests.harness import Appliance, TaskFailed
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(240)]
 
@@ -128,3 +130,37 @@ def test_what_is_plugged_in_is_there_at_once_and_a_guest_that_does_not_let_go_of
         guest.config.put(hotplug="1", delete="virtio1")
     assert waiting() == {"virtio1", "virtio2"}
     assert "unused0" in guest.config.get()
+
+
+def test_disks_of_a_running_machine_are_kept_and_backed_up(appliance: Appliance) -> None:
+    api = appliance.api()
+    node = appliance.node(api)
+    other = {
+        "engine": "native",
+        "memory": 64,
+        "cpu": "host",
+        "serial0": "socket",
+        "vga": "none",
+        "virtio0": "local:0.01",
+    }
+    appliance.finish(api, node.qemu.post(vmid=701, **other))
+    guest = node.qemu(701)
+    image = next(appliance.data_dir.rglob("vm-701-disk-0.qcow2"))
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 64k", image], check=True, capture_output=True)
+    appliance.finish(api, guest.status.start.post())
+    appliance.finish(api, guest.snapshot.post(snapname="one"))
+    with pytest.raises(TaskFailed, match="memory"):
+        appliance.finish(api, guest.snapshot.post(snapname="two", vmstate=1))
+    assert [row["name"] for row in guest.snapshot.get()] == ["one", "current"]
+    appliance.finish(api, node.vzdump.post(vmid=701, storage="local", compress="zstd"))
+    assert guest.status.current.get()["qmpstatus"] == "running"
+    appliance.finish(api, guest.status.stop.post())
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 9 0 64k", image], check=True, capture_output=True)
+    appliance.finish(api, guest.snapshot("one").rollback.post())
+    (backup,) = node.storage("local").content.get(content="backup")
+    appliance.finish(api, node.qemu.post(vmid=702, archive=backup["volid"], unique=1))
+    for path in (image, next(appliance.data_dir.rglob("vm-702-disk-0.qcow2"))):
+        read: list[str | Path] = ["qemu-io", "-f", "qcow2", "-c", "read -P 7 0 64k", path]
+        assert b"failed" not in subprocess.run(read, check=True, capture_output=True).stdout
+    for vmid in (701, 702):
+        appliance.finish(api, node.qemu(vmid).delete())

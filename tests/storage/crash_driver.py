@@ -23,6 +23,7 @@ Operation = Callable[[DirectoryBackend], Awaitable[object]]
 DISK = VolumeId("local", "100/vm-100-disk-0.qcow2")
 ROOT = VolumeId("local", "101/vm-101-disk-0.raw")
 TREE = VolumeId("local", "101/subvol-101-disk-1.subvol")
+LAYERED = VolumeId("local", "102/subvol-102-disk-0.subvol")
 NEW = GuestId(200)
 
 
@@ -36,6 +37,24 @@ async def clone(backend: DirectoryBackend, source: VolumeId, volume_format: Volu
 
 def create(volume_format: VolumeFormat, content: ContentType) -> Operation:
     return lambda backend: backend.create(NEW, format=volume_format, size_bytes=8 * MIB, content=content)
+
+
+async def layered(backend: DirectoryBackend, guest_id: GuestId) -> VolumeId:
+    """A root over an unpacked archive."""
+    archive = backend.root / "template/cache/x.tar"
+
+    async def fill(path: Path) -> None:
+        (path / "file").write_text("template")
+
+    async with backend.layer(archive, fill) as base:
+        return await backend.create(
+            guest_id, format=VolumeFormat.SUBVOL, size_bytes=0, content=ContentType.ROOTDIR, base=base
+        )
+
+
+async def archived(path: Path) -> None:
+    """What a backup writes."""
+    path.write_bytes(b"archive")
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -56,6 +75,15 @@ OPERATIONS: dict[str, Operation] = {
     "return of a tree": lambda backend: backend.roll_back(TREE, "old"),
     "removal of a disk's snapshot": lambda backend: backend.delete_snapshot(DISK, "old"),
     "removal of a tree's snapshot": lambda backend: backend.delete_snapshot(TREE, "old"),
+    "layered root": lambda backend: layered(backend, NEW),
+    "snapshot of layers": lambda backend: backend.snapshot(LAYERED, "new"),
+    "snapshot of layers in use": lambda backend: backend.snapshot(LAYERED, "new", in_use=True),
+    "return of layers": lambda backend: backend.roll_back(LAYERED, "old"),
+    "removal of the layers' snapshot": lambda backend: backend.delete_snapshot(LAYERED, "old"),
+    "linked clone of layers": lambda backend: clone(backend, LAYERED, VolumeFormat.SUBVOL, full=False),
+    "full clone of layers": lambda backend: clone(backend, LAYERED, VolumeFormat.SUBVOL, full=True),
+    "delete layers": lambda backend: backend.delete(LAYERED),
+    "backup": lambda backend: backend.backups.write("vzdump-lxc-101-2026_01_01-00_00_00.tar", archived, notes="mine"),
     "receive": lambda backend: backend.receive(ContentType.ISO, "x.iso", stream(b"abc"), checksum=None),
 }
 
@@ -66,9 +94,11 @@ async def prepare(root: Path) -> None:
     await backend.create(GuestId(100), format=VolumeFormat.QCOW2, size_bytes=8 * MIB, content=ContentType.IMAGES)
     await backend.create(GuestId(101), format=VolumeFormat.RAW, size_bytes=16 * MIB, content=ContentType.ROOTDIR)
     await backend.create(GuestId(101), format=VolumeFormat.SUBVOL, size_bytes=16 * MIB, content=ContentType.ROOTDIR)
+    (root / "template/cache/x.tar").write_bytes(b"an archive")
+    await layered(backend, GuestId(102))
     file = root / "images/101/subvol-101-disk-1.subvol/file"
     file.write_text("old")
-    for volume in (DISK, TREE):
+    for volume in (DISK, TREE, LAYERED):
         await backend.snapshot(volume, "old")
     file.write_text("content")
 
@@ -98,9 +128,18 @@ async def state(root: Path) -> dict[str, object]:
     volumes = {str(info.volume_id): info.size_bytes for info in await backend.list()}
     for text in volumes:
         await backend.open(VolumeId.parse(text))
-    snapshots = {str(volume): await backend.snapshots(volume) for volume in (DISK, TREE) if str(volume) in volumes}
+    snapshots = {
+        str(volume): await backend.snapshots(volume) for volume in (DISK, TREE, LAYERED) if str(volume) in volumes
+    }
     file = root / "images/101/subvol-101-disk-1.subvol/file"
-    content = file.read_text() if file.exists() else None
+    content = [file.read_text() if file.exists() else None]
+    if str(LAYERED) in volumes:
+        opened = await backend.open(LAYERED)
+        assert opened.layers is not None
+        assert all(
+            lower.is_dir() for lower in (opened.layers.upper, opened.layers.work, *opened.layers.lowers) if lower
+        )
+        content.append(str(len(opened.layers.lowers)))
     return {"recovered": list(done), "again": list(again), "volumes": volumes, "snapshots": snapshots,
             "content": content, "files": leftovers(root)}  # fmt: skip
 

@@ -13,7 +13,8 @@ import pytest
 
 from tests.storage import crash_driver
 
-DISK, TREE = str(crash_driver.DISK), str(crash_driver.TREE)
+DISK, TREE, LAYERED = (str(each) for each in (crash_driver.DISK, crash_driver.TREE, crash_driver.LAYERED))
+CONTENT = ["content", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -40,18 +41,20 @@ def test_an_interrupted_operation_leaves_the_old_state_or_the_new_one(cases: lis
         "local:100/vm-100-disk-0.qcow2": 8 << 20,
         "local:101/subvol-101-disk-1.subvol": 16 << 20,
         "local:101/vm-101-disk-0.raw": 16 << 20,
+        "local:102/subvol-102-disk-0.subvol": 0,
+        "local:vztmpl/x.tar": 10,
     }
-    snapshots = {DISK: ["old"], TREE: ["old"]}
+    snapshots = {DISK: ["old"], TREE: ["old"], LAYERED: ["old"]}
     for case in cases:
         new = next(c for c in cases if c["operation"] == case["operation"] and not c["died"])
         where = f"{case['operation']} before {case['before']!r}"
         assert case["volumes"] in (old, new["volumes"]), where
         kept = {volume: names for volume, names in snapshots.items() if volume in case["volumes"]}
         assert case["snapshots"] in (kept, new["snapshots"]), where
-        assert case["content"] in ("content", new["content"]), where
+        assert case["content"] in (CONTENT, new["content"]), where
         assert case["again"] == [], where
-        changed = (new["volumes"], new["snapshots"], new["content"]) != (old, snapshots, "content")
-        assert changed or case["operation"] == "return of a disk", where
+        changed = (new["volumes"], new["snapshots"], new["content"]) != (old, snapshots, CONTENT)
+        assert changed or case["operation"] in ("return of a disk", "return of layers"), where
 
 
 def test_nothing_is_left_but_volumes_and_their_records(cases: list[dict[str, Any]]) -> None:
@@ -63,7 +66,17 @@ def test_nothing_is_left_but_volumes_and_their_records(cases: list[dict[str, Any
             for file in case["files"]
             if file not in records
             and not (file.startswith(".appliance/snapshots/101/subvol-") and file.endswith(("/old/file", "/new/file")))
-            and not file.startswith(("images/100/vm-", "images/101/", "images/200/", "template/"))
+            and not file.startswith(
+                (
+                    "images/100/vm-",
+                    "images/101/",
+                    "images/102/",
+                    "images/200/",
+                    "template/",
+                    "dump/vzdump",
+                    ".appliance/layers/",
+                )
+            )
         ]
         assert strangers == [], f"{case['operation']} before {case['before']!r}"
         assert not any(".tmp" in file for file in case["files"])

@@ -447,7 +447,7 @@ async def test_without_privileges_nothing_can_be_read_or_done(site: GuestSite, k
         rest = method.path.removeprefix(base).replace("{snapname}", "current")
         data = {"feature": "copy", "disk": "scsi0", "size": "1G", "idlist": "scsi0", "newid": 200, "type": "user", "pid": 1,
                 "file": "/x", "content": "x", "command": "info", "username": "u", "password": "secret", "vncticket": "x",
-                "snapname": "a", "path": "/x"}  # fmt: skip
+                "snapname": "a", "path": "/x", "volume": "rootfs"}  # fmt: skip
         wanted = {
             name: data[name]
             for name in method.params.__struct_fields__
