@@ -91,6 +91,7 @@ class GuestRuntime:
     last_exit: ExitReason | None = None
     removed: bool = False
     own_lock: bool = False
+    root_bytes: int = 0
     stats: GuestStats | None = None
     cpus_used: float = 0.0
     tell: LogLine = lambda line: None

@@ -78,7 +78,8 @@ class GuestSampler:
         if guest.running is not running:
             return
         known = guest.stats.oom_kills if guest.stats is not None else 0
-        guest.stats = replace(stats, net_in_bytes=received, net_out_bytes=sent)
+        used = stats.disk_used_bytes or guest.root_bytes
+        guest.stats = replace(stats, net_in_bytes=received, net_out_bytes=sent, disk_used_bytes=used)
         if stats.oom_kills > known:
             await self._tell_oom(guest, stats.oom_kills - known)
         now = self._clock.monotonic()

@@ -43,6 +43,7 @@ from appliance.services.guest_runner import (
 )
 from appliance.services.guest_sampler import GuestSampler
 from appliance.services.guest_snapshots import GuestSnapshots
+from appliance.services.guest_usage import RootUsage
 from appliance.services.guest_view import GuestView, view
 from appliance.services.guest_volumes import GuestVolumes
 from appliance.services.images import ImageService
@@ -190,6 +191,8 @@ class GuestService:
         self._scope.start(self._tell_unreferenced(), name="volumes nobody names")
         self._scope.start(self._sampler.run(), name="guest figures")
         self._scope.start(self._watch_leases(), name="guest addresses")
+        usage = RootUsage(lambda: self._inventory, storage=self._storage, clock=self._clock)
+        self._scope.start(usage.run(), name="sizes of roots")
 
     async def start_onboot(self) -> None:
         """Start the `onboot` guests, once a boot of the host: an appliance that restarts starts nothing.

@@ -67,7 +67,7 @@ async def _create(session: aiohttp.ClientSession, base: str, vmid: int, volume: 
     async with session.post(f"{base}/lxc", data=asked) as response:
         response.raise_for_status()
         upid = (await response.json())["data"]
-    async with session.get(f"{base}/tasks/{upid}/status?wait=60") as response:
+    async with session.get(f"{base}/tasks/{upid}/status?wait=30") as response:
         status = (await response.json())["data"]
     if status.get("exitstatus") != "OK":
         raise RuntimeError(f"create {vmid}: {status}")
