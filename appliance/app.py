@@ -182,7 +182,7 @@ class App:
         )
         images.start()
         self._on_close("images", 5, images.close)
-        builder = ImageBuilder(images, storage, ground.tasks, containers, data_dir=config.data_dir)
+        builder = ImageBuilder(images, storage, ground.tasks, containers.provisioner, data_dir=config.data_dir)
         await builder.start()
         return Host(
             storage=storage,

@@ -51,6 +51,16 @@ VERBS = {
     "logs": Verb("GET", "/{vmid}/logs", ("vmid",), "what an application container has said; --follow", "ct"),
     "resize": Verb("PUT", "/{vmid}/resize", ("vmid", "disk", "size"), "grow a disk, to 20G or by +5G"),
     "clone": Verb("POST", "/{vmid}/clone", ("vmid", "newid"), "copy it"),
+    "snapshots": Verb("GET", "/{vmid}/snapshot", ("vmid",), "its snapshots; the last line is the present state"),
+    "snapshot": Verb("POST", "/{vmid}/snapshot", ("vmid", "snapname"), "keep its disks and configuration as they are"),
+    "rollback": Verb("POST", "/{vmid}/snapshot/{snapname}/rollback", ("vmid", "snapname"), "return it to a snapshot"),
+    "delsnapshot": Verb("DELETE", "/{vmid}/snapshot/{snapname}", ("vmid", "snapname"), "forget a snapshot"),
+    "template": Verb("POST", "/{vmid}/template", ("vmid",), "make it a template, to clone from"),
+    "move-disk": Verb("POST", "/{vmid}/move_disk", ("vmid", "disk", "storage"), "move a disk to another storage", "vm"),
+    "move-volume": Verb(
+        "POST", "/{vmid}/move_volume", ("vmid", "volume", "storage"), "move a volume to another storage", "ct"
+    ),
+    "backup": Verb("POST", f"{NODE}/vzdump", ("vmid",), "back it up into a storage"),
     "delete": Verb("DELETE", "/{vmid}", ("vmid",), "remove it with its disks"),
 }
 
@@ -75,6 +85,13 @@ EXAMPLES = {
     ("ct", "resize"): "  appliance ct resize 200 rootfs 20G",
     ("vm", "clone"): "  appliance vm clone 100 110 --name copy --full 1",
     ("ct", "clone"): "  appliance ct clone 200 210 --hostname copy",
+    ("vm", "snapshot"): "  appliance vm snapshot 100 before-update --vmstate 1 --description 'all well'",
+    ("ct", "snapshot"): "  appliance ct snapshot 200 before-update",
+    ("vm", "rollback"): "  appliance vm rollback 100 before-update --start 1",
+    ("ct", "rollback"): "  appliance ct rollback 200 before-update --start 1",
+    ("ct", "move-volume"): "  appliance ct move-volume 200 rootfs other --delete 1",
+    ("vm", "backup"): "  appliance vm backup 100 --storage local --compress zstd --prune-backups keep-last=3",
+    ("ct", "backup"): "  appliance ct backup 200 --storage local --compress zstd --mode suspend",
     ("vm", "console"): "  appliance vm console 100 --serial serial0",
     ("vm", "shutdown"): "  appliance vm shutdown 100 --timeout 120 --forceStop 1",
     ("ct", "shutdown"): "  appliance ct shutdown 200 --timeout 60 --forceStop 1",
@@ -120,7 +137,7 @@ def _call(context: Context, word: str, name: str, verb: Verb, arguments: Argumen
         raise CliError(f"{min(twice)} is given twice\nusage: {usage(word, name)}", Exit.USAGE)
     if verb.changes and not arguments.params:
         raise CliError(f"nothing to change\nusage: {usage(word, name)}", Exit.USAGE)
-    path = f"{_base(word)}{verb.path.format_map(values)}"
+    path = _path(word, verb).format_map(values)
     params = {name: value for name, value in values.items() if f"{{{name}}}" not in verb.path} | arguments.params
     match name:
         case "list":
@@ -157,10 +174,10 @@ def overview(word: str) -> Iterator[str]:
     yield ""
     for name in _names(word):
         left = " ".join([name, *(part.upper() for part in VERBS[name].positional)])
-        yield f"  {left:<28}{VERBS[name].summary}"
+        yield f"  {left:<35}{VERBS[name].summary}"
     if word == "ct":
         for name, summary in INSIDE.items():
-            yield f"  {name + ' VMID …':<28}{summary}"
+            yield f"  {name + ' VMID …':<35}{summary}"
     yield ""
     yield f"A verb's own help lists its parameters: appliance {word} create --help"
     yield ""
@@ -181,7 +198,7 @@ def _help(context: Context, word: str, name: str, verb: Verb) -> None:
     if examples := EXAMPLES.get((word, name)):
         print(f"\nExamples:\n{examples}")
     try:
-        operation = operation_of(context.api.document(), verb.method, f"{_base(word)}{verb.path}")
+        operation = operation_of(context.api.document(), verb.method, _path(word, verb))
     except CliError as error:
         if error.status is not Exit.UNREACHABLE:
             raise
@@ -194,6 +211,10 @@ def _help(context: Context, word: str, name: str, verb: Verb) -> None:
 
 def _names(word: str) -> list[str]:
     return [name for name, verb in VERBS.items() if verb.only in ("", word)]
+
+
+def _path(word: str, verb: Verb) -> str:
+    return verb.path if verb.path.startswith(NODE) else f"{_base(word)}{verb.path}"
 
 
 def _base(word: str) -> str:

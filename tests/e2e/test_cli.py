@@ -124,6 +124,11 @@ def test_a_vm_through_the_everyday_verbs(cli: CommandLine) -> None:
     assert "running" in cli.run("vm", "delete", vmid, status=CONFLICT)
     cli.run("vm", "shutdown", vmid, "--timeout", 1, "--forceStop", 1)
     assert cli.data("vm", "status", vmid)["status"] == "stopped"
+    cli.run("vm", "snapshot", vmid, "before", "--description", "small")
+    assert [row["name"] for row in cli.data("vm", "snapshots", vmid)] == ["before", "current"]
+    cli.run("vm", "rollback", vmid, "before")
+    cli.run("vm", "delsnapshot", vmid, "before")
+    assert "archive local:backup/vzdump-qemu-" in cli.run("vm", "backup", vmid, "--storage", "local")
     cli.run("vm", "clone", vmid, VM_COPY, "--name", "copy")
     names = {row["vmid"]: row["name"] for row in cli.data("vm", "list")}
     assert (names[vmid], names[VM_COPY]) == ("small", "copy")
