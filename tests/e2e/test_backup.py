@@ -7,11 +7,12 @@ import io
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from proxmoxer import ResourceException
 
 from tests.e2e.busybox import write_template
 from tests.harness import Appliance, TaskFailed
@@ -166,6 +167,60 @@ def test_a_running_container_moves_to_another_storage(
     for vmid in (740, 741, 742, 743):
         appliance.finish(api, node.lxc(vmid).delete())
     api.storage("other").delete()
+
+
+def test_a_storage_that_fills_up_keeps_no_half_archive(
+    appliance: Appliance, api: Any, template: str, tmp_path: Path
+) -> None:
+    node = appliance.node(api)
+    tiny = tmp_path / "tiny"
+    tiny.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", tiny], check=True)
+    try:
+        api.storage.post(storage="tiny", type="dir", path=str(tiny), content="backup")
+        appliance.finish(api, node.lxc.post(vmid=750, ostemplate=template, rootfs="local:0", memory=64, start=1))
+        say(appliance, api, 750, "head -c 30000000 /dev/urandom >/big; echo rea''dy", "ready")
+        with pytest.raises(TaskFailed, match="no space left"):
+            appliance.finish(api, node.vzdump.post(vmid=750, storage="tiny", compress="zstd"))
+        assert list((tiny / "dump").iterdir()) == []
+        assert node.lxc(750).status.current.get().get("lock") is None
+        assert [row["name"] for row in node.lxc(750).snapshot.get()] == ["current"]
+        appliance.finish(api, node.lxc(750).status.stop.post())
+        appliance.finish(api, node.lxc(750).delete())
+        api.storage("tiny").delete()
+    finally:
+        subprocess.run(["umount", tiny], check=True)
+
+
+def test_a_backup_is_for_who_may_back_its_guest_up(appliance: Appliance, api: Any, template: str) -> None:
+    node = appliance.node(api)
+    appliance.finish(api, node.lxc.post(vmid=760, ostemplate=template, rootfs="local:0", memory=64))
+    volume = back_up(appliance, api, 760)
+    api.access.users.post(userid="eve@pve", password="a-long-password")
+    api.access.acl.put(path="/storage/local", roles="PVEDatastoreUser", users="eve@pve")
+    eve = appliance.log_in(user="eve@pve", password="a-long-password")
+    hers = eve.nodes(appliance.node_name(api))
+    files = hers.storage("local")("file-restore").list
+    attempts: list[Callable[[], Any]] = [
+        lambda: hers.vzdump.post(vmid=760, storage="local"),
+        lambda: hers.vzdump.extractconfig.get(volume=volume),
+        lambda: files.get(volume=volume, filepath="/"),
+        lambda: hers.storage("local").prunebackups.delete(**{"prune-backups": "keep-last=1"}),
+        lambda: hers.lxc.post(vmid=761, ostemplate=volume, restore=1),
+    ]
+    for attempt in attempts:
+        with pytest.raises(ResourceException) as refused:
+            attempt()
+        assert refused.value.status_code == 403
+    assert volume not in [row["volid"] for row in hers.storage("local").content.get(content="backup")]
+    api.access.acl.put(path="/vms/760", roles="PVEVMAdmin", users="eve@pve")
+    assert "etc" in [row["text"] for row in files.get(volume=volume, filepath="/")]
+    assert volume in [row["volid"] for row in hers.storage("local").content.get(content="backup")]
+    with pytest.raises(ResourceException) as refused:  # its configuration may ask for what she must not have
+        hers.lxc.post(vmid=761, ostemplate=volume, restore=1)
+    assert refused.value.status_code == 403
+    appliance.finish(api, node.lxc(760).delete())
+    api.access.users("eve@pve").delete()
 
 
 def place(appliance: Appliance, name: str, members: dict[str, bytes], link: tuple[str, str] | None = None) -> str:
