@@ -47,7 +47,7 @@ class PackedTree:
 async def write(
     target: Path, trees: Sequence[PackedTree], *, config: str, exclude: Sequence[str], compress: str, log: LogLine
 ) -> None:
-    """Pack `trees` into the new file `target`. Raises `HostError` (`NoSpace`), `TimedOut`."""
+    """Pack `trees` into the empty file `target`. Raises `HostError` (`NoSpace`), `TimedOut`."""
     asked = {
         "trees": [
             {"fd": tree.fd, "prefix": tree.prefix, "id_base": tree.id_base, "id_count": tree.id_count} for tree in trees

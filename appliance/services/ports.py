@@ -258,7 +258,7 @@ class CtProvisioner(ArchiveReader, Protocol):
         compress: str,
         log: LogLine,
     ) -> None:
-        """Write an archive of `trees`, with `config` in it, to the new file `target`. `compress`: "zstd", "gzip" or "".
+        """Write an archive of `trees`, with `config` in it, to the empty file `target`. `compress`: "zstd", "gzip" or "".
 
         Raises `Conflict` when a tree of the running container is asked for and it does not run, `HostError`, `NoSpace`.
         """

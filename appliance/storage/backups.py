@@ -57,8 +57,14 @@ class BackupArea:
             raise InvalidParameter({"storage": f"storage '{self._storage.storage_id}' does not hold backups"})
         name = f"{ContentType.BACKUP}/{file_name}"
         record = VolumeRecord(notes=notes, protected=protected) if notes or protected else None
+
+        async def make_private(path: Path) -> None:
+            # it holds all of a guest, passwords' hashes included: nobody else on the host reads it
+            await self._publisher.in_thread(f"create {name}", lambda: path.touch(mode=0o600, exist_ok=False))
+            await make(path)
+
         async with self._publisher.reserve(name):
-            return await self._publisher.make(name, record, make)
+            return await self._publisher.make(name, record, make_private)
 
     async def export_disk(self, volume_id: VolumeId, target: Path, *, snapshot: str = "", in_use: bool = False) -> None:
         """Copy a disk (its snapshot) to `target` as qcow2 standing alone. Raises `NotFound`, `NoSpace`, `HostError`."""

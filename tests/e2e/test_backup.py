@@ -74,6 +74,8 @@ def test_a_container_is_backed_up_while_it_runs_and_restored_beside_it(
     assert container.status.current.get().get("lock") is None
     (row,) = [row for row in node.storage("local").content.get(content="backup") if row["volid"] == volume]
     assert (row["vmid"], row["notes"]) == (700, "saved: mine")
+    file = appliance.data_dir / "storage/local/dump" / volume.rpartition("/")[2]
+    assert file.stat().st_mode & 0o077 == 0
     assert "hostname: saved" in node.vzdump.extractconfig.get(volume=volume)
 
     appliance.finish(api, node.lxc.post(vmid=701, ostemplate=volume, restore=1, storage="local", hostname="again"))
@@ -127,6 +129,8 @@ def test_a_vm_is_backed_up_and_restored(appliance: Appliance, api: Any) -> None:
     volume = back_up(appliance, api, 710, compress="zstd")
     assert node.qemu(710).status.current.get()["status"] == "running"
     assert [row["name"] for row in node.qemu(710).snapshot.get()] == ["current"]
+    file = appliance.data_dir / "storage/local/dump" / volume.rpartition("/")[2]
+    assert file.stat().st_mode & 0o077 == 0
     appliance.finish(api, node.qemu.post(vmid=711, archive=volume, unique=1))
     config = node.qemu(711).config.get()
     assert config["scsi0"].startswith("local:711/vm-711-disk-")
