@@ -57,7 +57,7 @@ async def write(
     }
     reader, writer = os.pipe()
     try:
-        with target.open("xb") as file:
+        with target.open("wb") as file:
             compressor = await asyncio.create_subprocess_exec(
                 *COMPRESSORS[compress],
                 stdin=reader,

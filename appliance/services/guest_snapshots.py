@@ -400,7 +400,8 @@ class GuestSnapshots:
     async def _parts(self, guest: GuestRuntime, config: Mapping[str, str], *, check: bool = False) -> Parts:
         """The volumes of `config` by who keeps them now. With `check`, raises `Unsupported` for one that cannot be kept."""
         in_use = guest.running is not None
-        open_now = set(guest_config.snapshot_volumes(guest.kind, guest.guest_id, guest.stored.record.config))
+        runs_with = guest.stored.record.started or guest.stored.record.config
+        open_now = set(guest_config.snapshot_volumes(guest.kind, guest.guest_id, runs_with))
         slots: list[str] = []
         volumes: list[VolumeId] = []
         for slot, volume in guest_config.snapshot_volumes(guest.kind, guest.guest_id, config):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,8 @@ import pytest
 from appliance.errors import Conflict, HostError, InvalidParameter, NotFound
 from appliance.events import GuestStateChanged
 from appliance.model.guest import GuestId, GuestKind, GuestState, GuestStats
-from appliance.model.volume import VolumeId
 from appliance.services import guests as guests_module
 from appliance.services.guest_sampler import ROUND_S
-from appliance.services.guest_usage import RootUsage
 from appliance.services.restart_policy import INTERVAL_S
 from appliance.state.store import StoreFull
 from tests.fakes.engines import FakeRunningGuest
@@ -486,17 +483,3 @@ async def test_a_start_names_the_volumes_of_guests_that_no_configuration_names_a
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert told == [f"vm 100: volumes of its id that no configuration names: {strays[0]}, {strays[1]}"]
     assert {str(volume) for volume in strays} <= set(host.volumes.names())
-
-
-async def test_the_size_of_a_root_in_a_directory_is_counted(world: GuestWorld) -> None:
-    run = await world.make_ct(start=True, rootfs="local:0")
-    assert run is not None
-    volume = VolumeId.parse("local:101/vm-101-disk-0.subvol")
-    world.host.volumes.infos[volume] = replace(world.host.volumes.infos[volume], used_bytes=4096)
-    guest = world.guests._inventory.get(101)
-    usage = RootUsage(lambda: [guest], storage=world.guests._storage, clock=world.host.clock)
-    await usage.count(guest)
-    await world.guests._sampler.round()
-    stats = world.guests.get(101).stats
-    assert stats is not None
-    assert stats.disk_used_bytes == 4096

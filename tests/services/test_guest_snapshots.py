@@ -128,6 +128,15 @@ async def test_a_running_vm_keeps_its_images_itself(world: GuestWorld) -> None:
     assert run.kept == {"scsi0": set()}
 
 
+async def test_a_disk_that_waits_for_the_next_start_is_the_storages(world: GuestWorld) -> None:
+    run = await world.make_vm(start=True, hotplug="0")
+    assert run is not None
+    await world.guests.update_config(VM, 100, put={"scsi1": "local:1"}, delete=[], digest=None, user=ADMIN)
+    await world.succeed(await snapshot(world))
+    assert run.kept == {"scsi0": {"one"}}
+    assert list(world.host.volumes.kept) == [DISK_1]
+
+
 async def test_memory_is_kept_in_a_disk_and_gone_on_from(world: GuestWorld) -> None:
     run = await world.make_vm(start=True)
     assert run is not None
