@@ -27,14 +27,14 @@ import time
 from dataclasses import dataclass, field
 
 NOBODY = 65534
-DEPTH_LIMIT = 500
+DEPTH_LIMIT = 400  # two descriptors a level
 _TICK_NS = 1_000_000_000
 _COPY_BYTES = 1 << 20
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _XATTRS = ("security.capability", "user.", "system.posix_acl_access", "system.posix_acl_default")
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ELOOP)
-_TEMPORARY = ".appliance-copy"
+_TEMPORARY = f".appliance-{os.urandom(8).hex()}"  # no name of the source's
 _PR_SET_PDEATHSIG = 1
 
 _libc = ctypes.CDLL(None)
@@ -85,7 +85,7 @@ class Sync:
 
     def _directory(self, source: int, target: int, path: str, depth: int) -> None:
         if depth > DEPTH_LIMIT:
-            raise OSError(errno.ELOOP, f"{path[:80]}: deeper than {DEPTH_LIMIT}")
+            raise OSError(errno.ENAMETOOLONG, f"{path[:80]}: deeper than {DEPTH_LIMIT}")
         names = _names(source)
         wanted = set(names)
         for name in _names(target):
@@ -353,6 +353,7 @@ def main(arguments: list[str]) -> int:
     # a detached mount is a descriptor that only names it (O_PATH)
     source, target = (os.open(".", _DIRECTORY, dir_fd=fd) for fd in (source, target))
     os.umask(0)
+    sys.setrecursionlimit(10 * DEPTH_LIMIT)
     sync = Sync(source, target, base, count)
     for line in sys.stdin:
         match line.strip():

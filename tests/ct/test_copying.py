@@ -129,6 +129,27 @@ async def test_a_tree_in_use_is_whole_after_the_last_pass(tmp_path: Path) -> Non
         await asyncio.to_thread(writer.join)
 
 
+async def test_a_deep_tree_is_copied_or_refused_by_name(tmp_path: Path) -> None:
+    async def deep(levels: int, name: str) -> Path:
+        root = tmp_path / name
+        root.mkdir()
+        at = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+        for _ in range(levels):
+            os.mkdir("d", dir_fd=at)
+            below = os.open("d", os.O_RDONLY | os.O_DIRECTORY, dir_fd=at)
+            os.close(at)
+            at = below
+        os.close(at)
+        return root
+
+    async with copy_of(await deep(390, "one"), tmp_path / "two") as copy:
+        assert (await copy.again()).entries == 390
+        assert await copy.differences() == 0
+    async with copy_of(await deep(500, "three"), tmp_path / "four") as copy:
+        with pytest.raises(HostError, match="deeper"):
+            await copy.again()
+
+
 async def test_owners_are_mapped(tmp_path: Path) -> None:
     one = tmp_path / "one"
     one.mkdir()
