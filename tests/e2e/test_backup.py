@@ -17,7 +17,7 @@ from proxmoxer import ResourceException
 from tests.e2e.busybox import write_template
 from tests.harness import Appliance, TaskFailed
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import pytest
 
 from tests.storage import crash_driver
 
+pytestmark = pytest.mark.timeout(300)  # a process for each effect of each operation
 DISK, TREE, LAYERED = (str(each) for each in (crash_driver.DISK, crash_driver.TREE, crash_driver.LAYERED))
 CONTENT = ["content", "2"]
 
@@ -22,7 +23,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     directory = tmp_path_factory.mktemp("crash")
     run = subprocess.run(
         [sys.executable, "-m", "tests.storage.crash_driver", str(directory)],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=100, check=False,
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     return [json.loads(line) for line in run.stdout.splitlines()]
