@@ -214,6 +214,13 @@ class NetworkBackend:
         if self._dnsmasq is not None:
             self._dnsmasq.reload()
 
+    def resolver(self, bridge: str) -> str:
+        """The name server for guests on this bridge that do not ask by DHCP; "" where we know none."""
+        state = self._ports.state if self._ports is not None else None
+        if state is None or not state.managed or state.settings.name != bridge:
+            return ""
+        return str(state.settings.gateway) if state.settings.dns and state.settings.dhcp else ""
+
     async def publish(self, guest_id: GuestId, wanted: Sequence[PublishedPort]) -> None:
         """Let ports of the host lead to this guest, which is plugged, until it is unplugged.
 

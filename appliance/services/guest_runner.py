@@ -323,7 +323,7 @@ class GuestRunner:
         return await engine.start(spec, resources, on_state=partial(self._engine_state, guest), log=log_line)
 
     async def _start_ct(self, guest: GuestRuntime, log_line: LogLine) -> RunningGuest:
-        spec = self._ct_spec(guest)
+        spec = self._with_resolver(self._ct_spec(guest))
         if reasons := self._engines.ct.refuse(spec):
             raise Unsupported(f"{guest.label}: {'; '.join(reasons)}")
         volumes, _ = await asyncio.gather(
@@ -340,6 +340,11 @@ class GuestRunner:
         resources = CtResources(volumes=volumes, connect=connect)
         on_state = partial(self._engine_state, guest)
         return await self._engines.ct.start(spec, resources, on_state=on_state, log=log_line)
+
+    def _with_resolver(self, spec: CtSpec) -> CtSpec:
+        """Where the host sets the addresses, nothing inside asks by DHCP who resolves names: it is told here."""
+        known = [self._network.resolver(nic.bridge) for nic in spec.nics if nic.host_managed]
+        return replace(spec, nameserver=spec.nameserver or next(filter(None, known), ""))
 
     def _choose(self, guest: GuestRuntime, spec: VmSpec) -> GuestEngine[VmSpec, VmResources]:
         reasons: list[str] = []

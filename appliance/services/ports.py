@@ -434,6 +434,9 @@ class NetworkBackend(Protocol):
     async def plug_ct(self, guest_id: GuestId, nic: NicSpec, namespace: Path) -> None:
         """Make the veth pair, one end joined to the bridge, the other in the network `namespace` (a file) as `nic.name`."""
 
+    def resolver(self, bridge: str) -> str:
+        """The name server for guests on this bridge that do not ask by DHCP; "" where we know none."""
+
     async def publish(self, guest_id: GuestId, wanted: Sequence[PublishedPort]) -> None:
         """Let ports of the host lead to this guest, which is plugged, until it is unplugged. Raises `Conflict` for a port that
         is taken, `Unsupported` when its address is not known here, `InvalidParameter`."""

@@ -58,6 +58,9 @@ class FakePorts:
     async def plug_ct(self, guest_id: GuestId, nic: NicSpec, namespace: Path) -> None:
         self.plugged.add((guest_id, nic.slot))
 
+    def resolver(self, bridge: str) -> str:
+        return "192.0.2.53" if bridge == "vmbr0" else ""
+
     async def publish(self, guest_id: GuestId, wanted: Sequence[PublishedPort]) -> None:
         self.published[guest_id] = tuple(wanted)
 

@@ -262,14 +262,17 @@ def test_a_published_port_leads_into_the_container_for_as_long_as_it_runs(own_si
     appliance, api = own_site
     port = free_port()
     net0 = f"name=eth0,bridge={appliance.bridge},ip=dhcp"
-    script = "echo up; exec httpd -f -p 80 -h /www"
+    script = "ip route; cat /etc/resolv.conf; exec httpd -f -p 80 -h /www"
     guest = create(own_site, 220, script, rootfs="local:0", net0=net0, **{"app-publish": f"{port}:80"})
     (inside,) = [row for row in guest.interfaces.get() if row["name"] == "eth0"]
     address = inside["inet"].partition("/")[0]  # set by the host: nothing inside asks for one
     eventually(lambda: "hello from inside" in fetch(address, 80))
     assert "hello from inside" in fetch("127.0.0.1", port)
-    host = next(row["address"] for row in appliance.node(api).network.get() if row["iface"] == appliance.bridge)
-    assert "hello from inside" in fetch(host, port)
+    gateway = next(row["address"] for row in appliance.node(api).network.get() if row["iface"] == appliance.bridge)
+    said = logs(own_site, 220)
+    assert f"default via {gateway} dev eth0" in said
+    assert f"nameserver {gateway}" in said
+    assert "hello from inside" in fetch(gateway, port)
 
     other = create_stopped(own_site, 221, net0=net0, **{"app-publish": f"{port}:80"})
     with pytest.raises(TaskFailed, match=f"port {port}/tcp is published by ct 220 already"):
