@@ -246,7 +246,11 @@ class ApplicationSupervisor:
             await self._clock.sleep(wait_s)
             try:
                 async with guest.hold("restart policy"):
-                    if not guest.restart_due or live.ends != end or guest.state is not GuestState.STOPPED:
+                    if live.ends != end or guest.state is not GuestState.STOPPED:
+                        return
+                    if not guest.restart_due:  # stopped while it waited: that is remembered as any stop is
+                        live.state = msgspec.structs.replace(live.state, stopped_by_hand=True)
+                        await self._keep(guest.guest_id)
                         return
                     await self._launch(guest)
                     live.state = msgspec.structs.replace(live.state, restarts=live.state.restarts + 1)
