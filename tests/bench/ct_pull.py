@@ -25,7 +25,7 @@ from tests.oci import images, registries
 from tests.oci.test_images_api import layout
 
 LAYERS = 10
-LAYER_BYTES = 8 << 20
+LAYER_BYTES = 16 << 20
 ROUNDS = 9
 NAME = "bench/ten:1"
 

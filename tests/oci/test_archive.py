@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import HostError, InvalidParameter, NotFound
-from appliance.storage.oci import archive, manifest
+from appliance.storage.oci import archive, blobs, manifest
 from appliance.storage.oci.archive import Archive, Image
 from appliance.storage.oci.credentials import RegistryAccess, RegistryBook, Transport
 from appliance.storage.oci.manifest import Platform
@@ -178,6 +178,25 @@ async def test_one_after_the_other_makes_a_blob_however_many_come(tmp_path: Path
     await asyncio.gather(make(), make(), late(), make(), late())
     assert most == 1
     assert not store._locks
+
+
+def test_a_name_that_comes_after_anothers_sync_is_made_durable_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ImageStore(tmp_path)
+    store.prepare()
+    synced: list[Path] = []
+    monkeypatch.setattr(blobs, "sync_directory", synced.append)
+    late = store.blobs.writer(Digest.of(b"x"), 1)
+    late.restart()
+    store.blobs.add(b"other")
+    store.blobs.sync()
+    late.write(b"x")
+    late.publish()
+    late.close()
+    store.blobs.sync()
+    store.blobs.sync()
+    assert synced == [store.directory / "blobs/sha256"] * 2
 
 
 def test_what_a_crash_leaves_of_blobs_is_continued_for_a_day_and_then_removed(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +32,8 @@ class BlobStore:
     def __init__(self, directory: Path) -> None:
         self._blobs = directory / "blobs"
         self._partial = directory / "partial"
+        self._changed: set[Path] = set()
+        """Directories with names that are not durable yet."""
 
     def prepare(self) -> None:
         """Make the directories. Raises `OSError`."""
@@ -78,16 +80,20 @@ class BlobStore:
 
     def sync(self) -> None:
         """Make the names of what has been published durable: before something else names it. Raises `HostError`."""
+        changed, self._changed = self._changed, set()
         try:
-            for algorithm in ALGORITHMS:
-                sync_directory(self._blobs / algorithm)
+            for directory in changed:
+                sync_directory(directory)
         except OSError as error:
             raise HostError.from_os_error(error, f"sync {self._blobs}") from error
 
     def writer(self, digest: Digest, size_bytes: int) -> BlobWriter:
         """For bytes that are to become a blob of this digest and size. One at a time for each digest."""
         path = self._partial / f"{digest.algorithm}-{digest.hex}"
-        return BlobWriter(path, self.path(digest), digest, size_bytes)
+        return BlobWriter(path, self.path(digest), digest, size_bytes, named=self._note)
+
+    def _note(self, directory: Path) -> None:
+        self._changed.add(directory)
 
     async def stream(self, digest: Digest) -> AsyncIterator[bytes]:
         """The bytes of a blob, in pieces. Raises `NotFound`, `HostError`."""
@@ -136,7 +142,10 @@ class BlobWriter:
     `received` counts the bytes that are there. Raises `HostError` (`NoSpace`), `InvalidParameter` for wrong content.
     """
 
-    def __init__(self, partial: Path, final: Path, digest: Digest, size_bytes: int) -> None:
+    def __init__(
+        self, partial: Path, final: Path, digest: Digest, size_bytes: int, *, named: Callable[[Path], None]
+    ) -> None:
+        self._named = named
         self._partial = partial
         self._final = final
         self._digest = digest
@@ -194,6 +203,7 @@ class BlobWriter:
         try:
             os.fsync(self._fd)
             self._partial.rename(self._final)
+            self._named(self._final.parent)
         except OSError as error:
             raise HostError.from_os_error(error, f"publish blob {self._digest}") from error
 
