@@ -33,11 +33,12 @@ class Answer:
 class GuestConsole:
     """A guest's console as a pair of streams. `history` holds all it said, up to a megabyte."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, after: int = 0) -> None:
+        """`after`: commands that others gave it before, whose answers may be told again."""
         self._reader, self._writer = reader, writer
         self.history = b""
         self._seen = 0
-        self._number = 0
+        self._number = after
 
     async def ready(self, *, timeout_s: float = BOOT_TIMEOUT_S) -> str:
         """Wait for the guest's greeting; its kernel's release. Raises `TimeoutError` with what it said instead."""

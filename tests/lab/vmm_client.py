@@ -59,7 +59,7 @@ class NativeHost:
 
     async def adopt(self, number: int, spec: dict[str, Any]) -> NativeGuest:
         """Take up what another agent's `detach` left."""
-        guest = self.guests[number] = NativeGuest(self, number)
+        guest = self.guests[number] = NativeGuest(self, number, after=1000)
         assert await guest.order("adopt", spec=spec), f"vm {number}: nothing to take up:\n{self.tail()}"
         return guest
 
@@ -146,13 +146,13 @@ class _Typist:
 class NativeGuest:
     """One machine of the agent's."""
 
-    def __init__(self, host: NativeHost, number: int) -> None:
+    def __init__(self, host: NativeHost, number: int, *, after: int = 0) -> None:
         self.number = number
         self.facts: dict[str, Any] = {}
         self.states: list[tuple[str, str]] = []
         """Every state and reason the engine told, in order."""
         self.said = asyncio.StreamReader()
-        self.console = GuestConsole(self.said, _Typist(self))  # type: ignore[arg-type]
+        self.console = GuestConsole(self.said, _Typist(self), after=after)  # type: ignore[arg-type]
         self._host = host
 
     async def order(self, verb: str, *, timeout_s: float = ORDER_TIMEOUT_S, **order: Any) -> Any:
