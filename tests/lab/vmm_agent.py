@@ -28,6 +28,7 @@ import uvloop
 
 from appliance.clock import SystemClock
 from appliance.errors import ApplianceError
+from appliance.kernel.kvm_cpu_abi import KVM_MP_STATE_RUNNABLE
 from appliance.kernel.kvm_vcpu import Vcpu as KvmVcpu
 from appliance.model.guest import GuestState, NicSpec, VmDisk, VmResources, VmSpec
 from appliance.model.volume import OpenedVolume, VolumeFormat
@@ -213,9 +214,11 @@ def _derail(kvm: KvmVcpu) -> None:
     sregs.cr0 &= ~0x8000_0000  # no paging
     sregs.efer &= ~0x500  # no long mode
     sregs.cs.base, sregs.cs.l, sregs.cs.db, sregs.cs.limit, sregs.cs.g = 0, 0, 1, 0xFFFF_FFFF, 1
+    sregs.cs.dpl = sregs.ss.dpl = 0  # at a user's level the guest itself would be told, by an exception
     regs.rip, regs.rflags = NO_MEMORY, 2
     kvm.set_sregs(sregs)
     kvm.set_regs(regs)
+    kvm.set_mp_state(KVM_MP_STATE_RUNNABLE)  # it may have halted, and no interrupt wakes it any more
 
 
 _counted: Counter[str] = Counter()
