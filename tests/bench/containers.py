@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -123,6 +124,10 @@ def bare_bundle(appliance: Appliance, template: Path) -> Iterator[tuple[str, Pat
         yield runtime, bundle
     finally:
         shutil.rmtree(bundle)
+        parent = config["linux"]["cgroupsPath"].strip("/").split("/")[0]
+        for group in Path("/sys/fs/cgroup").glob(f"**/{parent}"):
+            with contextlib.suppress(OSError):  # the appliance's containers are still in it, and it removes it itself
+                group.rmdir()
 
 
 def _bare_start(runtime: str, bundle: Path) -> float:
