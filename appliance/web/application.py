@@ -36,7 +36,7 @@ from appliance.web.api import (
 from appliance.web.api import resources as resources_api
 from appliance.web.pages.render import RENDERER, Renderer
 from appliance.web.pages.routes import routes as pages
-from appliance.web.pages.viewer import KEPT_GUESTS, KeptGuests
+from appliance.web.pages.viewer import KEPT, Kept
 from appliance.web.registry import Resource
 from appliance.web.services import Services
 from appliance.web.sockets import SocketRegistry
@@ -93,7 +93,7 @@ def build_application(
     app[keys.STRANGERS] = FailureLimiter(burst=REMOTE_BURST, refill_s=REMOTE_REFILL_S)
     app[resources_api.KEPT] = resources_api.Kept()
     app[keys.STATIC] = static or StaticFiles(services.config.static_dir)
-    app[KEPT_GUESTS] = KeptGuests()
+    app[KEPT] = Kept()
     app[RENDERER] = Renderer(services.config.templates_dir, app[keys.STATIC])
     app.router.add_routes(
         [

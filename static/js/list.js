@@ -6,7 +6,7 @@ import { onChange, setTopic } from "./live.js";
 import { at } from "./place.js";
 import { t } from "./words.js";
 
-const TYPING_MS = 120;
+const TYPING_MS = 30;
 const selected = new Set();
 let timer = 0;
 let lastClicked = null;

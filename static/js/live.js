@@ -112,6 +112,12 @@ function place(element) {
   const present = document.getElementById(element.id);
   if (!present) return;
   if (element.id === "task-log") return placeLog(present, element);
+  if ("replace" in element.dataset && !present.contains(document.activeElement)) {
+    // many rows of other things: comparing them with the old ones would take longer than showing them
+    present.replaceWith(element);
+    window.htmx?.process(element);
+    return;
+  }
   Idiomorph.morph(present, element, {
     morphStyle: "outerHTML",
     // what is typed stays; a focused button is matched like any other, or it keeps the face of the one it was

@@ -5,10 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.bench import core, ct, vmm, vmm_lab
+from tests.bench import core, ct, ui, vmm, vmm_lab
 from tests.bench.figures import collect, report
 
-GROUPS = {"core": core.BENCHMARKS, "ct": ct.BENCHMARKS, "vmm": vmm.BENCHMARKS, "vmm-lab": vmm_lab.BENCHMARKS}
+GROUPS = {
+    "core": core.BENCHMARKS,
+    "ct": ct.BENCHMARKS,
+    "ui": ui.BENCHMARKS,
+    "vmm": vmm.BENCHMARKS,
+    "vmm-lab": vmm_lab.BENCHMARKS,
+}
 WHEN_ASKED = frozenset({"vmm-lab"})
 
 

@@ -58,20 +58,33 @@ _NUMBERED: Final = {
 }  # fmt: skip
 
 
+def guest_window_of(viewer: Viewer, wanted: guest_window.Wanted) -> guest_window.Window:
+    """The window of the list that is wanted; made once for all pages of the viewer that want it."""
+    return viewer.kept.recall(viewer, ("window", wanted), lambda: guest_window.choose(viewer.guests(), wanted))
+
+
+def guest_counts(viewer: Viewer) -> Context:
+    """How many there are, and run."""
+
+    def count() -> Context:
+        everything = viewer.guests()
+        running = sum(1 for guest in everything if guest.state in (GuestState.RUNNING, GuestState.PAUSED))
+        return {"running": running, "total": len(everything)}
+
+    return viewer.kept.recall(viewer, "guest counts", count)
+
+
 async def guest_list(viewer: Viewer, wanted: guest_window.Wanted) -> Context:
     """The window of the list that is wanted, and how many there are."""
-    everything = viewer.guests()
-    window = guest_window.choose(everything, wanted)
-    running = sum(1 for guest in everything if guest.state in (GuestState.RUNNING, GuestState.PAUSED))
+    window = guest_window_of(viewer, wanted)
     return {
         "guests": window.guests,
         "rights": {guest.guest_id: viewer.rights(guest.guest_id) for guest in window.guests},
         "matching": window.matching,
-        "total": window.total,
-        "running": running,
         "wanted": wanted,
         "may_create": viewer.may_create(),
         "node": viewer.node,
+        **guest_counts(viewer),
     }
 
 

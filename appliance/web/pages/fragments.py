@@ -13,7 +13,8 @@
     log:UPID                  a task's log, line by line
 
 Each fragment is one element with an id, which replaces the element of that id (`static/js/live.js`);
-`data-push="append"` adds its children instead. A fragment that would be sent unchanged is not sent.
+`data-push="append"` adds its children instead, `data-replace` does without comparing. A fragment that would be sent
+unchanged is not sent.
 Data for scripts are structs, objects with a `kind` on the wire.
 """
 
@@ -77,7 +78,7 @@ class PageFeed:
     topics: tuple[str, ...] = ()
     _sent: dict[str, int] = field(default_factory=dict)
     _log_lines: dict[str, int] = field(default_factory=dict)
-    _tree: dict[str, tree.TreeRow] = field(default_factory=dict)
+    _tree: tree.Tree | None = None
     _window: tuple[int, ...] = ()
 
     async def follow(self, topics: Iterable[str]) -> Sequence[Fragment]:
@@ -111,17 +112,17 @@ class PageFeed:
     async def _whole(self, topic: str) -> Sequence[Fragment]:
         match topic.split(":", 1)[0]:
             case "tasks":
-                return await self._render("tasks", await contexts.tasks(self.viewer))
+                return await self._common("tasks", contexts.tasks)
             case "notices":
-                return await self._render("notices", await contexts.notice_list(self.viewer))
+                return await self._common("notices", contexts.notice_list)
             case "overview":
-                return await self._render("overview", await datacenter.overview(self.viewer))
+                return await self._common("overview", datacenter.overview)
             case "tree":
                 return self._whole_tree(topic.partition(":")[2])
             case "host":
-                return await self._render("host", await contexts.host(self.viewer))
+                return await self._common("host", contexts.host)
             case "node":
-                return await self._render("node", await contexts.node(self.viewer))
+                return await self._common("node", contexts.node)
             case "guests":
                 return await self._guest_list(topic)
             case "guest":
@@ -179,7 +180,9 @@ class PageFeed:
         self._forget("guest_row")
         context = await contexts.guest_list(self.viewer, _query(topic))
         self._window = tuple(guest.guest_id for guest in _guests_of(context))
-        found = [*await self._render("guest_rows", context), *await self._render("guest_counts", context)]
+        rows = [await self._row_html(guest) for guest in _guests_of(context)]
+        found = self._unless_sent("guest_rows:", f'<tbody id="guest-rows" data-replace>{"".join(rows)}</tbody>')
+        found = [*found, *await self._render("guest_counts", context)]
         return [*found, *await self._render("guest_foot", context)]
 
     async def _guest_rows(self, topic: str, batch: Sequence[bus.Event]) -> Sequence[Fragment]:
@@ -187,8 +190,7 @@ class PageFeed:
         sampled = any(isinstance(event, bus.GuestStatsSampled) for event in batch)
         if not changed and not sampled:
             return ()
-        context = await contexts.guest_list(self.viewer, _query(topic))
-        shown = _guests_of(context)
+        shown = contexts.guest_window_of(self.viewer, _query(topic)).guests
         listed = any(isinstance(event, bus.GuestListChanged) for event in batch)
         if listed or tuple(guest.guest_id for guest in shown) != self._window:
             return await self._guest_list(topic)
@@ -200,16 +202,17 @@ class PageFeed:
             if len(found) % ROWS_AT_ONCE == 0:
                 await asyncio.sleep(0)  # hundreds of rows take a while: others have their turn in between
         if changed:
-            found += await self._render("guest_counts", context)
+            found += await self._render("guest_counts", contexts.guest_counts(self.viewer))
         return found
 
     async def _guest_row(self, guest: GuestView) -> Sequence[Fragment]:
+        return self._unless_sent(f"guest_row:{guest.guest_id}", await self._row_html(guest))
+
+    async def _row_html(self, guest: GuestView) -> str:
         """Rendered once for all pages that show the same."""
         context = contexts.guest_row(self.viewer, guest)
         key = contexts.guest_row_key(guest, self.viewer.rights(guest.guest_id))
-        return self._unless_sent(
-            f"guest_row:{guest.guest_id}", await self.renderer.shared("fragments/guest_row.html", context, key)
-        )
+        return await self.renderer.shared("fragments/guest_row.html", context, key)
 
     # --- frame --------------------------------------------------------------------------------------------------------
 
@@ -218,20 +221,19 @@ class PageFeed:
         if not any(isinstance(event, _TASK_EVENTS) for event in batch):
             return ()
         ends = [TaskEnd(upid=each.upid, status=each.status) for each in batch if isinstance(each, bus.TaskFinished)]
-        return [*await self._render("tasks", await contexts.tasks(self.viewer)), *ends]
+        return [*await self._common("tasks", contexts.tasks), *ends]
 
     def _whole_tree(self, known: str) -> Sequence[Fragment]:
-        rows = tree.rows(self.viewer)
-        self._tree = {row.id: row for row in rows}
-        digest = tree.digest(rows)
-        return () if digest == known else [tree.TreeChange(rows=rows, digest=digest, whole=True)]
+        self._tree = now = tree.of(self.viewer)
+        return () if now.digest == known else [tree.TreeChange(rows=now.rows, digest=now.digest, whole=True)]
 
     def _tree_after(self, batch: Sequence[bus.Event]) -> Sequence[Fragment]:
         if not any(isinstance(event, (*_GUEST_EVENTS, bus.StorageContentChanged)) for event in batch):
             return ()
-        rows = tree.rows(self.viewer)
-        change = tree.difference(self._tree, rows)
-        self._tree = {row.id: row for row in rows}
+        before, self._tree = self._tree, tree.of(self.viewer)
+        if before is None:
+            return [tree.TreeChange(rows=self._tree.rows, digest=self._tree.digest, whole=True)]
+        change = tree.change(self.viewer, before, self._tree)
         return () if change is None else [change]
 
     def _figures_after(self, series: str, batch: Sequence[bus.Event]) -> Sequence[Fragment]:
@@ -296,6 +298,15 @@ class PageFeed:
         return await self._render("task_log", {"task": task, "lines": lines, "fresh": fresh, "start": start})
 
     # --- rendering ----------------------------------------------------------------------------------------------------
+
+    async def _common(self, name: str, context: Callable[[Viewer], Awaitable[contexts.Context]]) -> Sequence[Fragment]:
+        """A fragment that is the same on all pages of a viewer in a language: made once for all of them."""
+
+        async def make() -> str:
+            return await self.renderer.fragment(f"fragments/{name}.html", await context(self.viewer))
+
+        what = ("fragment", name, self.renderer.tongue, self.renderer.prefix)
+        return self._unless_sent(f"{name}:", await self.viewer.kept.recall_later(self.viewer, what, make))
 
     async def _render(self, name: str, context: contexts.Context, *, key: str = "") -> Sequence[Fragment]:
         """The fragment, unless the page has it already."""

@@ -17,7 +17,7 @@ from appliance.model.guest import GuestKind, GuestState
 if TYPE_CHECKING:
     from appliance.services.guest_view import GuestView
 
-WINDOW: Final = 100
+WINDOW: Final = 50
 LIMIT: Final = 1000
 QUERY_LIMIT: Final = 200
 STATES: Final = {

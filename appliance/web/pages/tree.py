@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -40,6 +41,32 @@ class TreeChange(msgspec.Struct, tag_field="kind", tag="tree", kw_only=True):
     digest: str
     whole: bool = False
     gone: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """All rows of one viewer at one moment; pages that show the same share it."""
+
+    rows: Sequence[TreeRow]
+    by_id: Mapping[str, TreeRow]
+    digest: str
+
+
+def of(viewer: Viewer) -> Tree:
+    """The viewer's tree now."""
+
+    def make() -> Tree:
+        found = rows(viewer)
+        return Tree(found, {row.id: row for row in found}, digest(found))
+
+    return viewer.kept.recall(viewer, "tree", make)
+
+
+def change(viewer: Viewer, before: Tree, after: Tree) -> TreeChange | None:
+    """What a page that has `before` must take over, computed once for all that have it."""
+    if before.digest == after.digest:
+        return None
+    return viewer.kept.recall(viewer, ("tree since", before.digest), lambda: difference(before.by_id, after.rows))
 
 
 def rows(viewer: Viewer) -> Sequence[TreeRow]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import typing
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from aiohttp import web
 
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 
 STORAGE_PRIVILEGES = ("Datastore.Audit", "Datastore.AllocateSpace", "Datastore.Allocate")
 RECENT_TASKS = 30
+T = TypeVar("T")
 KEEP_S: Final = 1.0
-KEEP_LIMIT: Final = 64
+KEEP_LIMIT: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,29 +40,46 @@ class GuestRights:
 
 
 @dataclass(slots=True)
-class KeptGuests:
-    """The lists of guests that were made for somebody, while they hold: fifty open pages of one user need one.
+class Kept:
+    """What was made for somebody, while it holds: fifty open pages of one user need one list and one fragment of it.
 
-    A list holds until something happens, for at most `KEEP_S`.
+    It holds until something happens, for at most `KEEP_S` (running guests' uptime).
     """
 
-    _lists: dict[str, tuple[int, float, Sequence[GuestView]]] = field(default_factory=dict)
+    _made: dict[Hashable, tuple[int, float, object]] = field(default_factory=dict)
 
-    def get(self, viewer: Viewer) -> Sequence[GuestView]:
-        """The guests `viewer` may see."""
-        services, who = viewer.services, viewer.identity.auth_id
-        published, now = services.events.published, services.clock.monotonic()
-        known = self._lists.get(who)
-        if known is not None and known[0] == published and now < known[1]:
-            return known[2]
-        if len(self._lists) >= KEEP_LIMIT:
-            self._lists.clear()
-        found = viewer.read_guests()
-        self._lists[who] = (published, now + KEEP_S, found)
-        return found
+    def recall(self, viewer: Viewer, what: Hashable, make: Callable[[], T]) -> T:
+        """`make()`, or what it gave the same viewer before."""
+        found = self._find(viewer, what)
+        return typing.cast(T, found[0]) if found else self._keep(viewer, what, make())
+
+    async def recall_later(self, viewer: Viewer, what: Hashable, make: Callable[[], Awaitable[T]]) -> T:
+        """The same for what must be waited for."""
+        found = self._find(viewer, what)
+        if found:
+            return typing.cast(T, found[0])
+        published = viewer.services.events.published
+        made = await make()
+        return self._keep(viewer, what, made, published=published)
+
+    def _find(self, viewer: Viewer, what: Hashable) -> tuple[object] | None:
+        known = self._made.get((viewer.identity.auth_id, what))
+        services = viewer.services
+        if known is None or known[0] != services.events.published or services.clock.monotonic() >= known[1]:
+            return None
+        return (known[2],)
+
+    def _keep(self, viewer: Viewer, what: Hashable, made: T, *, published: int | None = None) -> T:
+        """`published`: how many events there had been before it was made, if that took time."""
+        if len(self._made) >= KEEP_LIMIT:
+            self._made.clear()
+        services = viewer.services
+        count = services.events.published if published is None else published
+        self._made[viewer.identity.auth_id, what] = (count, services.clock.monotonic() + KEEP_S, made)
+        return made
 
 
-KEPT_GUESTS: web.AppKey[KeptGuests] = web.AppKey("kept_guests")
+KEPT: web.AppKey[Kept] = web.AppKey("kept_for_pages")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +88,7 @@ class Viewer:
 
     services: Services
     identity: Identity
-    kept: KeptGuests = field(default_factory=KeptGuests)
+    kept: Kept = field(default_factory=Kept)
 
     @property
     def node(self) -> str:
@@ -82,7 +101,7 @@ class Viewer:
 
     def guests(self) -> Sequence[GuestView]:
         """The guests the viewer may see, by id."""
-        return self.kept.get(self)
+        return self.kept.recall(self, "guests", self.read_guests)
 
     def read_guests(self) -> Sequence[GuestView]:
         """The same, made anew."""

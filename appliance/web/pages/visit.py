@@ -13,7 +13,7 @@ from appliance.errors import ApplianceError, NotFound
 from appliance.web import keys, proxy
 from appliance.web.pages import areas, contexts
 from appliance.web.pages.render import Voice, voice
-from appliance.web.pages.viewer import KEPT_GUESTS, Viewer
+from appliance.web.pages.viewer import KEPT, Viewer
 
 LOGIN = "/login"
 
@@ -83,7 +83,7 @@ def visited(handler: Handler) -> Route:
         caller = request[keys.CALLER]
         if caller.identity is None or not caller.ticket:
             return _to_login(request)
-        viewer = Viewer(request.app[keys.SERVICES], caller.identity, request.app[KEPT_GUESTS])
+        viewer = Viewer(request.app[keys.SERVICES], caller.identity, request.app[KEPT])
         visit = Visit(request, viewer, voice(request), caller.ticket)
         try:
             return await handler(visit)

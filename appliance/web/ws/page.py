@@ -19,7 +19,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from appliance.web import keys, middleware
 from appliance.web.pages.fragments import Fragment, PageFeed
 from appliance.web.pages.render import voice
-from appliance.web.pages.viewer import KEPT_GUESTS, Viewer
+from appliance.web.pages.viewer import KEPT, Viewer
 from appliance.web.ws import events
 from appliance.web.ws.viewers import VIEWERS
 
@@ -45,7 +45,7 @@ async def serve(request: web.Request) -> web.StreamResponse:
     ):
         await socket.prepare(request)
         request[keys.UPGRADED] = socket
-        viewer = Viewer(services, identity, request.app[KEPT_GUESTS])
+        viewer = Viewer(services, identity, request.app[KEPT])
         page = OpenPage(request, socket, PageFeed(viewer, voice(request), request.app[VIEWERS]))
         async with asyncio.TaskGroup() as group:
             pushing = group.create_task(page.push(events.Feed(services, identity, seen)))
