@@ -30,5 +30,6 @@ async def show_storage(visit: Visit) -> web.StreamResponse:
         topics=f"storage:{name}:{content}",
         storages=storages,
         kinds=kinds,
+        may_allocate=viewer.may("/storage", "Datastore.Allocate"),
         **context,
     )

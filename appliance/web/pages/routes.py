@@ -60,6 +60,7 @@ def routes() -> list[web.RouteDef]:
         web.get("/dialogs/guest/{vmid}/clone", guest_dialogs.clone),
         web.get("/dialogs/guest/{vmid}/template", guest_dialogs.make_template),
         web.get("/dialogs/settings/{name}", governance.edit_setting),
+        web.get("/dialogs/add-storage", dialogs.add_storage),
         web.get("/dialogs/storage/{storage}/upload", dialogs.upload),
         web.get("/dialogs/storage/{storage}/download", dialogs.download),
         web.get("/dialogs/storage/{storage}/build", dialogs.build_template),
