@@ -40,6 +40,7 @@ TASK_WORDS: Mapping[str, str] = {
     "vzcreate": "Create", "vzstart": "Start", "vzstop": "Stop", "vzshutdown": "Shut down", "vzreboot": "Reboot",
     "vzsuspend": "Suspend", "vzresume": "Resume", "vzdestroy": "Delete", "vzclone": "Clone",
     "vztemplate": "Make template", "vncproxy": "Open display", "termproxy": "Open console", "imgcopy": "Upload",
+    "vncshell": "Open shell",
     "imgdel": "Delete volume", "download": "Download", "aptemplate": "Build template", "aplinfo": "Build template",
     "startall": "Start all guests", "stopall": "Stop all guests", "vzdump": "Back up",
 }  # fmt: skip
