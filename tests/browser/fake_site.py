@@ -21,6 +21,8 @@ from tests.fakes.services import World
 from tests.harness import ROOT
 
 SIZES = {"phone": (390, 844), "tablet": (768, 1024), "wide": (1280, 800), "large": (1920, 1080)}
+EXPECT_TIMEOUT_MS = 20_000
+"""A busy machine is no failure."""
 Scheme = Literal["light", "dark"]
 
 
@@ -80,6 +82,7 @@ class FakeSite:
 @asynccontextmanager
 async def open_site(browser: Browser, directory: Path, screenshots: Path) -> AsyncIterator[FakeSite]:
     """Serve the furnished world."""
+    expect.set_options(timeout=EXPECT_TIMEOUT_MS)
     services, world = furnished(directory)
     settle_in(world)
     static = await asyncio.to_thread(StaticFiles.scan, ROOT / "static")

@@ -30,7 +30,6 @@ from tests.fakes.viewer import FakeViewer
 
 if TYPE_CHECKING:
     from appliance.services.guest_view import GuestView
-    from appliance.services.ports import RunningGuest
 
 NODE = "testnode"
 ADMIN = Identity("admin@pve")
@@ -266,10 +265,6 @@ class FakeGuests:
         if view is None or kind not in (None, view.kind):
             raise NotFound(f"{kind.prefix if kind else 'guest'} {guest_id}")
         return view
-
-    def running(self, guest_id: int, kind: GuestKind | None = None) -> RunningGuest:
-        self.get(guest_id, kind)
-        raise Conflict(f"guest {guest_id}: does not answer")
 
     async def next_id(self, wanted: int | None = None) -> int:
         if wanted is None:
