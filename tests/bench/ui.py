@@ -1,6 +1,6 @@
 """Figures of the web UI with 1,000 guests on 10 nodes: pages, first paint of the tree, search, push to 50 pages, size.
 
-    page_p99_ms    HTML of any page, server time, one after another (the highest page's p99 of 20 requests)
+    page_p99_ms    HTML of any page, server time, one after another (the highest page's p99 of 100 requests)
     tree_paint_s   from navigation to the tree's rows painted, in Chromium with an empty cache
     search_ms      from a typed letter to the results on the screen: palette and list, the slower median
     push_50_ms     a change on 50 open pages: from the request to the last page's row; p99 of 40
@@ -32,7 +32,7 @@ PAGES = (
     "/", "/overview", "/guests/101", "/guests/101/hardware", "/guests/101/tasks", "/node", "/node/tasks", "/storage",
     "/audit", "/settings", "/api-explorer",
 )  # fmt: skip
-ROUNDS = 20
+ROUNDS = 100
 OPEN_PAGES = 50
 CHANGES = 40
 CHROMIUM = "/usr/bin/chromium"
