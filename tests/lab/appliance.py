@@ -15,6 +15,14 @@ TASK_LIMIT_S: Final = 300.0
 UNIT: Final = "appliance.service"
 DATA_DIR: Final = "/var/lib/appliance"
 _PASSWORD_FILE = "/root/admin-password"
+_UNIT_FILE = f"""\
+[Service]
+Type=notify
+KillMode=process
+Delegate=yes
+TimeoutStartSec={START_TIMEOUT_S:g}
+ExecStart=appliance serve --data-dir {DATA_DIR} --listen 0.0.0.0:{API_PORT} --admin-password-file {_PASSWORD_FILE}
+"""  # a file: a unit of systemd-run stays loaded, and cannot be made again, as long as guests and dnsmasq live in it
 
 
 class LabAppliance:
@@ -30,13 +38,9 @@ class LabAppliance:
         """Start the service and wait until it is ready. Raises `CommandFailed` with the unit's words."""
         began = time.monotonic()
         write = f"umask 077; echo {self.password} >{_PASSWORD_FILE}"
-        serve = (
-            f"systemd-run --quiet --collect --unit={UNIT} -p Type=notify -p KillMode=process -p Delegate=yes"
-            f" -p TimeoutStartSec={START_TIMEOUT_S:g} appliance serve --data-dir {DATA_DIR}"
-            f" --listen 0.0.0.0:{API_PORT} --admin-password-file {_PASSWORD_FILE}"
-        )
+        unit = f"cat >/run/systemd/system/{UNIT} <<'UNIT'\n{_UNIT_FILE}UNIT\nsystemctl daemon-reload"
         show = f"{{ journalctl -u {UNIT} -n 60 --no-pager >&2; exit 1; }}"
-        await self.host.shell(f"{write}\n{serve} || {show}", timeout_s=START_TIMEOUT_S + 30)
+        await self.host.shell(f"{write}\n{unit}\nsystemctl start {UNIT} || {show}", timeout_s=START_TIMEOUT_S + 30)
         await self.host.get(f"{DATA_DIR}/pki/ca.pem", self.host.directory)
         self.start_s = time.monotonic() - began
 
