@@ -9,9 +9,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 from aiohttp import web
 
-HOP = frozenset(
-    {"connection", "keep-alive", "transfer-encoding", "upgrade", "content-length", "content-encoding", "host"}
-)
+HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "upgrade", "content-length", "host"})
 
 
 @asynccontextmanager

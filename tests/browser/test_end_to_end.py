@@ -18,7 +18,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.host, pytest.mark.timeout(420)]
 TASK_LIMIT_MS = 90_000
 BOOT_LIMIT_S = 240.0
 SCREEN = """() => {
-  const buffer = document.getElementById("console").terminal.buffer.active;
+  const buffer = document.getElementById("console")?.terminal?.buffer.active;
+  if (!buffer) return "";
   return [...Array(buffer.length).keys()].map((n) => buffer.getLine(n).translateToString(true)).join("\\n");
 }"""
 LIT_PIXELS = """() => {

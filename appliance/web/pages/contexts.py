@@ -49,7 +49,8 @@ LABELS: Final[Mapping[str, str]] = {
     "shares": "Ballooning weight", "allow-ksm": "Merge equal pages", "kernel": "Kernel", "initrd": "Initial RAM disk",
     "cmdline": "Kernel command line", "entrypoint": "First process", "env": "Environment", "debug": "More messages",
     "hugepages": "Huge pages", "prealloc": "Take all memory at once", "keephugepages": "Keep huge pages",
-    "timezone": "Time zone", "locale": "Locale", "security": "Confinement",
+    "timezone": "Time zone", "locale": "Locale", "security": "Confinement", "hookscript": "Hook script",
+    "restart": "Restart by itself", "pids": "Process limit", "iolimit": "I/O limits",
 }  # fmt: skip
 _NUMBERED: Final = {
     "scsi": "Disk", "virtio": "Disk", "sata": "Disk", "ide": "Disk", "net": "Network", "mp": "Mount point",
