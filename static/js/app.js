@@ -35,7 +35,9 @@ function dialogs() {
     for (const form of dialog.querySelectorAll("form")) forms.prepare(form);
     for (const menu of document.querySelectorAll("details.menu[open]")) menu.removeAttribute("open");
     if (!dialog.open) dialog.showModal();
-    (dialog.querySelector("[autofocus]") ?? dialog.querySelector(".dialog-body :is(input:not([type=hidden]), select, textarea):enabled"))?.focus();
+    const first = dialog.querySelector("[autofocus]") ?? dialog.querySelector(".dialog-body :is(input:not([type=hidden]), select, textarea):enabled");
+    first?.focus();
+    first?.removeAttribute("autofocus"); // htmx would focus it again a little later, away from where somebody types by then
   });
   document.addEventListener("click", (event) => {
     if (event.target.closest("[data-close]")) dialog.close();

@@ -12,6 +12,8 @@ from urllib.parse import quote
 
 from websockets.sync.client import ClientConnection, connect
 
+OPEN_TIMEOUT_S = 60.0
+"""A machine that is busy with other guests' disks may take its time."""
 _ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[a-zA-Z]|\x1b\][^\x07]*\x07|\x1b[()][A-Z0-9]|[\x00\x0e\x0f]")
 
 
@@ -32,7 +34,9 @@ class Terminal:
         self._taken = 0
         self._greeting = f"{proxy['user']}:{proxy['ticket']}\n"
         self._stack = ExitStack()
-        self._connecting = connect(url, ssl=context, additional_headers=auth, max_size=None, compression=None)
+        self._connecting = connect(
+            url, ssl=context, additional_headers=auth, max_size=None, compression=None, open_timeout=OPEN_TIMEOUT_S
+        )
         self._socket: ClientConnection
 
     def __enter__(self) -> Terminal:
