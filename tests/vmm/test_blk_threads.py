@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 import random
 import select
 import threading
@@ -39,7 +38,8 @@ class Guest(threading.Thread):
         self._device = device
         self._random = random.Random(seed)
         self._left = requests
-        self._wake = os.eventfd(0)
+        # Not a descriptor of the guest's: a last interrupt may come when the guest has all its answers and is gone.
+        self._wake = threading.Event()
         self._open: dict[int, tuple[int, bytes | None]] = {}
         self.queue = self.begin()
 
@@ -47,7 +47,7 @@ class Guest(threading.Thread):
         """The driver starts anew: what was open is forgotten, and must not come back."""
         self._open.clear()
         (queue,) = attach(self._device, size=64)
-        transport_of(self._device).queue_interrupt = lambda index: os.eventfd_write(self._wake, 1)  # type: ignore[method-assign]
+        transport_of(self._device).queue_interrupt = lambda index: self._wake.set()  # type: ignore[method-assign]
         return queue
 
     def run(self) -> None:
@@ -57,8 +57,6 @@ class Guest(threading.Thread):
                 self._collect()
         except BaseException as error:  # noqa: BLE001
             self.failure = error
-        finally:
-            os.close(self._wake)
 
     def _fill(self) -> None:
         busy = {sector for sector, _ in self._open.values()}
@@ -79,8 +77,8 @@ class Guest(threading.Thread):
 
     def _collect(self) -> None:
         if not (answers := self.queue.used()):
-            assert select.select([self._wake], [], [], 30)[0], "no interrupt within 30 s"
-            os.eventfd_read(self._wake)
+            assert self._wake.wait(30), "no interrupt within 30 s"
+            self._wake.clear()
             answers = self.queue.used()
         for head, _ in answers:
             sector, written = self._open.pop(head)
