@@ -10,6 +10,7 @@ import resource
 import signal
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import uvloop
@@ -21,6 +22,11 @@ from appliance.model.network import check_interface_name
 
 SWITCH_INTERVAL_S = 1e-4
 """How long one Python thread may keep the interpreter from another: vCPU threads and the loop share it (ADR 0006)."""
+
+BLOCKING_CALLS = 48
+"""How many blocking calls of all guests and storages may be under way. asyncio's own default, the processors and four,
+is for work that computes; ours waits: for a disk's flush, a file server that has gone, a mount. Six of those on a small
+host would keep every other guest, console and page waiting. A thread is made only when no other is free."""
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +64,15 @@ def parse(arguments: Sequence[str]) -> config.Config:
     )
 
 
+def executor() -> ThreadPoolExecutor:
+    """What `asyncio.to_thread` runs in."""
+    return ThreadPoolExecutor(BLOCKING_CALLS, thread_name_prefix="asyncio")
+
+
 async def serve(settings: config.Config) -> None:
     """Run until SIGTERM or SIGINT; the end takes at most the sum of the stages' limits (`App.close`)."""
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(executor())
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)

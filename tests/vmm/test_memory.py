@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -18,8 +20,10 @@ LARGE = 5 * GIB  # nothing of it is touched
 
 
 @pytest.fixture
-def large() -> GuestMemory:
-    return GuestMemory(LARGE, name="vm 101")
+def large() -> Iterator[GuestMemory]:
+    memory = GuestMemory(LARGE, name="vm 101")
+    yield memory
+    memory.close()
 
 
 def dirty(bitmap: bytes) -> set[int]:
@@ -63,7 +67,6 @@ def test_what_is_not_wholly_in_one_region_is_refused(large: GuestMemory, address
     with pytest.raises(BadAddress, match="is not RAM"):
         large.offset_of(address, length)
     assert not large.is_ram(address, length)
-    large.close()
 
 
 @given(accesses=st.lists(st.tuples(st.integers(0, 2**34), st.integers(1, 2**33)), min_size=1, max_size=50))
@@ -77,6 +80,14 @@ def test_an_address_that_is_taken_is_in_a_region_and_maps_to_its_place(accesses:
     memory.close()
 
 
+def test_memory_asks_for_huge_pages_as_it_is_touched(large: GuestMemory) -> None:
+    start = f"{large.host_address(0, 1):x}-"
+    with Path("/proc/self/smaps").open() as file:
+        area = itertools.dropwhile(lambda line: not line.startswith(start), file)
+        flags = next(line for line in area if line.startswith("VmFlags:")).split()
+    assert "hg" in flags
+
+
 def test_what_is_written_is_read_back_across_regions(large: GuestMemory) -> None:
     for address in (0x1000, VGA_HOLE_END, LOW_RAM_END - 8, HIGH_RAM, HIGH_RAM + LARGE - LOW_RAM_END - 8):
         large.write(address, address.to_bytes(8, "little"))
@@ -84,7 +95,6 @@ def test_what_is_written_is_read_back_across_regions(large: GuestMemory) -> None
         assert large.load_u64(address) == address
         assert large.load_u32(address) == address & 0xFFFF_FFFF
         assert large.load_u16(address) == address & 0xFFFF
-    large.close()
 
 
 def test_a_read_only_view_cannot_be_written_and_a_view_keeps_memory_open(machine: FakeMachine) -> None:
