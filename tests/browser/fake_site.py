@@ -32,6 +32,10 @@ def _is_fault(message: ConsoleMessage) -> bool:
     return message.type == "error" or "Content Security Policy" in message.text
 
 
+def _told(page: Page, message: ConsoleMessage) -> str:
+    return f"{page.url}: {message.text} ({message.location.get('url', '')})"
+
+
 @dataclass(slots=True)
 class FakeSite:
     """`faults` collects what goes wrong in any page: script errors, refused content, too wide pages, axe's findings."""
@@ -60,7 +64,7 @@ class FakeSite:
         page.on("pageerror", lambda error: self.faults.append(f"{page.url}: {error}"))
         page.on("dialog", lambda dialog: self.faults.append(f"{page.url}: a dialog: {dialog.message}"))
         if not quiet:
-            page.on("console", lambda each: self.faults.append(f"{page.url}: {each.text}") if _is_fault(each) else None)
+            page.on("console", lambda each: self.faults.append(_told(page, each)) if _is_fault(each) else None)
         try:
             yield page
         finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 
 from appliance.model.guest import GuestKind, GuestState
 from tests.browser.fake_site import FakeSite, open_site
@@ -95,14 +95,6 @@ def console_of(site: FakeSite, guest_id: int, name: str) -> FakeViewer:
 
 
 async def connected(page: Page, element: str) -> None:
-    """Chromium drops what it is loading when an interface of this host comes or goes: the page is asked for again then."""
-    for _ in range(4):
-        try:
-            await expect(page.locator(f"#{element}")).to_have_attribute("data-status", "connected", timeout=10_000)
-        except AssertionError:
-            await page.reload()
-        else:
-            return
     await expect(page.locator(f"#{element}")).to_have_attribute("data-status", "connected")
 
 
@@ -193,3 +185,38 @@ async def test_consoles_stand_side_by_side_at_most_sixteen(site: FakeSite) -> No
         await site.look(page, "consoles-tiles-large")
         await page.set_viewport_size({"width": 390, "height": 844})
         await site.look(page, "consoles-tiles-phone")
+
+
+async def test_a_page_whose_script_did_not_arrive_is_fetched_again(site: FakeSite) -> None:
+    console_of(site, 101, "console")
+    asked = 0
+
+    async def break_once(route: Route) -> None:
+        nonlocal asked
+        asked += 1
+        await (route.abort("connectionreset") if asked == 1 else route.continue_())
+
+    async with site.page(quiet=True) as page:
+        await page.route("**/js/terminal_view.js", break_once)
+        await page.goto("/guests/101/console")
+        await connected(page, "console")
+    assert asked == 2
+
+
+async def test_a_script_that_never_arrives_does_not_have_the_page_fetched_for_ever(site: FakeSite) -> None:
+    console_of(site, 101, "console")
+    asked: asyncio.Queue[None] = asyncio.Queue()
+
+    async def break_always(route: Route) -> None:
+        asked.put_nowait(None)
+        await route.abort("connectionreset")
+
+    async with site.page(quiet=True) as page:
+        await page.route("**/js/terminal_view.js", break_always)
+        await page.goto("/guests/101/console")
+        for _ in range(4):
+            await asyncio.wait_for(asked.get(), 20)
+        await page.wait_for_load_state()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asked.get(), 3)
+        assert await page.locator("h1").count()

@@ -1,0 +1,42 @@
+// A page's scripts and style sheets arrive whole or the page is fetched again: a browser gives up what it is loading when
+// the computer changes its network (ERR_NETWORK_CHANGED) or a connection breaks, and never asks for a module again.
+// Plain script, first in the head, so that it hears of all that follow.
+
+(() => {
+  const KEY = "fetched-again";
+  const LIMIT = 3; // in a minute, of one address: a file that never comes must not have the page fetched for ever
+  const WITHIN_MS = 60_000;
+  const FIRST_WAIT_MS = 300;
+  let begun = false;
+
+  function tries() {
+    try {
+      const kept = JSON.parse(sessionStorage.getItem(KEY) ?? "null");
+      return kept?.page === location.href && Date.now() - kept.at < WITHIN_MS ? kept : { page: location.href, at: Date.now(), count: 0 };
+    } catch {
+      return null; // no storage: then nobody would count
+    }
+  }
+
+  async function again(wait) {
+    await new Promise((resolve) => setTimeout(resolve, wait));
+    const answer = await fetch(location.href, { method: "HEAD", cache: "no-store" }).catch(() => null);
+    if (answer?.ok) location.reload(); // else what is here is better than the browser's page of errors
+    else if (wait < WITHIN_MS) again(2 * wait);
+  }
+
+  addEventListener(
+    "error",
+    (event) => {
+      const missing = event.target;
+      if (begun || !(missing instanceof HTMLScriptElement || (missing instanceof HTMLLinkElement && missing.rel === "stylesheet"))) return;
+      const kept = tries();
+      if (!kept || kept.count >= LIMIT) return;
+      begun = true;
+      kept.count += 1;
+      sessionStorage.setItem(KEY, JSON.stringify(kept));
+      again(FIRST_WAIT_MS * kept.count);
+    },
+    true, // such errors do not bubble
+  );
+})();
