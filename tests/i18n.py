@@ -16,6 +16,7 @@ from appliance.web.pages import (
     access_dialogs,
     access_pages,
     areas,
+    backup_dialogs,
     contexts,
     creation,
     forms,
@@ -58,6 +59,7 @@ def tables() -> list[str]:
         *forms.PLACEHOLDERS.values(),
     ]
     words += [device.word for kind in GuestKind for device in hardware.addable(kind, {})]
+    words += [*backup_dialogs.KEEP_WORDS.values()]
     words += [*access_pages.TABS.values(), *access_dialogs.LOSSES.values()]
     words += [word for sections in creation.SECTIONS.values() for word, _ in sections]
     words += ["VM", "Container", "Guest", "Yes", "No", "Default", "Default (yes)", "Default (no)", "No medium"]

@@ -50,6 +50,8 @@ export function actionsFor(row) {
     if (up) add("stop", t("Stop…"), "square", () => openDialog(`/dialogs/guest/${row.vmid}/confirm/stop`), { danger: true });
     add("console", t("Console"), "terminal", go(`${page}/console`));
   }
+  add("backup", t("Back up…"), "archive", () => openDialog(`/dialogs/backup?vmid=${row.vmid}`));
+  add("backups", t("Backups"), "archive", go(`${page}/backups`));
   add("open", t("Open"), "external-link", go(page));
   if (row.state === "stopped") {
     add("delete", t("Delete…"), "trash-2", () => openDialog(`/dialogs/guest/${row.vmid}/delete`), { danger: true });

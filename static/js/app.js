@@ -49,6 +49,7 @@ function dialogs() {
     if (event.key === "Escape") for (const menu of document.querySelectorAll("details.menu[open]")) menu.removeAttribute("open");
   });
   dialog.addEventListener("close", () => dialog.replaceChildren());
+  document.body.addEventListener("htmx:afterSwap", times);
 }
 
 function times() {

@@ -31,12 +31,26 @@ export function compose(form) {
     const seconds = input.value ? Math.floor(new Date(`${input.value}T23:59:59`).getTime() / 1000) : 0;
     if (seconds || input.dataset.was !== "0") params[input.dataset.seconds] = String(seconds);
   }
-  const emptied = form.dataset.deleteEmpty;
-  if (emptied && fields.get(emptied) === "") params.delete = emptied;
+  const emptied = (form.dataset.deleteEmpty ?? "").split(" ").filter((name) => name && fields.get(name) === "");
+  emptied.push(...rules(params, form));
+  if (emptied.length) params.delete = emptied.join(",");
   const special = { vm, container, resize, download, config, clone, user, grant }[form.dataset.compose];
   const after = special?.(fields, params, form);
   if (form.dataset.compose === "pool") return { requests: poolChanges(params, form) };
   return { requests: counted(params, Number(fields.get("_count") ?? 1)), after };
+}
+
+/** Numbers that make up one rule ("keep-last=3,keep-daily=7"); the names of rules that lost their last number. */
+function rules(params, form) {
+  const gone = [];
+  for (const group of form.querySelectorAll("[data-rule]")) {
+    const inputs = [...group.querySelectorAll("[data-rule-part]")].filter((input) => !input.disabled);
+    if (inputs.length === 0) continue;
+    const given = inputs.filter((input) => Number(input.value) > 0).map((input) => `${input.dataset.rulePart}=${input.value}`);
+    if (given.length) params[group.dataset.rule] = given.join(",");
+    else if (group.dataset.was) gone.push(group.dataset.rule);
+  }
+  return gone;
 }
 
 /** The same several times: ids and names count up. */

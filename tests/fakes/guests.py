@@ -105,6 +105,10 @@ class FakeGuestService:
     removed: list[VolumeId] = field(default_factory=list)
     applications: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(status=lambda guest_id: {}))
     macs: itertools.count[int] = field(default_factory=itertools.count)
+    backups: object = None
+    backup_files: object = None
+    restores: object = None
+    moves: object = None
 
     def add(self, guest_id: int, kind: GuestKind = GuestKind.QEMU, **config: object) -> FakeGuest:
         """Define a guest with this configuration."""

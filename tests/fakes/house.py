@@ -8,16 +8,20 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from appliance.errors import NotAuthenticated, NotFound
+import msgspec
+
+from appliance.errors import Conflict, NotAuthenticated, NotFound
+from appliance.events import EventBus, StorageContentChanged
 from appliance.model.guest import Capabilities, GuestKind, GuestState, GuestStats
 from appliance.model.metrics import Point, in_order
 from appliance.model.network import HostInterface
 from appliance.model.volume import ContentType, StorageUsage, VolumeId, VolumeInfo
+from appliance.services import storage_config
 from appliance.services.login import Login
 from appliance.services.node import NodeStatus
 from appliance.services.node_sample import CpuInfo, HostInfo, KernelInfo
@@ -25,7 +29,8 @@ from appliance.services.storage_config import StorageConfig, StorageDocument
 from appliance.services.templates import Template
 from appliance.storage.recipes.recipe import RECIPES, ImageKind
 from appliance.web.services import Services
-from tests.fakes.services import FakeAccess, World, fake_services
+from tests.fakes.backups import Entry, FakeBackups, FakeRestores
+from tests.fakes.services import FakeAccess, FakeTasks, World, fake_services
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -81,41 +86,77 @@ class HouseAccess(FakeAccess):
 
 
 class HouseStorage:
-    """One storage, `local`, with `volumes`."""
+    """The storage `local`, and what tests add to `documents`; their `volumes`. Changes are told as in life."""
 
-    def __init__(self) -> None:
+    def __init__(self, events: EventBus, tasks: FakeTasks) -> None:
+        self._events = events
+        self._tasks = tasks
+        self.documents: dict[str, StorageDocument] = {"local": StorageDocument()}
         self.volumes: list[VolumeInfo] = []
 
-    def add(self, name: str, content: ContentType, size_bytes: int, *, guest_id: int | None = None) -> None:
+    def add(
+        self, name: str, content: ContentType, size_bytes: int, *, guest_id: int | None = None, storage: str = "local",
+        notes: str = "", protected: bool = False,
+    ) -> None:  # fmt: skip
         self.volumes.append(
             VolumeInfo(
-                volume_id=VolumeId("local", name),
+                volume_id=VolumeId(storage, name),
                 content=content,
                 format=name.rpartition(".")[2],
                 created_at=1.7e9,
                 size_bytes=size_bytes,
                 used_bytes=size_bytes // 3,
                 guest_id=guest_id,
+                notes=notes,
+                protected=protected,
             )
         )
+        self._tell(storage)
+
+    def remove(self, volume_id: VolumeId) -> None:
+        self.volumes = [info for info in self.volumes if info.volume_id != volume_id]
+        self._tell(volume_id.storage)
 
     def storages(self) -> Sequence[StorageConfig]:
-        return [self.storage("local")]
+        return [self.storage(name) for name in sorted(self.documents)]
 
     def storage(self, storage_id: str) -> StorageConfig:
-        if storage_id != "local":
+        document = self.documents.get(storage_id)
+        if document is None:
             raise NotFound(f"storage '{storage_id}'")
-        document = StorageDocument()
-        content = frozenset(document.content)
         return StorageConfig(
-            storage_id="local", kind="dir", path=Path("/var/lib/x"), content_types=content, document=document
+            storage_id=storage_id,
+            kind="dir",
+            path=Path(document.path or f"/var/lib/x/{storage_id}"),
+            content_types=frozenset(document.content),
+            document=document,
         )
+
+    def backend(self, storage_id: str) -> Any:
+        if self.storage(storage_id).document.disable:
+            raise Conflict(f"storage '{storage_id}' is disabled")
+        return SimpleNamespace(info=self._info, annotate=self._annotate)
 
     async def content(
         self, storage_id: str, content: ContentType | None = None, guest_id: int | None = None
     ) -> Sequence[VolumeInfo]:
-        self.storage(storage_id)
-        return [info for info in self.volumes if content in (None, info.content)]
+        self.backend(storage_id)
+        return [
+            info
+            for info in self.volumes
+            if info.volume_id.storage == storage_id
+            and content in (None, info.content)
+            and guest_id in (None, info.guest_id)
+        ]
+
+    async def delete_volume(self, volume_id: VolumeId, *, user: str) -> str:
+        if (await self._info(volume_id)).protected:
+            raise Conflict(f"volume {volume_id}: is protected")
+
+        async def work(task: object) -> None:
+            self.remove(volume_id)
+
+        return await self._tasks.run("imgdel", object_id=str(volume_id), user=user, work=work)
 
     def cached_usage(self, storage_id: str) -> StorageUsage | None:
         return StorageUsage(total_bytes=100 * GIB, used_bytes=37 * GIB, available_bytes=63 * GIB)
@@ -124,13 +165,60 @@ class HouseStorage:
         self.storage(storage_id)
         return StorageUsage(total_bytes=100 * GIB, used_bytes=37 * GIB, available_bytes=63 * GIB)
 
+    async def create_storage(self, storage_id: str, document: StorageDocument) -> StorageConfig:
+        if storage_id in self.documents:
+            raise Conflict(f"storage '{storage_id}' already exists")
+        others = {f"storage '{each.storage_id}'": each.path for each in self.storages()}
+        storage_config.check_path(document.path, others=others)
+        self.documents[storage_id] = document
+        self._tell(storage_id)
+        return self.storage(storage_id)
+
+    async def update_storage(
+        self, storage_id: str, changes: Mapping[str, object], *, digest: str | None = None
+    ) -> StorageConfig:
+        before = self.storage(storage_id).document
+        if digest and digest != before.digest():
+            raise Conflict(f"storage '{storage_id}' has changed meanwhile (digest differs)")
+        self.documents[storage_id] = msgspec.structs.replace(before, **changes)
+        self._tell(storage_id)
+        return self.storage(storage_id)
+
+    async def delete_storage(self, storage_id: str) -> None:
+        held = [info for info in await self.content(storage_id) if info.guest_id and info.content != ContentType.BACKUP]
+        if held:
+            raise Conflict(f"storage '{storage_id}' holds {len(held)} volumes of guests")
+        del self.documents[storage_id]
+        self._tell(storage_id)
+
+    async def _info(self, volume_id: VolumeId) -> VolumeInfo:
+        found = next((info for info in self.volumes if info.volume_id == volume_id), None)
+        if found is None:
+            raise NotFound(f"volume '{volume_id}'")
+        return found
+
+    async def _annotate(self, volume_id: VolumeId, *, notes: str | None, protected: bool | None) -> None:
+        info = await self._info(volume_id)
+        changed = dataclasses.replace(
+            info,
+            notes=info.notes if notes is None else notes,
+            protected=info.protected if protected is None else protected,
+        )
+        self.volumes[self.volumes.index(info)] = changed
+        self._tell(volume_id.storage)
+
+    def _tell(self, storage_id: str) -> None:
+        self._events.publish(StorageContentChanged(storage=storage_id))
+
 
 def furnished(directory: Path) -> tuple[Services, World]:
     """See the module's docstring."""
     services, world = fake_services(directory)
-    access, storage = HouseAccess(), HouseStorage()
+    access, storage = HouseAccess(), HouseStorage(world.events, world.tasks)
     world.access = access
     world.extras.storage = storage
+    world.extras.backups = backups = FakeBackups(storage, world.tasks)
+    vars(world.guests).update(backups=backups, backup_files=backups, restores=FakeRestores(backups))
     configs: dict[int, dict[str, str]] = {}
     world.extras.configs = configs
 
@@ -182,6 +270,14 @@ def settle_in(world: World) -> None:
     storage.add("iso/debian-12.7.0-amd64-netinst.iso", ContentType.ISO, 660 * MIB)
     storage.add("vztmpl/debian-12-standard_12_amd64.tar.zst", ContentType.VZTMPL, 44 * MIB)
     storage.add("import/debian-12.qcow2", ContentType.IMPORT, 2 * GIB)
+    backups = cast(FakeBackups, world.extras.backups)
+    backups.add(GuestKind.LXC, 101, notes="dns", days=1)
+    backups.add(GuestKind.LXC, 101, notes="before the upgrade\nkeep it", protected=True, days=9)
+    backups.add(GuestKind.QEMU, 100, notes="shop", days=2)
+    backups.entries += [
+        Entry("etc", "d"), Entry("etc/hostname", content=b"dns\n"), Entry("etc/mtab", "l"), Entry("srv", "d"),
+        Entry("srv/zone.db", content=b"x" * 40_000), Entry("dev-null", "c"),
+    ]  # fmt: skip
     _draw_graphs(world)
     world.tasks.finish(world.tasks.begin("qmstart"))
     world.tasks.finish(world.tasks.begin("vzstart", object_id="103"), "network interface veth103i0 is gone")

@@ -22,6 +22,7 @@ from appliance.services.guests import GuestService
 from appliance.services.users import UserChange
 from appliance.web.services import Services
 from tests.fakes.access import ADMIN, ADMIN_PASSWORD, CHEAP
+from tests.fakes.backups import FakeRestores
 from tests.fakes.guests import FakeGuestService
 from tests.fakes.house import HOSTILE, furnished, settle_in
 from tests.fakes.services import World
@@ -71,6 +72,8 @@ async def open_office(directory: Path) -> AsyncIterator[Office]:
         password_cost=CHEAP,
     )  # fmt: skip
     guests = FakeGuestService(world.tasks, services.events)
+    backups = world.extras.backups
+    guests.backups, guests.backup_files, guests.restores = backups, backups, FakeRestores(backups)
     await audit.start()
     try:
         await access.start()

@@ -24,6 +24,7 @@ from appliance.model.volume import VolumeId
 from appliance.services.directory_mappings import DirectoryMappings
 from appliance.services.identity import Identity, parse_auth_id
 from appliance.services.task_records import TaskInfo
+from appliance.services.upid import ID_LIMIT, safe_part
 from appliance.web.services import Services
 from tests.fakes.store import FakeStore
 from tests.fakes.viewer import FakeViewer
@@ -170,8 +171,8 @@ class FakeTasks:
         return upid
 
     def begin(self, kind: str, *, object_id: str = "100", user: str = "admin@pve") -> str:
-        started = int(self._clock.now())
-        upid = f"UPID:{NODE}:{os.getpid():08X}:{len(self.infos) + 1:08X}:{started:08X}:{kind}:{object_id}:{user}:"
+        started, named = int(self._clock.now()), safe_part(object_id, ID_LIMIT)
+        upid = f"UPID:{NODE}:{os.getpid():08X}:{len(self.infos) + 1:08X}:{started:08X}:{kind}:{named}:{user}:"
         self.infos[upid] = TaskInfo(
             upid=upid, node=NODE, pid=os.getpid(), pstart=len(self.infos) + 1, starttime=started, endtime=None,
             type=kind, id=object_id, user=user, status=None, progress=None,

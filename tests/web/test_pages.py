@@ -20,7 +20,8 @@ from tests.web.conftest import Site
 
 PAGES = [
     "/", "/guests/100", "/guests/100/summary", "/guests/100/console", "/guests/100/display", "/guests/100/hardware",
-    "/guests/100/tasks", "/guests/101", "/guests/101/console", "/guests/104", "/node", "/storage", "/storage/local",
+    "/guests/100/tasks", "/guests/101", "/guests/101/console", "/guests/101/backups",
+    "/guests/100/backups", "/guests/104", "/node", "/storage", "/storage/local",
     "/storage/local?content=iso", "/storage/local?content=backup", "/overview", "/audit", "/audit?q=admin", "/settings",
     "/api-explorer", "/node/hardware", "/node/disks", "/node/network", "/node/services", "/node/tasks",
     "/node/tasks?state=failed&page=2", "/node/shell", "/setup/password", "/setup/storage", "/setup/network",
@@ -32,6 +33,7 @@ DIALOGS = [
     "/dialogs/guest/100/confirm/reset", "/dialogs/guest/100/edit/memory", "/dialogs/guest/100/notes",
     "/dialogs/guest/100/edit/onboot", "/dialogs/guest/100/resize/scsi0", "/dialogs/storage/local/upload",
     "/dialogs/storage/local/download", "/dialogs/storage/local/build",
+    "/dialogs/backup", "/dialogs/backup?vmid=101", "/dialogs/backup/prune?storage=local",
     "/dialogs/storage/local/delete?volume=local:iso/debian-12.7.0-amd64-netinst.iso",
 ]  # fmt: skip
 

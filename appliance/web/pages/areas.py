@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from appliance.web.pages import backups
 from appliance.web.pages.settings import SETTINGS
 from appliance.web.pages.viewer import Viewer
 
@@ -71,6 +72,13 @@ CREATIONS: Final = (
     Place(word="Create a virtual machine", note="Action", icon="plus", search="new vm", dialog="/dialogs/create-vm"),
     Place(word="Create a container", note="Action", icon="plus", search="new ct lxc", dialog="/dialogs/create-ct"),
 )
+BACK_UP: Final = Place(
+    word="Back up guests",
+    note="Action",
+    icon="archive",
+    search="vzdump backup several all pool",
+    dialog="/dialogs/backup",
+)
 
 
 NODE_PLACES: Final = tuple(
@@ -107,12 +115,14 @@ def places(viewer: Viewer, known: Sequence[Area]) -> Sequence[Place]:
         pages += NODE_PLACES
     if any(area.id == "settings" for area in known):
         pages += SETTING_PLACES
+    if backups.targets(viewer):
+        pages += [BACK_UP]
     return [*pages, *(CREATIONS if viewer.may_create() else ())]
 
 
 def words() -> Sequence[str]:
     """What templates translate at run time."""
     shown = [area.word for area in AREAS]
-    shown += [place.word for place in (*CREATIONS, *NODE_PLACES, *SETTING_PLACES)]
+    shown += [place.word for place in (*CREATIONS, BACK_UP, *NODE_PLACES, *SETTING_PLACES)]
     hints = [setting.hint for setting in SETTINGS] + [setting.group for setting in SETTINGS]
     return ["Datacenter", "Page", "Action", "Node", "Setting", "Set-up", *shown, *hints]

@@ -13,7 +13,7 @@ from appliance.model.guest import GuestState
 from appliance.model.volume import ContentType
 from appliance.services import cluster_options, setup_guide
 from appliance.web.api.setup import host_state
-from appliance.web.pages import guest_window, notices
+from appliance.web.pages import backups, guest_window, notices
 from appliance.web.pages.viewer import GuestRights, Viewer, kind_word
 
 if TYPE_CHECKING:
@@ -182,6 +182,7 @@ async def storage_content(viewer: Viewer, storage_id: str, content: str) -> Cont
         "content_words": CONTENT_WORDS,
         "may_write": may_write,
         "may_delete": viewer.may(path, "Datastore.Allocate"),
+        "backups": {row.volume: row for row in backups.rows(viewer, volumes)},
         "node": viewer.node,
         "usage": await _usage(viewer, storage_id) if not problem and config.enabled else None,
     }

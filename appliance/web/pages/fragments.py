@@ -265,7 +265,8 @@ class PageFeed:
             return [*await self._viewers(guest_id), *(await self._guest(guest_id, tab) if mine else ())]
         sampled = tab == "summary" and any(isinstance(event, bus.GuestStatsSampled) for event in batch)
         tasks = tab in ("tasks", "snapshots") and any(isinstance(event, _TASK_EVENTS) for event in batch)
-        return await self._guest(guest_id, tab) if mine or sampled or tasks else ()
+        stored = tab == "backups" and any(isinstance(event, bus.StorageContentChanged) for event in batch)
+        return await self._guest(guest_id, tab) if mine or sampled or tasks or stored else ()
 
     async def _viewers(self, guest_id: int) -> Sequence[Fragment]:
         self.viewer.guest(guest_id)

@@ -9,20 +9,20 @@ from typing import Final
 from appliance.model.guest import GuestKind, GuestState
 from appliance.services import guest_config
 from appliance.services.permissions import levels
-from appliance.web.pages import contexts, hardware, notes
+from appliance.web.pages import backups, contexts, hardware, notes
 from appliance.web.pages.contexts import Context
 from appliance.web.pages.hardware import Tab
 from appliance.web.pages.viewer import Viewer
 
 TABS: Final[Mapping[GuestKind, Sequence[str]]] = {
     GuestKind.QEMU: (
-        "summary", "console", "display", "hardware", "cloudinit", "options", "snapshots", "permissions", "tasks",
+        "summary", "console", "display", "hardware", "cloudinit", "options", "snapshots", "backups", "permissions", "tasks",
     ),
-    GuestKind.LXC: ("summary", "console", "hardware", "options", "snapshots", "permissions", "tasks"),
+    GuestKind.LXC: ("summary", "console", "hardware", "options", "snapshots", "backups", "permissions", "tasks"),
 }  # fmt: skip
 TAB_WORDS: Final[Mapping[str, str]] = {
     "summary": "Summary", "console": "Console", "display": "Display", "hardware": "Hardware", "cloudinit": "Cloud-init",
-    "options": "Options", "snapshots": "Snapshots", "permissions": "Permissions", "tasks": "Tasks",
+    "options": "Options", "snapshots": "Snapshots", "backups": "Backups", "permissions": "Permissions", "tasks": "Tasks",
 }  # fmt: skip
 CONTAINER_HARDWARE = "Resources"
 
@@ -70,8 +70,8 @@ def fragment(tab: str) -> str:
     """The template of the tab's part that is pushed, "" where nothing of it changes by itself."""
     if tab in ("hardware", "options", "cloudinit"):
         return "guest_config"
-    return {"summary": "guest_summary", "snapshots": "guest_snapshots", "permissions": "guest_permissions",
-            "tasks": "guest_tasks"}.get(tab, "")  # fmt: skip
+    return {"summary": "guest_summary", "snapshots": "guest_snapshots", "backups": "guest_backups",
+            "permissions": "guest_permissions", "tasks": "guest_tasks"}.get(tab, "")  # fmt: skip
 
 
 async def _configuration(viewer: Viewer, guest_id: int, tab: Tab) -> Context:
@@ -155,6 +155,16 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, (int, float)) else 0.0
 
 
+async def _backups(viewer: Viewer, guest_id: int) -> Context:
+    found, problems = await backups.of_guest(viewer, guest_id)
+    return {
+        **contexts.guest_head(viewer, guest_id),
+        "backups": found,
+        "backup_problems": problems,
+        "may_back_up": viewer.rights(guest_id).backup and bool(backups.targets(viewer)),
+    }
+
+
 async def _permissions(viewer: Viewer, guest_id: int) -> Context:
     path = f"/vms/{guest_id}"
     guest = viewer.guest(guest_id)
@@ -220,6 +230,7 @@ _PARTS: Final[Mapping[str, Callable[[Viewer, int], Awaitable[Context]]]] = {
     "options": _config_tab(Tab.OPTIONS),
     "cloudinit": _config_tab(Tab.CLOUD_INIT),
     "snapshots": _snapshots,
+    "backups": _backups,
     "permissions": _permissions,
     "tasks": _tasks,
     "console": _console,

@@ -31,5 +31,6 @@ async def show_storage(visit: Visit) -> web.StreamResponse:
         storages=storages,
         kinds=kinds,
         may_allocate=viewer.may("/storage", "Datastore.Allocate"),
+        may_back_up=viewer.may(f"/storage/{name}", "Datastore.AllocateSpace"),
         **context,
     )

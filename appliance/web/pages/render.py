@@ -43,6 +43,8 @@ TASK_WORDS: Mapping[str, str] = {
     "vncshell": "Open shell",
     "imgdel": "Delete volume", "download": "Download", "aptemplate": "Build template", "aplinfo": "Build template",
     "startall": "Start all guests", "stopall": "Stop all guests", "vzdump": "Back up",
+    "vzdump-several": "Back up several guests", "prunebackups": "Remove old backups",
+    "qmrestore": "Restore", "vzrestore": "Restore", "qmmove": "Move disk", "move_volume": "Move volume",
 }  # fmt: skip
 SHARED_LIMIT = 4096
 TAG_HUES = 12
@@ -242,10 +244,12 @@ def tag_hue(tag: str) -> int:
 def task_title(task: TaskInfo, say: Callable[[str], str] = str) -> str:
     """What a task does, for people: "VM 100: Start"."""
     word = say(TASK_WORDS.get(task.type, task.type))
+    if task.type == "vzdump" and not task.id:
+        return say(TASK_WORDS["vzdump-several"])
+    if task.type.startswith("vz") and task.type != "vzdump":
+        return f"{say('Container')} {task.id}: {word}"
     if task.type.startswith("qm"):
         return f"VM {task.id}: {word}"
-    if task.type.startswith("vz"):
-        return f"{say('Container')} {task.id}: {word}"
     if task.id.isdecimal():
         return f"{say('Guest')} {task.id}: {word}"
     return f"{word}: {task.id}" if task.id else word

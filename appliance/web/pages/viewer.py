@@ -37,6 +37,7 @@ class GuestRights:
     delete: bool
     snapshot: bool
     clone: bool
+    backup: bool
 
 
 @dataclass(slots=True)
@@ -122,6 +123,7 @@ class Viewer:
             delete=self.may(path, "VM.Allocate"),
             snapshot=self.may(path, "VM.Snapshot"),
             clone=self.may(path, "VM.Clone"),
+            backup=self.may(path, "VM.Backup"),
         )
 
     def may_create(self) -> bool:

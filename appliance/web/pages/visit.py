@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from appliance.errors import ApplianceError, NotFound
+from appliance.errors import ApplianceError, InvalidParameter, NotFound
 from appliance.web import keys, proxy
 from appliance.web.pages import areas, contexts
 from appliance.web.pages.render import Voice, voice
@@ -102,13 +102,18 @@ def _to_login(request: web.Request) -> web.Response:
     return web.Response(status=303, headers={"Location": login + suffix})
 
 
+def words(error: ApplianceError) -> str:
+    """What went wrong, for people: of wrong parameters what is wrong with each."""
+    return "; ".join(error.errors.values()) if isinstance(error, InvalidParameter) else error.message
+
+
 async def _problem(visit: Visit, error: ApplianceError) -> web.Response:
     status = int(error.status)
     if visit.is_part:
-        response = await visit.part("dialogs/problem.html", {"message": error.message})
+        response = await visit.part("dialogs/problem.html", {"message": words(error)})
         response.headers["HX-Retarget"] = "#dialog"
         return response
-    response = await visit.page("problem", active="", title="Problem", message=error.message, status=status)
+    response = await visit.page("problem", active="", title="Problem", message=words(error), status=status)
     response.set_status(status)
     return response
 

@@ -1,0 +1,85 @@
+"""A backup's whole life in a browser against a real appliance: made, protected, looked into, restored, pruned, deleted."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.browser.test_end_to_end import TASK_LIMIT_MS, log_in, wait_for_screen
+from tests.harness import Appliance
+
+pytestmark = [pytest.mark.browser, pytest.mark.host, pytest.mark.timeout(420)]
+
+
+@pytest.fixture(scope="module")
+def appliance() -> Iterator[Appliance]:
+    with Appliance() as running:
+        yield running
+
+
+def test_a_container_is_backed_up_looked_into_and_restored_without_leaving_the_browser(
+    browser: Browser, appliance: Appliance, busybox_template: Path
+) -> None:
+    vmid = random.randint(20_000, 90_000)  # ids name network interfaces of the host, which other tests use too
+    api = appliance.api()
+    template = appliance.upload(api, busybox_template, "vztmpl", "busybox_1_amd64.tar.gz")
+    node = appliance.node(api)
+    appliance.finish(
+        api, node.lxc.post(vmid=vmid, ostemplate=template, rootfs="local:0", memory=64, hostname="precious", start=1)
+    )
+    page = log_in(browser, appliance)
+    page.goto(f"/guests/{vmid}/console")
+    expect(page.locator("#console")).to_have_attribute("data-status", "connected")
+    page.wait_for_timeout(300)
+    page.keyboard.type("\necho worth keeping >/srv-file; sync; echo do''ne\n")
+    wait_for_screen(page, r"done", limit_s=30)
+
+    page.click(".tabs >> text=Backups")
+    page.click("#back-up")
+    page.fill("#f-notes-template", "{{guestname}}: first")
+    page.check("[name=protected]")
+    page.click("#confirm")
+    row = page.locator("#guest-backups tbody tr")
+    expect(row).to_contain_text("precious: first", timeout=TASK_LIMIT_MS)
+    expect(row).to_contain_text("Protected")
+    expect(page.locator("#task-log")).to_contain_text("Finished Backup")
+    expect(page.locator("#guest-head")).to_have_attribute("data-state", "running")
+    page.click("#drawer-bar")
+
+    row.locator("[data-backup=config]").click()
+    expect(page.locator("#dialog pre")).to_contain_text("hostname: precious")
+    page.click("#dialog .dialog-foot [data-close]")
+    row.locator("[data-backup=delete]").click()
+    expect(page.locator("#dialog-title")).to_have_text("This backup is protected")
+    page.click("#dialog .dialog-foot [data-close]")
+
+    row.locator("a[title=Files]").click()
+    expect(page.locator("#backup-files tbody")).to_contain_text("srv-file", timeout=TASK_LIMIT_MS)
+    with page.expect_download() as waiting:
+        page.click("[aria-label='Download srv-file']")
+    assert waiting.value.path().read_text() == "worth keeping\n"
+    page.go_back()
+
+    page.locator("[data-backup=restore]").click()
+    page.fill("#f-vmid", str(vmid + 1))
+    page.check("[name=start]")
+    page.click("#confirm")
+    page.wait_for_url(f"**/guests/{vmid + 1}", timeout=TASK_LIMIT_MS)
+    expect(page.locator("#guest-head")).to_have_attribute("data-state", "running", timeout=TASK_LIMIT_MS)
+    page.click(".tabs >> text=Console")
+    expect(page.locator("#console")).to_have_attribute("data-status", "connected")
+    page.wait_for_timeout(300)
+    page.keyboard.type("\ncat /srv-file\n")
+    wait_for_screen(page, r"\nworth keeping", limit_s=30)
+
+    page.goto("/storage/local?content=backup")
+    expect(page.locator("body")).to_have_attribute("data-live", "connected")
+    page.locator("[data-backup=unprotect]").click()
+    expect(page.locator("[data-backup=protect]")).to_be_visible()
+    page.locator("[data-backup=delete]").click()
+    page.click("#confirm")
+    expect(page.locator("[data-volume]")).to_have_count(0, timeout=TASK_LIMIT_MS)
