@@ -12,27 +12,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from appliance.kernel.kvm import KVM_API_VERSION, Kvm
-from appliance.kernel.kvm_abi import KVM_CLOCK_REALTIME
 from appliance.kernel.kvm_caps import Cap
 from appliance.kernel.virtualization import KVM_DEVICE, hardware_problem
 
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One row: a capability, what it is for, and what is lost where it is missing. `needed`: without it no guest runs.
-
-    `flags` are the bits its value must have; 0 asks for any value but 0.
-    """
+    """One row: a capability, what it is for, and what is lost where it is missing. `needed`: without it no guest runs."""
 
     cap: Cap
     purpose: str
     lost: str
     needed: bool = False
-    flags: int = 0
 
     def is_missing(self, value: int) -> bool:
         """Whether KVM_CHECK_EXTENSION's answer `value` means no."""
-        return (value & self.flags) != self.flags if self.flags else value <= 0
+        return value <= 0
 
 
 _NOTHING_RUNS = "no guest can run natively"
@@ -66,12 +61,6 @@ FEATURES = (
     Feature(Cap.XCRS, "saving which of these are on", "no saving, no live migration"),
     Feature(Cap.XSAVE2, "saving AMX state", "guests have no AMX"),
     Feature(Cap.ADJUST_CLOCK, "saving the guest's clock", "a restored guest's clock jumps"),
-    Feature(
-        Cap.ADJUST_CLOCK,
-        "a restored clock that counts the time between (KVM_CLOCK_REALTIME)",
-        "a restored guest's clock is late until it asks NTP",
-        flags=KVM_CLOCK_REALTIME,
-    ),
     Feature(Cap.CLOCKSOURCE, "kvmclock", "guests measure time by the TSC or the ACPI timer alone"),
     Feature(Cap.KVMCLOCK_CTRL, "telling a guest that it was paused", "soft-lockup warnings after a long pause"),
     Feature(Cap.TSC_DEADLINE_TIMER, "the local APIC's deadline mode", "guests program timers by slower means"),

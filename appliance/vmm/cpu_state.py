@@ -8,6 +8,7 @@ events last, for everything before may clear them.
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -23,7 +24,8 @@ S = TypeVar("S", bound=ctypes.Structure)
 
 _IRQCHIPS = (kvm_abi.KVM_IRQCHIP_PIC_MASTER, kvm_abi.KVM_IRQCHIP_PIC_SLAVE, kvm_abi.KVM_IRQCHIP_IOAPIC)
 MSR_TSC, MSR_TSC_DEADLINE = 0x10, 0x6E0
-_VCPU_VERSION, _VM_VERSION = 1, 1
+_VCPU_VERSION, _VM_VERSION = 1, 2
+_VM_VERSIONS = (1, _VM_VERSION)
 
 
 class VcpuState(State):
@@ -50,6 +52,8 @@ class VmState(State):
     irqchips: list[bytes]
     pit: bytes
     clock: bytes
+    saved_at_ns: int = 0
+    """The host's time of day at that reading of the clock; 0 in what was saved before version 2."""
 
 
 def save_vcpu(vcpu: Vcpu, msr_indices: list[int]) -> VcpuState:
@@ -115,24 +119,38 @@ def save_vm(vm: Vm) -> VmState:
             irqchips=[bytes(vm.get_irqchip(chip)) for chip in _IRQCHIPS],
             pit=bytes(vm.get_pit2()),
             clock=bytes(vm.get_clock()),
+            saved_at_ns=time.time_ns(),
         )
     except OSError as error:
         raise HostError.from_os_error(error, vm.name) from error
 
 
 def restore_vm(vm: Vm, state: VmState, *, clock_goes_on: bool) -> None:
-    """`clock_goes_on`: kvmclock counts the time since the save, where KVM can tell it (KVM_CLOCK_REALTIME)."""
-    if state.version != _VM_VERSION or len(state.irqchips) != len(_IRQCHIPS):
+    """`clock_goes_on`: kvmclock counts the time since the save."""
+    if state.version not in _VM_VERSIONS or len(state.irqchips) != len(_IRQCHIPS):
         raise Unsupported(f"{vm.name}: state version {state.version} is not known here")
     try:
         for chip in state.irqchips:
             vm.set_irqchip(_structure(kvm_abi.KvmIrqchip, chip))
         vm.set_pit2(_structure(kvm_abi.KvmPitState2, state.pit))
         clock = _structure(kvm_abi.KvmClockData, state.clock)
-        clock.flags &= kvm_abi.KVM_CLOCK_REALTIME if clock_goes_on else 0
-        vm.set_clock(clock)
+        vm.set_clock(_later(clock, state.saved_at_ns) if clock_goes_on else _same(clock))
     except OSError as error:
         raise HostError.from_os_error(error, f"{vm.name}: restore") from error
+
+
+def _same(clock: kvm_abi.KvmClockData) -> kvm_abi.KvmClockData:
+    clock.flags = 0
+    return clock
+
+
+def _later(clock: kvm_abi.KvmClockData, saved_at_ns: int) -> kvm_abi.KvmClockData:
+    """KVM adds the time since then where it noted when that was, which it does only while the host's own clock is the TSC
+    (x86.c, get_kvmclock); elsewhere we do."""
+    clock.flags &= kvm_abi.KVM_CLOCK_REALTIME
+    if not clock.flags and saved_at_ns:
+        clock.clock += max(0, time.time_ns() - saved_at_ns)
+    return clock
 
 
 def _readable_msrs(vcpu: Vcpu, indices: list[int]) -> dict[int, int]:

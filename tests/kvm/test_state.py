@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
+import msgspec
 import pytest
 
 from appliance.kernel.eventfd import EventFd
 from appliance.kernel.kvm import KVM_API_VERSION, Kvm
 from appliance.kernel.kvm_abi import (
+    KVM_CLOCK_REALTIME,
     KVM_IRQCHIP_IOAPIC,
     KVM_IRQCHIP_PIC_MASTER,
     KVM_IRQCHIP_PIC_SLAVE,
+    KvmClockData,
     irqchip_route,
     msi_route,
 )
@@ -20,6 +24,7 @@ from appliance.kernel.kvm_caps import Cap
 from appliance.kernel.kvm_cpu_abi import KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, KVM_XSAVE_BYTES
 from appliance.kernel.kvm_run_abi import ExitReason
 from appliance.kernel.kvm_vm import Vm
+from appliance.vmm.cpu_state import restore_vm, save_vm
 from tests.kvm.machine import SmallMachine
 
 pytestmark = pytest.mark.host
@@ -117,6 +122,20 @@ def test_timer_and_clock_go_in_and_come_out(pc: SmallMachine) -> None:
     pc.vm.set_clock(clock)
     assert 10**15 <= pc.vm.get_clock().clock < 10**15 + 60 * 10**9
     assert pc.vcpu.get_tsc_khz() > 0
+
+
+@pytest.mark.parametrize("realtime", [True, False], ids=["kvm-knows-when", "kvm-does-not"])
+def test_a_restored_clock_counts_the_time_between_if_asked(pc: SmallMachine, realtime: bool) -> None:
+    state = save_vm(pc.vm)
+    clock = KvmClockData.from_buffer_copy(state.clock)
+    hour_ns = 3600 * 10**9
+    clock.flags = KVM_CLOCK_REALTIME if realtime else 0
+    clock.realtime = time.time_ns() - hour_ns
+    state = msgspec.structs.replace(state, clock=bytes(clock), saved_at_ns=time.time_ns() - hour_ns)
+    restore_vm(pc.vm, state, clock_goes_on=True)
+    assert hour_ns <= pc.vm.get_clock().clock - clock.clock < hour_ns + 60 * 10**9
+    restore_vm(pc.vm, state, clock_goes_on=False)
+    assert 0 <= pc.vm.get_clock().clock - clock.clock < 60 * 10**9
 
 
 def test_processor_states_and_events_go_in_and_come_out(pc: SmallMachine) -> None:

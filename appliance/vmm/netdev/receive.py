@@ -110,6 +110,11 @@ class Receiver:
     def _place(self) -> bool:
         """Copy the held frame into buffers and give them back; False, with all as it was, when there are too few."""
         length, queue = self._held, self.queue
+        most = min(queue.size, MOST_PIECES - self._pieces) if self.mergeable else 1
+        if count := queue.scatter(self._scratch[:length], most=most, count_at=10):
+            self._pieces += count
+            self._delivered()
+            return True
         chains: list[Chain] = []
         room = 0
         while room < length:
@@ -129,10 +134,13 @@ class Receiver:
                 self._put_back(chains)
                 return True
         self._fill(chains)
-        self._statistics.rx_packets += 1
-        self._statistics.rx_bytes += length - HEADER_BYTES
-        self._held = 0
+        self._delivered()
         return True
+
+    def _delivered(self) -> None:
+        self._statistics.rx_packets += 1
+        self._statistics.rx_bytes += self._held - HEADER_BYTES
+        self._held = 0
 
     def _fill(self, chains: list[Chain]) -> None:
         self._scratch[10:12] = len(chains).to_bytes(2, "little")  # num_buffers
