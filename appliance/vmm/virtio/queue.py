@@ -27,6 +27,7 @@ nothing, and writing and pushing it do nothing.
 
 from __future__ import annotations
 
+import mmap
 import struct
 import threading
 from collections.abc import Callable, Sequence
@@ -232,62 +233,58 @@ class VirtQueue:
 
     def _walk(self, head: int) -> tuple[list[Segment], list[Segment]]:
         """§2.7.5: follow the chain; each descriptor is read once."""
+        at, count = self.memory.offset_of(self.desc, DESC_BYTES * self.size), self.size
         found: tuple[list[Segment], list[Segment]] = ([], [])
-        size, total, number = self.size, 0, head
-        for _ in range(size):
-            if number >= size:
-                raise QueueBroken(f"{self.label}: descriptor {number} of {size}")
-            fields = _DESCRIPTOR.unpack(self.memory.read(self.desc + DESC_BYTES * number, DESC_BYTES))
-            flags = fields[2]
+        table = self._follow(self.memory.whole(), at, count, head, count, found)
+        if table is not None:  # §2.7.5.3: the chain goes on in a table, copied before it is looked at
+            count = len(table) // DESC_BYTES
+            if self._follow(table, 0, count, 0, min(count, MAX_INDIRECT), found) is not None:
+                raise QueueBroken(f"{self.label}: an indirect table within another")
+        if sum(length for segments in found for _, length in segments) > MAX_CHAIN_BYTES:
+            raise QueueBroken(f"{self.label}: a chain of over 4 GiB")
+        return found
+
+    def _follow(
+        self,
+        table: bytes | mmap.mmap,
+        at: int,
+        count: int,
+        number: int,
+        limit: int,
+        found: tuple[list[Segment], list[Segment]],
+    ) -> bytes | None:
+        """From descriptor `number` of the `count` at `table[at]`, at most `limit`, into `found` (readable, writable): to the
+        chain's end, or to an indirect table, which is returned."""
+        readable, writable = found
+        is_ram = self.memory.is_ram
+        for _ in range(limit):
+            if number >= count:
+                raise QueueBroken(f"{self.label}: descriptor {number} of {count}")
+            address, length, flags, number = _DESCRIPTOR.unpack_from(table, at + DESC_BYTES * number)
             if flags & DESC_F_INDIRECT:
                 if flags & DESC_F_NEXT:
                     raise QueueBroken(f"{self.label}: an indirect descriptor with a next one")
-                self._walk_indirect(fields[0], fields[1], found, total)
-                return found
-            total = self._add(found, fields[0], fields[1], flags, total)
+                return self._indirect_table(address, length)
+            if not length or not is_ram(address, length):
+                raise QueueBroken(f"{self.label}: a buffer at {address:#x}, {length} bytes")
+            if flags & DESC_F_WRITE:
+                writable.append(Segment(address, length))
+            elif writable:
+                raise QueueBroken(f"{self.label}: a readable buffer after a writable one")  # §2.7.4.2
+            else:
+                readable.append(Segment(address, length))
             if not flags & DESC_F_NEXT:
-                return found
-            number = fields[3]
-        raise QueueBroken(f"{self.label}: the chain from {head} does not end")
+                return None
+        raise QueueBroken(f"{self.label}: the chain does not end")
 
-    def _walk_indirect(self, address: int, length: int, found: tuple[list[Segment], list[Segment]], total: int) -> None:
-        """§2.7.5.3: the chain goes on in a table, copied before it is looked at."""
+    def _indirect_table(self, address: int, length: int) -> bytes:
         count, odd = divmod(length, DESC_BYTES)
         if not self._indirect or odd or not 0 < count <= MAX_QUEUE_SIZE:
             raise QueueBroken(f"{self.label}: an indirect table of {length} bytes")
         try:
-            table = self.memory.read(address, length)
+            return self.memory.read(address, length)
         except BadAddress as error:
             raise QueueBroken(f"{self.label}: indirect table: {error}") from error
-        number = 0
-        for _ in range(min(count, MAX_INDIRECT)):
-            if number >= count:
-                raise QueueBroken(f"{self.label}: descriptor {number} of {count}, indirect")
-            base, size, flags, following = _DESCRIPTOR.unpack_from(table, DESC_BYTES * number)
-            if flags & DESC_F_INDIRECT:
-                raise QueueBroken(f"{self.label}: an indirect table within another")
-            total = self._add(found, base, size, flags, total)
-            if not flags & DESC_F_NEXT:
-                return
-            number = following
-        raise QueueBroken(f"{self.label}: an indirect chain does not end")
-
-    def _add(
-        self, found: tuple[list[Segment], list[Segment]], address: int, length: int, flags: int, total: int
-    ) -> int:
-        readable, writable = found
-        if not length or not self.memory.is_ram(address, length):
-            raise QueueBroken(f"{self.label}: a buffer at {address:#x}, {length} bytes")
-        total += length
-        if total > MAX_CHAIN_BYTES:
-            raise QueueBroken(f"{self.label}: a chain of over 4 GiB")
-        if flags & DESC_F_WRITE:
-            writable.append(Segment(address, length))
-        elif writable:
-            raise QueueBroken(f"{self.label}: a readable buffer after a writable one")  # §2.7.4.2
-        else:
-            readable.append(Segment(address, length))
-        return total
 
     # Giving back
 
