@@ -7,7 +7,6 @@ that nothing is written into what the image brought.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,8 +63,8 @@ def identity(tree: RootTree, user: str) -> Identity:
     return Identity(uid=uid, gid=gid, groups=tuple(extra[:_GROUPS_LIMIT]), home=home or "/")
 
 
-def prepare(spec: CtSpec, bundle: Path) -> None:
-    """Make the bundle's config.json an application's, and put its files there; the root is attached. Blocking.
+def prepare(spec: CtSpec, bundle: Path, config: Mapping[str, object]) -> dict[str, object]:
+    """The bundle's configuration as an application's, whose files are put there; the root is attached. Blocking.
 
     Raises `InvalidParameter`, `HostError`.
     """
@@ -76,8 +75,7 @@ def prepare(spec: CtSpec, bundle: Path) -> None:
         who = identity(RootTree(fd, f"ct {spec.guest_id}"), spec.application.user)
     finally:
         os.close(fd)
-    config = json.loads((bundle / "config.json").read_bytes())
-    records.save(bundle, "config.json", json.dumps(adapt(config, spec, who, bundle)).encode())
+    return adapt(config, spec, who, bundle)
 
 
 def adapt(config: Mapping[str, object], spec: CtSpec, who: Identity, bundle: Path) -> dict[str, object]:

@@ -1,8 +1,8 @@
 """The container engine: fulfils ports.GuestEngine[CtSpec, CtResources] and, with `provisioner`, ports.CtProvisioner. On the loop.
 
 A start, in order (threads in brackets):
-    1 shim started; meanwhile [user and network namespaces made, volumes mounted with mapped ids, interior configured,
-      config.json]
+    1 shim started, and with it the runtime, which waits for its configuration; meanwhile [user and network namespaces made,
+      volumes mounted with mapped ids, interior configured, config.json]
     2 the runtime creates the container in these namespaces, its init waits; meanwhile the NICs are made in there
     3 [record.json, systemd's cgroup handed over]
     4 with the NICs there too, runtime start: init runs
@@ -199,24 +199,25 @@ class CtEngine:
             async def connect(path: Path) -> None:
                 await resources.connect(path)
 
-            async def prepare() -> None:
-                network, made = await both_to_the_end(
+            async def prepare() -> bytes:
+                (network, config), made = await both_to_the_end(
                     partial(self._configure, spec, bundle, namespaces),
                     partial(self._attach_volumes, spec, resources, bundle, log),
                 )
                 volumes.update(made)
                 if spec.application is not None:
-                    await to_the_end(application.prepare, spec, bundle)
+                    config = await to_the_end(application.prepare, spec, bundle, config)
                 connecting.append(
                     self._scope.start(outcome(partial(connect, network)), name=f"network of ct {spec.guest_id}")
                 )
+                return json.dumps(config).encode()
 
             try:
                 init = await shim.create(
                     self._runtime,
                     container,
                     bundle,
-                    prepared=prepare(),
+                    prepare=prepare,
                     scope=self._scope,
                     terminal=terminal,
                     log=log_file,
@@ -321,9 +322,9 @@ class CtEngine:
         self._places.cgroup_parent.settle()
         return not remains.is_alive(self._places.bundle(guest_id))
 
-    def _configure(self, spec: CtSpec, bundle: Path, held: contextlib.ExitStack) -> Path:
-        """Namespaces, devices and config.json, in a thread. Tells where the network namespace is, until `held` lets go
-        of it."""
+    def _configure(self, spec: CtSpec, bundle: Path, held: contextlib.ExitStack) -> tuple[Path, dict[str, object]]:
+        """Namespaces and devices, in a thread. Tells where the network namespace is, until `held` lets go of it, and what
+        config.json shall be."""
         assert self._facts is not None
         joined = pieces.make_namespaces(spec, held)
         cgroup = self._places.cgroup(spec.guest_id).path
@@ -335,8 +336,7 @@ class CtEngine:
             joined=joined,
             device_rules=devices.make(spec, bundle),
         )
-        records.save(bundle, "config.json", json.dumps(config).encode())
-        return joined["network"]
+        return joined["network"], config
 
     def _attach_volumes(
         self, spec: CtSpec, resources: CtResources, bundle: Path, log: provision.LogLine

@@ -26,29 +26,37 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     facts: str
     said: str
+    takes_pipe: bool = False
 
 
-def describe(program: Path, facts: oci.HostFacts, *, said: str) -> Proof:
-    """The proof that `program` passes with `facts`; `said` is its version text. Blocking. Raises `OSError`."""
+def describe(program: Path, facts: oci.HostFacts, *, said: str, takes_pipe: bool = False) -> Proof:
+    """The proof that `program` passes with `facts`; `said` is its version text, `takes_pipe` as `OciRuntime` has it. Blocking.
+    Raises `OSError`."""
     status = program.stat()
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()
     return Proof(
-        program=str(program), modified_ns=status.st_mtime_ns, size_bytes=status.st_size, facts=digest, said=said
+        program=str(program),
+        modified_ns=status.st_mtime_ns,
+        size_bytes=status.st_size,
+        facts=digest,
+        said=said,
+        takes_pipe=takes_pipe,
     )
 
 
-def recall(directory: Path, program: Path, facts: oci.HostFacts) -> str | None:
-    """The version text of `program` when its self-test has passed here before; else None. Blocking."""
+def recall(directory: Path, program: Path, facts: oci.HostFacts) -> Proof | None:
+    """What is known of `program` when its self-test has passed here before; else None. Blocking."""
     try:
         known = msgspec.json.decode((directory / _NAME).read_bytes(), type=Proof)
-        return known.said if known == describe(program, facts, said=known.said) else None
+        same = describe(program, facts, said=known.said, takes_pipe=known.takes_pipe)
+        return known if known == same else None
     except (OSError, msgspec.MsgspecError):
         return None
 
 
-def remember(directory: Path, program: Path, facts: oci.HostFacts, *, said: str) -> None:
+def remember(directory: Path, program: Path, facts: oci.HostFacts, *, said: str, takes_pipe: bool = False) -> None:
     """Note that the self-test has passed. Without room it is simply run again next time. Blocking."""
     try:
-        records.save(directory, _NAME, msgspec.json.encode(describe(program, facts, said=said)))
+        records.save(directory, _NAME, msgspec.json.encode(describe(program, facts, said=said, takes_pipe=takes_pipe)))
     except (OSError, HostError):
         return

@@ -9,25 +9,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import select
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from appliance import command
-from appliance.ct import oci, process, proof
+from appliance.ct import config_pipe, oci, process, proof
 from appliance.ct.host import Places
 from appliance.errors import ApplianceError, CommandFailed, HostError
 from appliance.kernel import ns
 from appliance.kernel.cgroups import Cgroup, CgroupLayout
 from appliance.model.guest import CtMount, CtSpec, GuestId
+from appliance.tasks import to_its_end
 from appliance.threads import to_the_end
+
+log = logging.getLogger(__name__)
 
 COMMAND_LIMIT_S = 60.0
 TEST_LIMIT_S = 20.0
 _TEST_ID = "self-test"
 _FIFO = "exec.fifo"
+_READ_ONCE = ("runc",)
+"""The runtimes whose `create` reads config.json once; crun copies it afterwards."""
 _RELEASE_LIMIT_MS = 2000
 
 
@@ -38,6 +45,8 @@ class OciRuntime:
     program: Path
     state_dir: Path
     version: str = ""
+    takes_pipe: bool = False
+    """Whether its `create` can be given config.json as a pipe (`config_pipe`)."""
 
     @property
     def name(self) -> str:
@@ -95,19 +104,35 @@ async def choose(places: Places, facts: oci.HostFacts) -> tuple[OciRuntime | Non
         if program is None:
             refused[name] = "not installed"
             continue
-        known = await asyncio.to_thread(proof.recall, places.directory, Path(program), facts)
+        runtime = OciRuntime(Path(program), places.runtime_state)
+        known = await asyncio.to_thread(proof.recall, places.directory, runtime.program, facts)
         if known is not None:
-            return OciRuntime(Path(program), places.runtime_state, known), refused
+            return replace(runtime, version=known.said, takes_pipe=known.takes_pipe), refused
         try:
-            await self_test(OciRuntime(Path(program), places.runtime_state), places, facts)
+            takes_pipe = name in _READ_ONCE and await _takes_pipe(runtime, places, facts)
+            if not takes_pipe:
+                await self_test(runtime, places, facts)
             said = await command.run([program, "--version"], timeout_s=COMMAND_LIMIT_S)
         except (ApplianceError, OSError) as error:
             refused[name] = str(error)
             continue
-        version = said.text.splitlines()[0]
-        await asyncio.to_thread(proof.remember, places.directory, Path(program), facts, said=version)
-        return OciRuntime(Path(program), places.runtime_state, version), refused
+        runtime = replace(runtime, version=said.text.splitlines()[0], takes_pipe=takes_pipe)
+        await asyncio.to_thread(
+            proof.remember, places.directory, runtime.program, facts, said=runtime.version, takes_pipe=takes_pipe
+        )
+        return runtime, refused
     return None, refused
+
+
+async def _takes_pipe(runtime: OciRuntime, places: Places, facts: oci.HostFacts) -> bool:
+    """Whether it passes the self-test with its configuration in a pipe. It may fail of anything: then it is tried again
+    with a file, and that decides."""
+    try:
+        await self_test(replace(runtime, takes_pipe=True), places, facts)
+    except (ApplianceError, OSError) as error:
+        log.info("%s: not started early: %s", runtime.name, error)
+        return False
+    return True
 
 
 async def self_test(runtime: OciRuntime, places: Places, facts: oci.HostFacts) -> None:
@@ -125,12 +150,35 @@ async def self_test(runtime: OciRuntime, places: Places, facts: oci.HostFacts) -
                 str(bundle),
                 _TEST_ID,
             ]  # its init keeps the output open: no pipes
-            await process.run(argv, timeout_s=TEST_LIMIT_S)
+            if runtime.takes_pipe:
+                await _create_from_pipe(argv, bundle)
+            else:
+                await process.run(argv, timeout_s=TEST_LIMIT_S)
     finally:
         try:
             await runtime.delete(_TEST_ID)
         finally:  # also when this is what a failed start of the appliance cancels
             await asyncio.to_thread(_remove_test_bundle, bundle, cgroup)
+
+
+async def _create_from_pipe(argv: Sequence[str], bundle: Path) -> None:
+    """Its configuration comes last, as at a start."""
+
+    def take() -> bytes:
+        config = (bundle / config_pipe.NAME).read_bytes()
+        (bundle / config_pipe.NAME).unlink()
+        return config
+
+    config = await to_the_end(take)
+    with contextlib.closing(config_pipe.ConfigPipe(bundle)) as pipe:
+        running = asyncio.ensure_future(process.run(argv, timeout_s=TEST_LIMIT_S))
+        try:
+            await asyncio.sleep(0)
+            pipe.write(config)
+            await running
+        finally:
+            running.cancel()
+            await to_its_end(asyncio.wait((running,)), name="end of the runtime's self-test")
 
 
 def _write_test_bundle(bundle: Path, facts: oci.HostFacts, cgroup: Cgroup, held: contextlib.ExitStack) -> None:

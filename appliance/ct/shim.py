@@ -13,20 +13,23 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
-from appliance.ct import logfile, process
+from appliance.ct import config_pipe, logfile, process, records
+from appliance.ct.config_pipe import ConfigPipe
 from appliance.ct.outcome import outcome
 from appliance.ct.runtime import OciRuntime
 from appliance.errors import HostError, TimedOut
 from appliance.kernel.pidfd import ProcessIdentity, identify, send_signal_if, shares_pid_namespace
 from appliance.tasks import TaskScope, to_its_end
+from appliance.threads import to_the_end
 from appliance.waiting import readable
 
 PROGRAM = "conmon"
 _SYNC_FD, _GO_FD = 3, 4
+_GO = b"\n"
 CREATE_LIMIT_S = 60.0
 _LINE_LIMIT_BYTES = 256 << 10
 _MESSAGE_LIMIT = 600
@@ -39,22 +42,26 @@ async def create(
     container: str,
     bundle: Path,
     *,
-    prepared: Awaitable[None],
+    prepare: Callable[[], Awaitable[bytes]],
     scope: TaskScope,
     terminal: bool = True,
     log: Path | None = None,
 ) -> int:
-    """Start a shim that creates the container in `bundle` as soon as `prepared` is; returns the pid of its init.
+    """Start a shim that creates the container in `bundle` as soon as `prepare` is done; returns the pid of its init.
 
-    The shim starts meanwhile and waits on its start pipe: that hides the milliseconds it takes to come up. `bundle` is
-    there already. `log` is where its output goes, by default into the bundle. The container's init exists at the end and
-    waits for the runtime's `start`. Raises `HostError` with the runtime's message, `TimedOut`, or what `prepared` raised;
-    the caller removes what may be left.
+    `prepare` gives the bundle's config.json, which is written here. The shim starts meanwhile and waits on its start pipe;
+    where the runtime `takes_pipe`, it starts too and waits for its configuration (`config_pipe`): that hides the
+    milliseconds they take to come up. `bundle` is there already. `log` is where its output goes, by default into the
+    bundle. The container's init exists at the end and waits for the runtime's `start`. Raises `HostError` with the
+    runtime's message, `TimedOut`, or what `prepare` raised; the caller removes what may be left.
     """
+    pipe = ConfigPipe(bundle) if runtime.takes_pipe else None
     answer, sync_end = os.pipe()
     os.set_blocking(answer, False)
     go_read, go_write = os.pipe()
     os.set_blocking(go_write, False)  # takes one byte
+    if pipe is not None:
+        os.write(go_write, _GO)
     launching = scope.start(
         outcome(
             lambda: process.run(
@@ -71,8 +78,12 @@ async def create(
         name=f"shim of {container}",
     )
     try:
-        await prepared
-        os.write(go_write, b"\n")
+        config = await prepare()
+        if pipe is not None:
+            pipe.write(config)
+        else:
+            await to_the_end(records.save, bundle, config_pipe.NAME, config)
+            os.write(go_write, _GO)
         failure = await launching
         os.close(sync_end)
         sync_end = -1
@@ -90,7 +101,12 @@ async def create(
             for fd in (answer, sync_end, go_read, go_write):
                 if fd >= 0:
                     os.close(fd)
-    return _created_pid(container, line)
+            if pipe is not None:
+                pipe.close()
+    pid = _created_pid(container, line)
+    if pipe is not None:
+        await to_the_end(records.save, bundle, config_pipe.NAME, config)
+    return pid
 
 
 async def _line(fd: int) -> bytes:

@@ -251,10 +251,9 @@ class TaskService:
     async def _finish(self, run: _Running, status: str) -> None:
         outcome = TaskOutcome.of(status)
         run.log.end(f"TASK ERROR: {status}" if outcome is TaskOutcome.ERROR else f"TASK {status}")
-        await run.log.flush()
         endtime = max(int(self._clock.now()), run.info.starttime)
         info = replace(run.info, status=status, endtime=endtime, progress=run.handle.fraction)
-        await self._records.finish(info, still_running=self._running)
+        await asyncio.gather(run.log.flush(), self._records.finish(info, still_running=self._running))
         del self._running[info.upid]
         run.ended.set()
         self._events.publish(TaskFinished(upid=info.upid, status=status))

@@ -119,7 +119,7 @@ class Host:
         self.states.append(state)
 
 
-_tested: dict[Path, ApplianceError | OSError | None] = {}
+_tested: dict[tuple[Path, bool], ApplianceError | OSError | None] = {}
 
 
 @pytest.fixture(autouse=True)
@@ -128,13 +128,14 @@ def runtimes_test_themselves_once(monkeypatch: pytest.MonkeyPatch) -> None:
     real = runtime.self_test
 
     async def remembered(program: OciRuntime, places: Places, facts: oci.HostFacts) -> None:
-        if program.program not in _tested:
+        key = (program.program, program.takes_pipe)
+        if key not in _tested:
             try:
                 await real(program, places, facts)
-                _tested[program.program] = None
+                _tested[key] = None
             except (ApplianceError, OSError) as error:
-                _tested[program.program] = error
-        if (refusal := _tested[program.program]) is not None:
+                _tested[key] = error
+        if (refusal := _tested[key]) is not None:
             raise refusal
 
     monkeypatch.setattr(runtime, "self_test", remembered)

@@ -24,8 +24,10 @@ def program(tmp_path: Path) -> Path:
 
 def test_what_passed_is_recalled_with_its_version(tmp_path: Path, program: Path) -> None:
     assert proof.recall(tmp_path, program, FACTS) is None
-    proof.remember(tmp_path, program, FACTS, said="runc 1")
-    assert proof.recall(tmp_path, program, FACTS) == "runc 1"
+    proof.remember(tmp_path, program, FACTS, said="runc 1", takes_pipe=True)
+    known = proof.recall(tmp_path, program, FACTS)
+    assert known is not None
+    assert (known.said, known.takes_pipe) == ("runc 1", True)
 
 
 def test_an_upgraded_program_is_tested_again(tmp_path: Path, program: Path) -> None:
