@@ -88,7 +88,8 @@ class OverlayLayers:
 class OpenedVolume:
     """A volume an engine can use: a path on this host (file, block device, or directory for `subvol`).
 
-    A `subvol` with `layers` is no tree by itself: its content is what an overlay of them shows.
+    A `subvol` with `layers` is no tree by itself: its content is what an overlay of them shows. `snapshot` names the snapshot
+    whose content is meant: of a qcow2 image `path` is the image it is inside of, which only copying understands.
     """
 
     volume_id: VolumeId | None
@@ -97,6 +98,7 @@ class OpenedVolume:
     size_bytes: int
     read_only: bool = False
     layers: OverlayLayers | None = None
+    snapshot: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from appliance.clock import Clock
-from appliance.errors import ApplianceError, Conflict, InvalidParameter
+from appliance.errors import ApplianceError, Conflict, InvalidParameter, NotFound
 from appliance.events import EventBus, GuestListChanged
 from appliance.model.guest import CtCredentials, GuestId, GuestKind, GuestState
 from appliance.model.volume import OpenedVolume, VolumeFormat, VolumeId
@@ -133,24 +133,30 @@ class GuestCreation:
         storage: str | None,
         pool: str | None,
         user: str,
+        snapshot: str = "",
     ) -> str:
-        """A copy under a new VMID. A linked clone needs a template; a running guest cannot be cloned. Returns the UPID."""
+        """A copy under a new VMID. A linked clone needs a template; a running guest cannot be cloned, but its `snapshot` can,
+        in full. Returns the UPID."""
         source = self._inventory.get(source_id, kind)
         self._inventory.require_unlocked(source)
         if not full and not self._inventory.summary(source).template:
             raise Conflict(f"{source.label}: linked clones are made of templates only")
+        if not full and snapshot:
+            raise Conflict(f"{source.label}: a clone of a snapshot is a full one")
         described = {} if description is None else guest_config.parse(kind, {"description": description})
-        config = self._clone_config(source, new_id, name) | described
+        config = self._clone_config(source, snapshot, name) | described
         # the original's disks are not the clone's: until it has its own, the record names none
         reserved = {key: value for key, value in config.items() if not guest_config.is_disk_slot(kind, key)}
 
         async def build(guest: GuestRuntime, task: TaskHandle) -> None:
             async with source.hold(f"clone to {new_id}", log=task.log):
                 self._inventory.require_unlocked(source)
-                if source.state is not GuestState.STOPPED:
-                    raise Conflict(f"{source.label} is running: shut it down before it is cloned")
-                config = self._clone_config(source, new_id, name) | described  # it may have changed while we waited
-                made = await self._volumes.clone(kind, new_id, config, full=full, storage=storage, log_line=task.log)
+                if source.state is not GuestState.STOPPED and not snapshot:
+                    raise Conflict(f"{source.label} is running: shut it down before it is cloned, or clone a snapshot")
+                config = self._clone_config(source, snapshot, name) | described  # it may have changed while we waited
+                made = await self._volumes.clone(
+                    kind, new_id, config, full=full, storage=storage, log_line=task.log, snapshot=snapshot
+                )
                 await self.publish_made(guest, made)
 
         return await self.begin(
@@ -206,11 +212,19 @@ class GuestCreation:
             self._images.require_runnable(image)
         return image
 
-    def _clone_config(self, source: GuestRuntime, new_id: GuestId, name: str | None) -> dict[str, str]:
+    def _clone_config(self, source: GuestRuntime, snapshot: str, name: str | None) -> dict[str, str]:
+        config = source.stored.record.config
+        if snapshot:
+            kept = source.stored.record.snapshots.get(snapshot)
+            if kept is None:
+                raise NotFound(f"{source.label}: snapshot '{snapshot}'")
+            if kept.state:
+                raise Conflict(f"{source.label}: snapshot '{snapshot}' is incomplete: remove it")
+            config = kept.config
         return guest_config.clone_config(
             source.kind,
             source.guest_id,
-            source.stored.record.config,
+            config,
             name=guest_config.parse(source.kind, {_name_key(source.kind): name}).popitem()[1] if name else None,
             new_uuid=uuid.uuid4,
             new_mac=self._inventory.mac_source(),

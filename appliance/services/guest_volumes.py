@@ -75,12 +75,14 @@ class GuestVolumes:
         full: bool,
         storage: str | None,
         log_line: LogLine,
+        snapshot: str = "",
     ) -> Made:
-        """`config` is the original's: every disk that belongs to it is cloned for `guest_id`, all or none."""
+        """`config` is the original's, or what its `snapshot` keeps: every disk that belongs to it is cloned for `guest_id`, all
+        or none."""
         made = Made(dict(config))
         try:
             for disk in list(guest_config.disks(kind, config)):
-                await self._clone_one(kind, guest_id, disk, made, full, storage, log_line)
+                await self._clone_one(kind, guest_id, disk, made, full, storage, log_line, snapshot)
         except BaseException:
             await to_its_end(self.remove(made.volumes, log_line), name=f"undo volumes of {guest_id}")
             raise
@@ -233,6 +235,7 @@ class GuestVolumes:
         full: bool,
         storage: str | None,
         log_line: LogLine,
+        snapshot: str,
     ) -> None:
         if not isinstance(disk.volume, Existing) or disk.is_unused or disk.volume.owner is None:
             return
@@ -246,11 +249,16 @@ class GuestVolumes:
                 label="cloudinit",
             )
         else:
-            opened = await self._storage.open(disk.volume.volume_id)
-            if opened.layers is not None and backend.storage_id != disk.volume.volume_id.storage:
+            source = disk.volume.volume_id
+            if snapshot:
+                opened = await self._storage.backend(source.storage).open_snapshot(source, snapshot)
+            else:
+                opened = await self._storage.open(source)
+            if opened.layers is not None and backend.storage_id != source.storage:
                 await self._clone_tree(guest_id, disk, opened, backend, made, log_line)
                 return
-            log_line(f"{disk.slot}: {'full' if full else 'linked'} clone of {disk.volume.volume_id}")
+            of = f"{source} as of snapshot '{snapshot}'" if snapshot else str(source)
+            log_line(f"{disk.slot}: {'full' if full else 'linked'} clone of {of}")
             format_ = opened.format if full else (VolumeFormat.QCOW2 if kind is GuestKind.QEMU else opened.format)
             volume = await backend.clone(
                 opened, guest_id, format=format_, full=full, log=log_line, content=_CONTENT[kind]

@@ -359,6 +359,7 @@ class GuestService:
         storage: str | None = None,
         pool: str | None = None,
         user: str,
+        snapshot: str = "",
     ) -> str:
         return await self._creation.clone(
             kind,
@@ -370,6 +371,7 @@ class GuestService:
             storage=storage,
             pool=pool,
             user=user,
+            snapshot=snapshot,
         )
 
     async def destroy(

@@ -401,7 +401,7 @@ class VolumeBackend(Protocol):
         """The names of the volume's snapshots, sorted."""
 
     async def open_snapshot(self, volume_id: VolumeId, name: str) -> OpenedVolume:
-        """What a snapshot holds, to be read only; not of qcow2, whose snapshots are read with the image."""
+        """What a snapshot holds, to be read only: `clone` copies it. Raises `NotFound`, `InvalidParameter`."""
 
     async def open(self, volume_id: VolumeId) -> OpenedVolume:
         """Check and describe the volume for an engine. A hostile image (external data file, backing file outside

@@ -11,6 +11,7 @@
     receiving.py      streams with a checksum
     headroom.py       the space new volumes leave alone
     snapshots.py      snapshots of volumes, by the means each format has
+    sparse.py         raw images, which begin as holes
     tools.py          qemu-img, mkfs, cp: bounded
 
 Resizing is one system call or one command, but for a container's file system: there a mark says what `recover` finishes.
@@ -23,6 +24,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -33,7 +35,7 @@ from appliance.errors import Conflict, HostError, InvalidParameter, NotFound, Un
 from appliance.kernel import btrfs
 from appliance.model.guest import GuestId
 from appliance.model.volume import ContentType, OpenedVolume, StorageUsage, VolumeFormat, VolumeId, VolumeInfo
-from appliance.storage import inspection, naming, overlays, receiving, tools, trees
+from appliance.storage import inspection, naming, overlays, receiving, sparse, tools, trees
 from appliance.storage.backups import BackupArea
 from appliance.storage.catalog import DISK_CONTENT, Catalog
 from appliance.storage.layers import Fill, LayerStore
@@ -118,7 +120,7 @@ class DirectoryBackend:
                 done.append(f"{self._id}:{mark.volume}: growing is finished when its container is stopped")
                 continue
             if await asyncio.to_thread(path.exists):
-                await asyncio.to_thread(_extend, path, mark.size)
+                await asyncio.to_thread(sparse.extend, path, mark.size)
                 try:
                     await tools.grow_ext4(path)
                 except HostError as error:
@@ -176,7 +178,7 @@ class DirectoryBackend:
                 case VolumeFormat.SUBVOL:
                     await self._publisher.in_thread(f"create {path.name}", self._make_tree, path, record, base)
                 case VolumeFormat.RAW:
-                    await self._publisher.in_thread(f"create {path.name}", _make_sparse, path, record.size)
+                    await self._publisher.in_thread(f"create {path.name}", sparse.make, path, record.size)
                     if record.content == ContentType.ROOTDIR:
                         self._before_effect("make the file system")
                         await tools.make_ext4(path)
@@ -223,6 +225,8 @@ class DirectoryBackend:
 
         Raises `Unsupported` for a pair of formats that cannot be, `NoSpace`, `HostError`.
         """
+        if source.snapshot and not full:
+            raise Unsupported(f"volume {source.volume_id}: there are no linked clones of a snapshot")
         if (source.format is VolumeFormat.SUBVOL) != (format is VolumeFormat.SUBVOL):
             raise Unsupported(f"a {source.format} volume cannot become a {format} volume")
         if source.layers is not None:
@@ -238,6 +242,8 @@ class DirectoryBackend:
                     await tools.create_overlay(path, inspection.backing_path(name, parent), source.format)
                 elif format is VolumeFormat.SUBVOL:
                     await copy_directory(source.path, path)
+                elif source.snapshot:
+                    await tools.convert_snapshot(source.path, source.format, path, format, snapshot=source.snapshot)
                 else:
                     await tools.convert(source.path, source.format, path, format)
 
@@ -251,6 +257,8 @@ class DirectoryBackend:
             raise Unsupported(f"volume {source.volume_id}: its layers are on another storage than {self._id}")
         old = source.volume_id.name
         old_record = await asyncio.to_thread(self._records.get, old)
+        if source.snapshot:
+            old_record = overlays.kept_record(old, old_record, source.snapshot)
         async with self._publisher.new_disk(guest_id, label, VolumeFormat.SUBVOL) as name:
             if full:
                 record = overlays.copied_record(name, old_record)
@@ -320,13 +328,13 @@ class DirectoryBackend:
                 await self._grow_file_system(name, path, size_bytes)
             case _:
                 self._before_effect("lengthen the file")
-                await self._publisher.in_thread(f"resize {volume_id}", _extend, path, size_bytes)
+                await self._publisher.in_thread(f"resize {volume_id}", sparse.extend, path, size_bytes)
 
     async def _grow_file_system(self, name: str, path: Path, size_bytes: int) -> None:
         self._before_effect("mark")
         await self._publisher.in_thread(f"mark {name}", self._records.mark_growing, name, size_bytes)
         self._before_effect("lengthen the file")
-        await self._publisher.in_thread(f"resize {name}", _extend, path, size_bytes)
+        await self._publisher.in_thread(f"resize {name}", sparse.extend, path, size_bytes)
         self._before_effect("grow the file system")
         await tools.grow_ext4(path)
         self._before_effect("unmark")
@@ -366,7 +374,12 @@ class DirectoryBackend:
 
     async def open_snapshot(self, volume_id: VolumeId, name: str) -> OpenedVolume:
         """See `VolumeBackend.open_snapshot`."""
-        return await self._snapshots.open(volume_id, name)
+        if not volume_id.name.endswith(f".{VolumeFormat.QCOW2}"):
+            return await self._snapshots.open(volume_id, name)
+        image = await self.open(volume_id)  # judged as an image that is shown to QEMU
+        if name not in await self.snapshots(volume_id):
+            raise NotFound(f"volume {volume_id}: snapshot '{name}'")
+        return replace(image, read_only=True, snapshot=name)
 
     # --- all volumes ------------------------------------------------------------------------------------------
 
@@ -381,11 +394,11 @@ class DirectoryBackend:
     async def open(self, volume_id: VolumeId) -> OpenedVolume:
         """See `VolumeBackend.open`. Raises `NotFound`, `InvalidParameter` for an image QEMU must not be shown."""
         name, place = self._locate(volume_id)
-        measured = await self._publisher.in_thread(
-            f"open {volume_id}", inspection.check_image, self._root, self._records, name
+        measured, record = await self._publisher.in_thread(
+            f"open {volume_id}",
+            lambda: (inspection.check_image(self._root, self._records, name), self._records.get(name)),
         )
         known = place.format in tuple(VolumeFormat)
-        record = await asyncio.to_thread(self._records.get, name)
         return OpenedVolume(
             volume_id=volume_id,
             path=self._root / place.path,
@@ -483,18 +496,3 @@ class DirectoryBackend:
         if volume_id.storage != self._id:
             raise NotFound(f"volume '{volume_id}' in storage '{self._id}'")
         return volume_id.name, naming.locate(volume_id.name)
-
-
-def _make_sparse(path: Path, size_bytes: int) -> None:
-    with path.open("xb") as file:
-        file.truncate(size_bytes)
-
-
-def _extend(path: Path, size_bytes: int) -> None:
-    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        if os.fstat(fd).st_size < size_bytes:
-            os.ftruncate(fd, size_bytes)
-            os.fsync(fd)
-    finally:
-        os.close(fd)

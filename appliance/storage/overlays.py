@@ -61,6 +61,14 @@ def copied_record(target: str, record: VolumeRecord) -> VolumeRecord:
     return msgspec.structs.replace(record, layers=layers, kept={}, parent="", notes="", protected=False)
 
 
+def kept_record(volume: str, record: VolumeRecord, name: str) -> VolumeRecord:
+    """The record `volume` would have if it were what its snapshot is: the topmost layer is always its own. Raises `NotFound`."""
+    layers = record.kept.get(name)
+    if layers is None:
+        raise NotFound(f"volume {volume}: snapshot '{name}'")
+    return msgspec.structs.replace(record, upper=PurePosixPath(layers[0]).name, layers=layers[1:])
+
+
 def opened(root: Path, volume: str, record: VolumeRecord) -> OverlayLayers:
     """The paths of a volume."""
     place = root / naming.locate(volume).path

@@ -179,10 +179,9 @@ class VolumeSnapshots:
         return await self._thread(_names, snapshots_of(self._root, volume_id.name))
 
     async def open(self, volume_id: VolumeId, name: str) -> OpenedVolume:
-        """What a snapshot holds, to be read only. Not of qcow2, where it is inside the image. Raises `NotFound`."""
+        """What a snapshot holds, to be read only. Of qcow2, where it is inside the image, `directory.py` knows more. Raises
+        `NotFound`."""
         path, volume_format = await self._find(volume_id)
-        if volume_format is VolumeFormat.QCOW2:
-            raise Unsupported(f"volume {volume_id}: a snapshot inside an image is read with the image")
         record = await asyncio.to_thread(self._records.get, volume_id.name)
         layers = None
         if record.layout == OVERLAY:
@@ -193,7 +192,13 @@ class VolumeSnapshots:
                 raise NotFound(f"volume {volume_id}: snapshot '{name}'")
         size = record.size if volume_format is VolumeFormat.SUBVOL else (await self._thread(path.stat)).st_size
         return OpenedVolume(
-            volume_id=volume_id, path=path, format=volume_format, size_bytes=size, read_only=True, layers=layers
+            volume_id=volume_id,
+            path=path,
+            format=volume_format,
+            size_bytes=size,
+            read_only=True,
+            layers=layers,
+            snapshot=name,
         )
 
     # --- inside -------------------------------------------------------------------------------------------------------

@@ -134,6 +134,12 @@ class FakeVolumes:
     async def snapshots(self, volume_id: VolumeId) -> Sequence[str]:
         return sorted(self.kept.get(volume_id, {}))
 
+    async def open_snapshot(self, volume_id: VolumeId, name: str) -> OpenedVolume:
+        if name not in self.kept.get(volume_id, {}):
+            raise NotFound(f"volume {volume_id}: snapshot '{name}'")
+        size_bytes = self.kept[volume_id][name].size_bytes
+        return replace(await self.open(volume_id), size_bytes=size_bytes, read_only=True, snapshot=name)
+
     async def list(self, content: ContentType | None = None, guest_id: GuestId | None = None) -> Sequence[VolumeInfo]:
         await asyncio.sleep(0)
         return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -361,6 +362,37 @@ async def test_linked_clones_are_made_of_templates_only_and_templates_never_star
     assert world.host.volumes.infos[linked].parent == VolumeId.parse(DISK_0)
     with pytest.raises(Conflict, match="only cloned"):
         await world.guests.start(GuestKind.QEMU, 100, user=ADMIN)
+
+
+async def test_a_running_guests_snapshot_is_cloned_as_it_was(world: GuestWorld) -> None:
+    await world.make_vm(name="web")
+    await world.succeed(
+        await world.guests.snapshots.create(GuestKind.QEMU, 100, "one", description="", with_state=False, user=ADMIN)
+    )
+    await world.guests.update_config(
+        GuestKind.QEMU, 100, put={"name": "later", "cores": "3"}, delete=(), digest=None, user=ADMIN
+    )
+    await world.succeed(await world.guests.start(GuestKind.QEMU, 100, user=ADMIN))
+    world.host.volumes.infos[VolumeId.parse(DISK_0)] = replace(
+        world.host.volumes.infos[VolumeId.parse(DISK_0)], size_bytes=16 << 30
+    )
+    await world.succeed(
+        await world.guests.clone(GuestKind.QEMU, 100, new_id=200, full=True, user=ADMIN, snapshot="one")
+    )
+    copy = world.guests.config(200)[0]
+    assert (copy["name"], copy.get("cores")) == ("Copy-of-web", None)
+    assert copy["scsi0"] == "local:200/vm-200-disk-0.qcow2,size=8G"
+    assert copy.keys() & {"parent", "snaptime", "vmstate"} == set()
+
+
+async def test_a_clone_of_a_snapshot_that_is_not_there_or_shall_be_linked_is_refused(world: GuestWorld) -> None:
+    await world.make_vm()
+    with pytest.raises(NotFound, match="snapshot 'two'"):
+        await world.guests.clone(GuestKind.QEMU, 100, new_id=200, user=ADMIN, snapshot="two")
+    await world.succeed(await world.guests.make_template(GuestKind.QEMU, 100, user=ADMIN))
+    with pytest.raises(Conflict, match="a full one"):
+        await world.guests.clone(GuestKind.QEMU, 100, new_id=200, full=False, user=ADMIN, snapshot="one")
+    assert [view.guest_id for view in world.guests.list()] == [100]
 
 
 async def test_a_running_guest_does_not_become_a_template(world: GuestWorld) -> None:

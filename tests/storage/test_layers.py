@@ -194,6 +194,25 @@ async def test_a_long_chain_is_not_made_longer(
     assert set(await read(backend, volume, tmp_path / "m")) == {"etc/hostname", "file0", "file1"}
 
 
+@pytest.mark.parametrize("in_use", [False, True])
+async def test_a_clone_of_a_snapshot_shows_what_it_kept(
+    backend: DirectoryBackend, archive: Path, tmp_path: Path, *, in_use: bool
+) -> None:
+    volume, place = await make(backend, archive), tmp_path / "m"
+    await write(backend, volume, place, "first", "1")
+    await backend.snapshot(volume, "one", in_use=in_use)
+    await write(backend, volume, place, "second", "2")
+    await backend.snapshot(volume, "two")
+    source = await backend.open_snapshot(volume, "one")
+    clone = await backend.clone(source, OTHER, format=VolumeFormat.SUBVOL, full=True, log=lambda line: None)
+    await write(backend, clone, place, "third", "3")
+    await backend.delete_snapshot(volume, "one")
+    await backend.delete(volume)
+    assert await backend.recover() == []
+    assert set(await read(backend, clone, place)) == {"etc/hostname", "first", "third"}
+    assert await backend.snapshots(clone) == []
+
+
 @pytest.mark.parametrize("full", [False, True])
 async def test_a_clone_is_a_volume_of_its_own(
     backend: DirectoryBackend, archive: Path, tmp_path: Path, *, full: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from pathlib import Path
 
@@ -51,6 +52,56 @@ async def test_a_qcow2_disk_returns_to_its_snapshot(backend: DirectoryBackend) -
     assert await backend.snapshots(volume) == []
     with pytest.raises(NotFound):
         await backend.roll_back(volume, "one")
+
+
+async def copied(backend: DirectoryBackend, volume: VolumeId, name: str, *, full: bool = True) -> Path:
+    source = await backend.open_snapshot(volume, name)
+    made = await backend.clone(source, GuestId(200), format=source.format, full=full, log=lambda line: None)
+    return (await backend.open(made)).path
+
+
+async def test_a_clone_of_a_qcow2_snapshot_holds_what_it_held_also_while_somebody_writes(
+    backend: DirectoryBackend,
+) -> None:
+    volume = await disk(backend, VolumeFormat.QCOW2)
+    path = (await backend.open(volume)).path
+    qemu_io(path, "write -P 1 0 64k")
+    await backend.snapshot(volume, "one")
+    await backend.resize(volume, 16 * MIB)
+    qemu_io(path, "write -P 2 0 64k")
+    holder = await asyncio.create_subprocess_exec(
+        *("qemu-io", "-f", "qcow2", str(path)), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    holder.stdin.write(b"write -P 3 0 64k\n")
+    while b"wrote" not in await holder.stdout.readline():
+        pass
+    try:
+        clone = await copied(backend, volume, "one")
+    finally:
+        await holder.communicate(b"quit\n")
+    assert "Pattern verification failed" not in qemu_io(clone, "read -P 1 0 64k")
+    assert "Pattern verification failed" not in qemu_io(path, "read -P 3 0 64k")
+    assert "Pattern verification failed" not in qemu_io(clone, "read -P 0 8M 8M"), "it has grown since: zeros"
+    assert await backend.snapshots(VolumeId("local", f"200/{clone.name}")) == []
+    with pytest.raises(NotFound, match="snapshot 'two'"):
+        await backend.open_snapshot(volume, "two")
+    with pytest.raises(Unsupported, match="linked clones of a snapshot"):
+        await copied(backend, volume, "one", full=False)
+
+
+async def test_a_clone_of_a_raw_snapshot_or_a_directorys_holds_what_it_held(backend: DirectoryBackend) -> None:
+    image, directory = await disk(backend, VolumeFormat.RAW), await tree(backend)
+    path, place = (await backend.open(image)).path, (await backend.open(directory)).path
+    path.write_bytes(b"before".ljust(8 * MIB, b"."))
+    (place / "file").write_text("before")
+    for volume in (image, directory):
+        await backend.snapshot(volume, "one")
+    path.write_bytes(b"after!".ljust(8 * MIB, b"."))
+    (place / "file").write_text("after")
+    assert (await copied(backend, image, "one")).read_bytes()[:6] == b"before"
+    assert (await copied(backend, directory, "one") / "file").read_text() == "before"
 
 
 async def test_a_snapshot_has_a_name_of_its_own(backend: DirectoryBackend) -> None:

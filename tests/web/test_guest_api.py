@@ -348,13 +348,13 @@ async def test_a_clone_gets_its_name_and_is_linked_for_templates(site: GuestSite
     )
     assert site.guests.calls[-1][2] == {
         "new_id": 200, "name": "copy", "description": "d", "full": True, "storage": "fast", "pool": None,
+        "snapshot": "",
     }  # fmt: skip
     await site.do("POST", f"{path}/template")
     await site.do("POST", f"{path}/clone", newid=201)
     assert site.guests.calls[-1][2]["full"] is False
     for data, named in (
         ({"target": "other"}, "target"),
-        ({"snapname": "a"}, "snapname"),
         ({"full": 0, "storage": "x"}, "storage"),
     ):
         answer = await site.call("POST", f"{path}/clone", {"newid": 202, **data})

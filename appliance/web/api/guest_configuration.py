@@ -164,7 +164,9 @@ def declare(api: Resource, kind: GuestKind) -> None:
         if params.feature == "snapshot":
             has = await call.services.guests.snapshots.possible(kind, params.vmid)
         else:
-            has = (params.feature == "copy" or guest.template) and not params.snapname
+            if params.snapname:
+                call.services.guests.snapshots.config(kind, params.vmid, params.snapname)
+            has = params.feature == "copy" or (guest.template and not params.snapname)
         return Feature(has_feature=has, nodes=[call.node] if has else [])
 
 

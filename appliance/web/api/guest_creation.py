@@ -86,7 +86,9 @@ class CloneParams(GuestParams, kw_only=True):
     description: Annotated[str, Meta(max_length=8192)] | None = None
     full: Annotated[PveBool, Meta(description="a copy of its own; default unless it is a template")] | None = None
     pool: PoolName | None = None
-    snapname: SnapshotName | None = None
+    snapname: Annotated[SnapshotName, Meta(description="the snapshot to clone, in full, also while it runs")] | None = (
+        None
+    )
     storage: StorageName | None = None
     target: Annotated[str, Meta(max_length=63)] | None = None
     bwlimit: BandwidthLimit | None = None
@@ -240,11 +242,14 @@ async def _clone(call: Call, kind: GuestKind, params: CloneParams, *, name: str 
     check_allocate(call, params.newid, params.pool)
     check_node(call, "target", params.target)
     refuse("clones keep the format of their volumes", {"format": format_})
-    refuse("clones of snapshots", {"snapname": params.snapname if params.snapname != "current" else None})
-    full = not guest.template if params.full is None else params.full
+    snapshot = "" if params.snapname in (None, "current") else str(params.snapname)
+    full = snapshot != "" or not guest.template if params.full is None else params.full
     if not full and params.storage:
         raise InvalidParameter({"storage": "parameter 'storage' not allowed for linked clones"})
-    config, _ = stored_config(call, kind, params.vmid)
+    if snapshot:
+        config = call.services.guests.snapshots.config(kind, params.vmid, snapshot)
+    else:
+        config, _ = stored_config(call, kind, params.vmid)
     for needed in guest_config.copy_requirements(kind, config):
         call.check_any(*needed.alternatives)
     for _, volume in guest_config.owned_volumes(kind, params.vmid, config):
@@ -259,6 +264,7 @@ async def _clone(call: Call, kind: GuestKind, params: CloneParams, *, name: str 
         storage=params.storage,
         pool=params.pool,
         user=call.user,
+        snapshot=snapshot,
     )
 
 
