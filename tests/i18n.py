@@ -15,6 +15,7 @@ from appliance.services.guest_config.vm_schema import VM_KEYS
 from appliance.web.pages import (
     access_dialogs,
     access_pages,
+    app_creation,
     areas,
     backup_dialogs,
     contexts,
@@ -23,6 +24,7 @@ from appliance.web.pages import (
     guest_tabs,
     hardware,
     language,
+    oci,
     render,
 )
 
@@ -60,10 +62,13 @@ def tables() -> list[str]:
     ]
     words += [device.word for kind in GuestKind for device in hardware.addable(kind, {})]
     words += [*backup_dialogs.KEEP_WORDS.values()]
+    words += oci.TRANSPORT_WORDS.values()
     words += [*access_pages.TABS.values(), *access_dialogs.LOSSES.values()]
+    words += [word for word, _ in app_creation.SECTIONS]
     words += [word for sections in creation.SECTIONS.values() for word, _ in sections]
     words += ["VM", "Container", "Guest", "Yes", "No", "Default", "Default (yes)", "Default (no)", "No medium"]
     words += ["Cloud-init drive", "CD/DVD drive", "User", "Group", "Token"]
+    words += ["Every (s)", "Gives up after (s)", "Time to start (s)", "Failures in a row"]
     return [word for word in dict.fromkeys(words) if word and not _IS_CODE.fullmatch(word)]
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from appliance.storage.oci import archive, transfer
 from appliance.storage.oci.archive import Archive, Image
 from appliance.storage.oci.credentials import RegistryBook
 from appliance.storage.oci.manifest import Descriptor, Platform
-from appliance.storage.oci.reference import Reference
+from appliance.storage.oci.reference import Digest, Reference
 from appliance.storage.oci.registry import RegistryClient
 from appliance.storage.oci.store import RECENT_S, Collected, ImageStore
 from appliance.storage.oci.transfer import Progress
@@ -348,6 +349,20 @@ class ImageService:
             return
         if collected.blobs or collected.layers:
             log.info("storage %s: %s", storage_id, _said(collected))
+
+
+def shared_bytes(images: Iterable[ListedImage]) -> Mapping[VolumeId, int]:
+    """How much of each image, as it is transferred, others on the same storage have too: its removal frees the rest. Pure."""
+    blobs = {each.volume.volume_id: _blobs(each.image) for each in images}
+    needed = Counter((volume_id.storage, digest) for volume_id, found in blobs.items() for digest in found)
+    return {
+        volume_id: sum(size for digest, size in found.items() if needed[volume_id.storage, digest] > 1)
+        for volume_id, found in blobs.items()
+    }
+
+
+def _blobs(image: Image) -> Mapping[Digest, int]:
+    return {each.digest: each.size_bytes for each in (image.manifest.config, *image.manifest.layers)}
 
 
 def archive_name(text: str) -> str:

@@ -83,7 +83,7 @@ def parse(struct: type[P], raw: Mapping[str, object]) -> P:
             if field is not None and field.kind != "rest":
                 values[field.attribute] = convert(field, value)
             elif rest_field is not None:
-                rest[name] = _as_text(value)
+                rest[name] = _as_text(value, nul=True)  # PVE separates by it in some; each key's own table judges
             else:
                 errors[name] = UNKNOWN
         except ValueError as error:
@@ -189,9 +189,9 @@ def _as_list(value: object) -> Sequence[object]:
     raise ValueError("type check ('array') failed")
 
 
-def _as_text(value: object) -> str:
+def _as_text(value: object, *, nul: bool = False) -> str:
     match value:
-        case str() if "\0" in value:
+        case str() if "\0" in value and not nul:
             raise ValueError("type check ('string') failed - NUL is not allowed")
         case str():
             return value

@@ -3,7 +3,9 @@
 
 import { call } from "./api.js";
 import { config } from "./config_form.js";
+import * as oci from "./oci.js";
 import * as tasks from "./tasks.js";
+import { mounts } from "./widgets.js";
 
 /** [method, path] of a form's call; {names} in the path are the form's own fields. */
 export function target(form) {
@@ -11,7 +13,7 @@ export function target(form) {
   return [method, path.replace(/\{(\w+)\}/g, (_, name) => encodeURIComponent(form.elements[name]?.value ?? ""))];
 }
 
-/** { requests, after }: the parameters of each call, and what remains to do when a call's task has ended. */
+/** { requests, before, after }: the parameters of each call, whole calls before them, and what remains when a task has ended. */
 export function compose(form) {
   const fields = new FormData(form);
   const params = {};
@@ -34,10 +36,11 @@ export function compose(form) {
   const emptied = (form.dataset.deleteEmpty ?? "").split(" ").filter((name) => name && fields.get(name) === "");
   emptied.push(...rules(params, form));
   if (emptied.length) params.delete = emptied.join(",");
-  const special = { vm, container, resize, download, config, clone, user, grant }[form.dataset.compose];
+  const special = { vm, container, application, resize, download, config, clone, user, grant, pull }[form.dataset.compose];
   const after = special?.(fields, params, form);
   if (form.dataset.compose === "pool") return { requests: poolChanges(params, form) };
-  return { requests: counted(params, Number(fields.get("_count") ?? 1)), after };
+  const before = ["pull", "push"].includes(form.dataset.compose) ? oci.credentials(fields) : [];
+  return { requests: counted(params, Number(fields.get("_count") ?? 1)), before, after };
 }
 
 /** Numbers that make up one rule ("keep-last=3,keep-daily=7"); the names of rules that lost their last number. */
@@ -81,6 +84,11 @@ function container(fields, params, form) {
   params.rootfs = `${fields.get("_storage")}:${fields.get("_disk")}`;
   if (!("unprivileged" in params)) params.unprivileged = "1";
   network(fields, params, { name: "eth0" });
+}
+
+function application(fields, params, form) {
+  container(fields, params, form);
+  Object.assign(params, mounts(form));
 }
 
 /** net0 of a new guest, from the inputs that there are. */
@@ -172,6 +180,10 @@ function poolChanges(params, form) {
 
 function resize(fields, params) {
   params.size = `+${params.size}G`;
+}
+
+function pull(fields, params, form) {
+  return oci.pulled(form);
 }
 
 function download(fields, params) {

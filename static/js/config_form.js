@@ -1,6 +1,8 @@
 // A form of a guest's configuration: inputs marked data-key (and data-part, for property strings) become the API's keys.
 // Only what was changed is sent; a key that lost its last value is deleted.
 
+import * as widgets from "./widgets.js";
+
 const filled = (form, template) =>
   template.replace(/\{(\w+)\}/g, (_, name) => form.elements[name]?.value ?? "");
 
@@ -8,6 +10,7 @@ const filled = (form, template) =>
 const keyOf = (form, input) => (input.dataset.key === "slot" ? form.elements._slot.value : input.dataset.key);
 
 function valueOf(form, input) {
+  if (input.dataset.widget) return widgets.valueOf(input);
   if (input.dataset.template === undefined) return input.value.trim();
   // the other template is for when this one misses something: an image brings its own size
   const chosen = form.elements._image?.value && input.dataset.else ? input.dataset.else : input.dataset.template;
@@ -22,7 +25,7 @@ export function config(fields, params, form) {
     const entry = keys.get(key) ?? { parts: [], changed: false, had: false };
     keys.set(key, entry);
     const value = valueOf(form, input);
-    const was = input.dataset.was ?? "";
+    const was = input.dataset.widget ? widgets.wasOf(input) : (input.dataset.was ?? "");
     entry.had ||= was !== "";
     // a new device has its prefilled values yet to be sent
     entry.changed ||= value !== was.trim() || (form.elements._slot !== undefined && value !== "");

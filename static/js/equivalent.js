@@ -62,8 +62,9 @@ function line(kind, label) {
 
 function write(form, details) {
   const [method, path] = target(form);
-  const { requests } = compose(form);
-  const each = (words) => requests.map((params) => words(method, path, params)).join("\n");
+  const { requests, before = [] } = compose(form);
+  const calls = [...before, ...requests.map((params) => [method, path, params])];
+  const each = (words) => calls.map((one) => words(...one)).join("\n");
   details.querySelector("[data-equivalent=cli]").textContent = each(commandLine);
   details.querySelector("[data-equivalent=call]").textContent = each(apiCall);
 }

@@ -6,9 +6,11 @@ import * as check from "./check.js";
 import { compose, target } from "./compose.js";
 import { showSlots } from "./config_form.js";
 import * as equivalent from "./equivalent.js";
+import * as oci from "./oci.js";
 import { at } from "./place.js";
 import * as tasks from "./tasks.js";
 import { toast } from "./toast.js";
+import * as widgets from "./widgets.js";
 import { t } from "./words.js";
 
 const UPLOAD_PATH = at("/api2/json");
@@ -41,6 +43,7 @@ export function setUp() {
 /** Make a form that has just come ready: the parts that apply, its equivalent as a call. */
 export function prepare(form) {
   if (form.dataset.compose) showParts(form);
+  widgets.prepare(form);
   equivalent.add(form);
 }
 
@@ -54,6 +57,7 @@ export function showParts(form) {
     for (const input of part.querySelectorAll("input, select, textarea")) input.disabled = !shown;
   }
   showSlots(form);
+  widgets.showMounts(form);
 }
 
 async function press(button) {
@@ -89,7 +93,8 @@ async function submit(form) {
 
 async function send(form) {
   const [method, path] = target(form);
-  const { requests, after } = compose(form);
+  const { requests, before = [], after } = compose(form);
+  for (const [verb, where, params] of before) await call(verb, where, params);
   let sent = null;
   let last;
   for (const params of requests) {
@@ -101,6 +106,8 @@ async function send(form) {
     if ("watch" in form.dataset && isTask(last)) tasks.open(last);
   }
   if (after && requests.length === 1) {
+    const bar = form.querySelector("[data-task-progress]");
+    if (bar) tasks.show(last, bar);
     await tasks.ended(last);
     await after(sent);
   }
@@ -126,6 +133,7 @@ function finish(form, params, data) {
   const stillOpen = form.isConnected; // the reader may have closed the dialog meanwhile, and gone elsewhere
   form.dispatchEvent(new CustomEvent("form:done", { bubbles: true, detail: { data } }));
   if (form.dataset.done) toast(t(form.dataset.done));
+  if ("follow" in form.dataset && isTask(data)) tasks.open(data);
   if (!("stay" in form.dataset)) form.closest("dialog")?.close();
   if (!stillOpen) return;
   if ("reload" in form.dataset) return location.reload();
@@ -138,14 +146,14 @@ function finish(form, params, data) {
 
 function upload(form) {
   const fields = new FormData(form);
-  const file = fields.get("filename");
+  const isBuild = form.dataset.compose === "build";
+  const [part, file] = isBuild ? ["context", oci.context(fields)] : ["filename", fields.get("filename")];
   const body = new FormData(); // the file comes last: the server streams it
-  body.append("content", fields.get("content"));
-  if (fields.get("checksum")) {
-    body.append("checksum", fields.get("checksum"));
-    body.append("checksum-algorithm", "sha256");
+  for (const [name, value] of fields) {
+    if (typeof value === "string" && value !== "" && !name.startsWith("_")) body.append(name, value);
   }
-  body.append("filename", file, file.name);
+  if (body.has("checksum")) body.append("checksum-algorithm", "sha256");
+  body.append(part, file, file.name);
   const request = new XMLHttpRequest();
   const bar = document.getElementById("upload-bar");
   document.getElementById("upload-progress").hidden = false;
@@ -153,7 +161,7 @@ function upload(form) {
     if (!event.lengthComputable) return;
     bar.value = event.loaded / event.total;
     document.getElementById("upload-amount").textContent = `${Math.round((event.loaded / event.total) * 100)} %`;
-    if (event.loaded === event.total) document.getElementById("upload-text").textContent = t("Checking…");
+    if (event.loaded === event.total) document.getElementById("upload-text").textContent = isBuild ? t("Building…") : t("Checking…");
   });
   form.closest("dialog").addEventListener("close", () => request.abort(), { once: true });
   return new Promise((resolve, reject) => {
@@ -161,6 +169,7 @@ function upload(form) {
       try {
         const data = read(request.status, request.responseText);
         if (isTask(data)) tasks.report(data);
+        if ("follow" in form.dataset) tasks.open(data);
         form.closest("dialog").close();
         resolve();
       } catch (error) {

@@ -6,6 +6,7 @@ import { toast } from "./toast.js";
 
 const OPEN_KEY = "drawer-open";
 const waiting = new Map(); // UPID → functions to call with its end
+const shown = new Map(); // UPID → a progress bar elsewhere that shows how far it is
 let current = "";
 
 const drawer = () => document.getElementById("drawer");
@@ -68,6 +69,13 @@ export function report(upid) {
   ended(upid).catch((error) => toast(error.message, "bad"));
 }
 
+/** Show in `bar` how far a task is, until it has ended. */
+export function show(upid, bar) {
+  shown.set(upid, bar);
+  bar.hidden = false;
+  refresh();
+}
+
 function setOpen(open) {
   drawer().dataset.open = String(open);
   localStorage.setItem(OPEN_KEY, String(open));
@@ -78,6 +86,14 @@ function refresh() {
   document.getElementById("drawer-bar").ariaExpanded = drawer().dataset.open;
   for (const each of document.querySelectorAll(".task-row")) {
     each.setAttribute("aria-current", String(each.dataset.upid === current));
+  }
+  for (const [upid, bar] of shown) {
+    const now = row(upid)?.querySelector("progress");
+    if (now) bar.value = now.value;
+    if (row(upid)?.dataset.status === undefined) continue;
+    bar.hidden = true;
+    bar.removeAttribute("value");
+    shown.delete(upid);
   }
   for (const upid of [...waiting.keys()]) {
     const status = row(upid)?.dataset.status;

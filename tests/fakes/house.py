@@ -30,6 +30,7 @@ from appliance.services.templates import Template
 from appliance.storage.recipes.recipe import RECIPES, ImageKind
 from appliance.web.services import Services
 from tests.fakes.backups import Entry, FakeBackups, FakeRestores
+from tests.fakes.images import FakeBuilder, FakeImages, describe, web_server
 from tests.fakes.services import FakeAccess, FakeTasks, World, fake_services
 
 GIB = 1 << 30
@@ -219,6 +220,8 @@ def furnished(directory: Path) -> tuple[Services, World]:
     world.extras.storage = storage
     world.extras.backups = backups = FakeBackups(storage, world.tasks)
     vars(world.guests).update(backups=backups, backup_files=backups, restores=FakeRestores(backups))
+    images = world.extras.images = FakeImages(world.tasks, world.events, directory)
+    world.extras.builder = FakeBuilder(world.tasks)
     configs: dict[int, dict[str, str]] = {}
     world.extras.configs = configs
 
@@ -234,6 +237,8 @@ def furnished(directory: Path) -> tuple[Services, World]:
         "network": SimpleNamespace(interfaces=_answer(interfaces), problem=""),
         "node": SimpleNamespace(status=_answer(_status())),
         "engines": ENGINES,
+        "images": images,
+        "builder": world.extras.builder,
         "templates": SimpleNamespace(
             list=lambda: [Template(recipe=recipe, kind=kind) for recipe in RECIPES.values() for kind in ImageKind]
         ),
@@ -278,6 +283,9 @@ def settle_in(world: World) -> None:
         Entry("etc", "d"), Entry("etc/hostname", content=b"dns\n"), Entry("etc/mtab", "l"), Entry("srv", "d"),
         Entry("srv/zone.db", content=b"x" * 40_000), Entry("dev-null", "c"),
     ]  # fmt: skip
+    images = cast(FakeImages, world.extras.images)
+    images.add("nginx_1.27.tar", describe("docker.io/library/nginx:1.27", ["base", "nginx"], web_server()))
+    images.add("redis_7.tar", describe("docker.io/library/redis:7", ["base", "redis-server"]))
     _draw_graphs(world)
     world.tasks.finish(world.tasks.begin("qmstart"))
     world.tasks.finish(world.tasks.begin("vzstart", object_id="103"), "network interface veth103i0 is gone")

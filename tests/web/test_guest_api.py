@@ -253,6 +253,15 @@ async def test_put_writes_and_deletes_keys_and_returns_null(site: GuestSite, kin
     assert "detected modified configuration" in stale.reason
 
 
+async def test_variables_are_separated_by_nul_which_no_other_key_takes(site: GuestSite) -> None:
+    site.guests.add(101, GuestKind.LXC, hostname="ct", rootfs="local:4")
+    await site.do("PUT", "lxc/101/config", env="A=1\0B=2")
+    assert site.guests.guests[101].config["env"] == "A=1\0B=2"
+    for key in ("hostname", "description", "tags", "net0", "mp0", "app-user", "app-labels", "entrypoint", "cores"):
+        answer = await site.call("PUT", "lxc/101/config", {key: "a\0b"})
+        assert (answer.status, set(answer.errors)) == (400, {key}), key
+
+
 async def test_post_config_is_a_task_and_waits_for_its_end_when_asked(site: GuestSite) -> None:
     path = define(site, GuestKind.QEMU)
     assert (await site.do("POST", f"{path}/config", memory=1024)).startswith("UPID:")

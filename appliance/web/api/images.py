@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
 
 from appliance.errors import InvalidParameter
 from appliance.model.volume import VolumeId
-from appliance.services.images import ListedImage
+from appliance.services.images import ListedImage, shared_bytes
 from appliance.storage.oci.credentials import RegistryAccess, Transport
 from appliance.threads import to_the_end
 from appliance.web.api.storage import NodeStorageParams, StorageId, may_see
@@ -87,12 +87,13 @@ class AccessParams(RegistryParams, kw_only=True):
 
 
 class ImageRow(msgspec.Struct, kw_only=True):
-    """An image in a listing; `size` in bytes as it is transferred."""
+    """An image in a listing; `size` in bytes as it is transferred, `shared` what of it other images here have too."""
 
     volid: str
     reference: str
     digest: str
     size: int
+    shared: int
     layers: int
     architecture: str
     created: str | None = None
@@ -172,7 +173,8 @@ async def list_images(call: Call, params: ListParams) -> Sequence[ImageRow]:
     if params.storage is not None and not may_see(call, params.storage):
         call.check(f"/storage/{params.storage}", "Datastore.Audit")
     found = await call.services.images.list(params.storage)
-    return [ImageRow(**_row(each)) for each in found if may_see(call, each.volume.volume_id.storage)]
+    shared = shared_bytes(found)
+    return [ImageRow(**_row(each, shared)) for each in found if may_see(call, each.volume.volume_id.storage)]
 
 
 @api.get("/appliance/oci/images/{volume:path}", summary="An OCI image", allow=LOGGED_IN, returns=ImageDetails)
@@ -185,7 +187,7 @@ async def read_image(call: Call, params: ImageParams) -> ImageDetails:
     image = await call.services.images.inspect(volume)
     config, health = image.config, image.config.health
     return ImageDetails(
-        **_row(ListedImage(volume=info, image=image)),
+        **_row(ListedImage(volume=info, image=image), shared_bytes(await call.services.images.list(volume.storage))),
         entrypoint=config.entrypoint,
         command=config.command,
         env=dict(config.environment),
@@ -282,13 +284,14 @@ def _volume(params: ImageParams) -> VolumeId:
     return volume
 
 
-def _row(listed: ListedImage) -> dict[str, Any]:
+def _row(listed: ListedImage, shared: Mapping[VolumeId, int]) -> dict[str, Any]:
     image = listed.image
     return {
         "volid": str(listed.volume.volume_id),
         "reference": image.name,
         "digest": str(image.digest),
         "size": image.manifest.size_bytes,
+        "shared": shared.get(listed.volume.volume_id, 0),
         "layers": len(image.manifest.layers),
         "architecture": image.config.architecture,
         "created": image.config.created or None,

@@ -50,6 +50,8 @@ AREAS: Final = (
          search="virtual machines containers list"),
     Area(id="storage", href="/storage", icon="hard-drive", word="Storage", in_bottom_bar=True,
          search="volumes iso templates images uploads", seen_by=lambda viewer: bool(viewer.storages())),
+    Area(id="oci", href="/oci", icon="layers", word="OCI images",
+         search="docker registry pull push container images layers", seen_by=lambda viewer: bool(viewer.storages())),
     Area(id="node", href="/node", icon="server", word="Node", is_tab=False, in_bottom_bar=True, search="host",
          seen_by=lambda viewer: viewer.sees_node),
     Area(id="access", href="/access", icon="users", word="Access",
@@ -71,7 +73,9 @@ NODE_TABS: Final[Mapping[str, str]] = {
 CREATIONS: Final = (
     Place(word="Create a virtual machine", note="Action", icon="plus", search="new vm", dialog="/dialogs/create-vm"),
     Place(word="Create a container", note="Action", icon="plus", search="new ct lxc", dialog="/dialogs/create-ct"),
-)
+    Place(word="Create an application container", note="Action", icon="plus", search="new oci docker app",
+          dialog="/dialogs/create-app"),
+)  # fmt: skip
 BACK_UP: Final = Place(
     word="Back up guests",
     note="Action",

@@ -51,6 +51,8 @@ LABELS: Final[Mapping[str, str]] = {
     "hugepages": "Huge pages", "prealloc": "Take all memory at once", "keephugepages": "Keep huge pages",
     "timezone": "Time zone", "locale": "Locale", "security": "Confinement", "hookscript": "Hook script",
     "restart": "Restart by itself", "pids": "Process limit", "iolimit": "I/O limits",
+    "app-image": "Image", "app-user": "User of the program", "app-workdir": "Working directory", "app-stopsignal": "Stop signal",
+    "app-terminal": "Terminal", "app-health": "Health check", "app-publish": "Published ports", "app-labels": "Labels",
 }  # fmt: skip
 _NUMBERED: Final = {
     "scsi": "Disk", "virtio": "Disk", "sata": "Disk", "ide": "Disk", "net": "Network", "mp": "Mount point",

@@ -36,7 +36,7 @@ SECTIONS: Final[Mapping[GuestKind, Sequence[tuple[str, Sequence[str]]]]] = {
 async def create_vm(visit: Visit) -> web.StreamResponse:
     """GET /dialogs/create-vm"""
     viewer = visit.viewer
-    context = await _offers(viewer, GuestKind.QEMU, ContentType.IMAGES)
+    context = await offers(viewer, GuestKind.QEMU, ContentType.IMAGES)
     context["images"] = await dialogs.volumes_of(viewer, ContentType.IMPORT)
     context["isos"] = await dialogs.volumes_of(viewer, ContentType.ISO)
     return await visit.part("dialogs/create_vm.html", context)
@@ -46,13 +46,13 @@ async def create_vm(visit: Visit) -> web.StreamResponse:
 async def create_ct(visit: Visit) -> web.StreamResponse:
     """GET /dialogs/create-ct"""
     viewer = visit.viewer
-    context = await _offers(viewer, GuestKind.LXC, ContentType.ROOTDIR)
+    context = await offers(viewer, GuestKind.LXC, ContentType.ROOTDIR)
     context["templates"] = await dialogs.volumes_of(viewer, ContentType.VZTMPL)
     return await visit.part("dialogs/create_ct.html", context)
 
 
-async def _offers(viewer: Viewer, kind: GuestKind, content: ContentType) -> Context:
-    """What both dialogs offer."""
+async def offers(viewer: Viewer, kind: GuestKind, content: ContentType) -> Context:
+    """What every dialog that makes guests offers."""
     choices = await guest_dialogs.choices_of(viewer, kind)
     return {
         "vmid": await viewer.services.guests.next_id(),

@@ -15,11 +15,17 @@ from appliance.services import guest_config
 from appliance.services.guest_config import PropertySchema
 from appliance.services.guest_config.schema import ConfigKey
 from appliance.services.guest_config.values import Value, ValueType
+from appliance.web.pages import app_forms
+from appliance.web.pages.app_forms import HealthParts, PortRow
 
 Choices = Mapping[str, Sequence[tuple[str, str]]]
 """What an input offers, by "key.part" or key of its family: "net.bridge" → (value, words)."""
 
-LONG_KEYS: Final = frozenset({"description", "sshkeys", "env", "cmdline"})
+LONG_KEYS: Final = frozenset({"description", "sshkeys", "cmdline"})
+WIDGETS: Final[Mapping[str, str]] = {
+    "env": "env", "app-labels": "labels", "app-health": "health", "app-publish": "ports",
+}  # fmt: skip
+"""Keys filled in by parts or lines: their widgets of `static/js/widgets.js`."""
 SECRET_KEYS: Final = frozenset({"cipassword"})
 CARRIED: Final = frozenset({"file", "volume", "size", "import-from", "media", "format", "uuid", "base64"})
 """Parts that say which volume or machine it is: shown elsewhere, and kept as they are."""
@@ -54,7 +60,7 @@ PART_LABELS: Final[Mapping[str, str]] = {
     "force_rw_sys": "Writable /sys", "mount": "May mount", "path": "Device on the host", "mode": "Access mode",
     "uid": "Owner inside", "gid": "Group inside", "deny-write": "Deny writing", "seccomp": "System-call filter",
     "apparmor": "AppArmor profile", "drop": "Capabilities to drop", "enable-s3": "Suspend to RAM",
-    "enable-s4": "Suspend to disk",
+    "when": "Restart", "max": "At most", "enable-s4": "Suspend to disk",
 }  # fmt: skip
 PLACEHOLDERS: Final[Mapping[str, str]] = {
     "macaddr": "generated", "hwaddr": "generated", "ip": "dhcp, or 192.0.2.10/24", "ip6": "auto, dhcp, or 2001:db8::10/64",
@@ -80,6 +86,8 @@ class Input:
     step: str = "1"
     required: bool = False
     advanced: bool = False
+    health: HealthParts | None = None
+    ports: Sequence[PortRow] = ()
     slots: Sequence[str] = ()
     """Families of keys for which this part exists; empty for all."""
 
@@ -148,6 +156,8 @@ def _input(key: str, part: str, schema: Value, text: str, label: str, given: Seq
         key=key, part=part, label=label, kind="text", value=text, hint=schema.description,
         placeholder=PLACEHOLDERS.get(part or key, schema.default),
     )  # fmt: skip
+    if key in WIDGETS:
+        return _widget(common, given)
     if given:
         known = [*given] if not text or text in dict(given) else [(text, text), *given]
         return replace(common, kind="select", choices=known)
@@ -173,3 +183,16 @@ def _input(key: str, part: str, schema: Value, text: str, label: str, given: Seq
             choices=[("", f"Default ({schema.default})" if schema.default else "Default"), *words],
         )
     return common
+
+
+def _widget(common: Input, given: Sequence[tuple[str, str]]) -> Input:
+    """`given` are the ports an image exposes."""
+    text, kind = common.value, WIDGETS[common.key]
+    match kind:
+        case "env":
+            return replace(common, kind=kind, value=app_forms.environment_lines(text))
+        case "labels":
+            return replace(common, kind=kind, value=app_forms.label_lines(text))
+        case "health":
+            return replace(common, kind=kind, value="", health=app_forms.health_parts(text))
+    return replace(common, kind=kind, value="", ports=app_forms.port_rows(text, [port for port, _ in given]))

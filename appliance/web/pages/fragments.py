@@ -10,6 +10,7 @@
     guest:ID:TAB              head and tab of a guest's page
     access:TAB                users, groups, roles, permissions, pools; one's own account
     storage:ID:CONTENT        the list of volumes
+    oci                       the list of images
     log:UPID                  a task's log, line by line
 
 Each fragment is one element with an id, which replaces the element of that id (`static/js/live.js`);
@@ -32,7 +33,7 @@ import msgspec
 from appliance import events as bus
 from appliance.errors import ApplianceError
 from appliance.model.guest import GuestState
-from appliance.web.pages import access_pages, contexts, datacenter, guest_tabs, guest_window, tree
+from appliance.web.pages import access_pages, contexts, datacenter, guest_tabs, guest_window, oci, tree
 from appliance.web.pages.render import Voice
 from appliance.web.pages.viewer import Viewer
 from appliance.web.ws.viewers import ConsoleViewers
@@ -131,6 +132,8 @@ class PageFeed:
                 return await self._access(topic.partition(":")[2])
             case "storage":
                 return await self._storage(topic)
+            case "oci":
+                return await self._render("oci_images", await oci.images(self.viewer))
             case "log":
                 return await self._log(topic)
         return ()
@@ -165,6 +168,10 @@ class PageFeed:
 
                 def whole(event: bus.Event) -> bool:
                     return isinstance(event, bus.StorageContentChanged) and event.storage == storage
+            case "oci":
+
+                def whole(event: bus.Event) -> bool:
+                    return isinstance(event, (bus.StorageContentChanged, bus.GuestListChanged))
             case "log":
                 upid = topic.partition(":")[2]
 

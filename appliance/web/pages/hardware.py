@@ -16,10 +16,11 @@ from urllib.parse import unquote
 from appliance.errors import ApplianceError
 from appliance.model.guest import GuestKind
 from appliance.services import guest_config
-from appliance.services.guest_config import Existing, Pending
+from appliance.services.guest_config import Existing, Pending, applications
 from appliance.services.guest_config.schema import ConfigKey
 from appliance.services.guest_config.values import Value, ValueType
 from appliance.services.guest_config.vm_devices import DISK_BUSES
+from appliance.web.pages import app_forms
 
 
 class Tab(StrEnum):
@@ -165,6 +166,8 @@ def _names(kind: GuestKind, tab: Tab, config: Mapping[str, str]) -> Sequence[str
     for key in guest_config.key_table(kind):
         if key.name in grouped or not key.supported or key.read_only or key.name in _HIDDEN:
             continue
+        if key.name.startswith("app-") and not applications.is_application(config):
+            continue
         names = [name for name in key.names() if name in config] if key.count else [key.name]
         found |= dict.fromkeys(name for name in names if _tab_of(kind, name) is tab)
     if tab is Tab.CLOUD_INIT:
@@ -274,6 +277,13 @@ def _summary(kind: GuestKind, name: str, texts: Mapping[str, str]) -> str:
             return ", ".join(" ".join(line.split()[2:]) or line.split()[0] for line in lines)
         case "kernel" | "network-names":
             return " · ".join(texts.values())
+        case "env":
+            return " · ".join(part for part in texts.get(name, "").split("\0") if part)
+        case "app-health":
+            check = app_forms.health_parts(texts.get(name, ""))
+            return f"{check.command} · {check.interval} s" if check.is_set else texts.get(name, "")
+        case "app-labels":
+            return " · ".join(app_forms.label_lines(texts.get(name, "")).splitlines())
     text = texts.get(name, "")
     key = guest_config.key_table(kind).find(name)
     if key is not None and isinstance(key.value, Value):

@@ -42,6 +42,7 @@ TASK_WORDS: Mapping[str, str] = {
     "vztemplate": "Make template", "vncproxy": "Open display", "termproxy": "Open console", "imgcopy": "Upload",
     "vncshell": "Open shell",
     "imgdel": "Delete volume", "download": "Download", "aptemplate": "Build template", "aplinfo": "Build template",
+    "ocipush": "Push image", "ocigc": "Clean up images", "ocibuild": "Build image",
     "startall": "Start all guests", "stopall": "Stop all guests", "vzdump": "Back up",
     "vzdump-several": "Back up several guests", "prunebackups": "Remove old backups",
     "qmrestore": "Restore", "vzrestore": "Restore", "qmmove": "Move disk", "move_volume": "Move volume",
