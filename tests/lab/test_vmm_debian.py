@@ -204,7 +204,8 @@ def test_disks_and_nics_come_and_go_as_its_configuration_does(debian: Debian) ->
 def test_a_restart_from_inside_is_one_and_what_was_synced_is_there(debian: Debian) -> None:
     boot = debian.boot_id()
     pid = debian.vm.status.current.get()["pid"]
-    debian.shell("echo synced >/root/synced; sync; systemctl reboot --no-block")
+    debian.shell("echo synced >/root/synced; sync")
+    debian.vm.agent.exec.post(command=["systemctl", "reboot"])  # nobody is left to tell how it ended
 
     def is_another() -> bool:
         try:
@@ -218,6 +219,7 @@ def test_a_restart_from_inside_is_one_and_what_was_synced_is_there(debian: Debia
 
 
 def test_a_restart_of_the_appliance_is_a_pause_to_it(debian: Debian) -> None:
+    debian.await_agent()
     boot = debian.boot_id()
     debian.shell("(while :; do date +%s >>/run/ticks; sleep 0.5; done) </dev/null >/dev/null 2>&1 &")
     in_loop(debian.appliance.stop())
