@@ -52,6 +52,7 @@ def tables() -> list[str]:
     words: list[str] = [*contexts.LABELS.values(), *contexts.CONTENT_WORDS.values(), *STATES]
     words += [
         *guest_tabs.TAB_WORDS.values(),
+        *guest_tabs.HEALTH_WORDS,
         guest_tabs.CONTAINER_HARDWARE,
         *render.TASK_WORDS.values(),
         *areas.words(),

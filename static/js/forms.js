@@ -133,7 +133,6 @@ function finish(form, params, data) {
   const stillOpen = form.isConnected; // the reader may have closed the dialog meanwhile, and gone elsewhere
   form.dispatchEvent(new CustomEvent("form:done", { bubbles: true, detail: { data } }));
   if (form.dataset.done) toast(t(form.dataset.done));
-  if ("follow" in form.dataset && isTask(data)) tasks.open(data);
   if (!("stay" in form.dataset)) form.closest("dialog")?.close();
   if (!stillOpen) return;
   if ("reload" in form.dataset) return location.reload();
@@ -169,7 +168,7 @@ function upload(form) {
       try {
         const data = read(request.status, request.responseText);
         if (isTask(data)) tasks.report(data);
-        if ("follow" in form.dataset) tasks.open(data);
+        if ("watch" in form.dataset) tasks.open(data);
         form.closest("dialog").close();
         resolve();
       } catch (error) {

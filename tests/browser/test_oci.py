@@ -12,9 +12,11 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
-from appliance.model.guest import GuestKind
+from appliance.model.guest import GuestKind, GuestState
+from appliance.services.applications import Probe
 from tests.browser.fake_site import FakeSite
 from tests.browser.office_site import open_office_site
+from tests.fakes.guests import Said
 from tests.fakes.house import HOSTILE
 from tests.fakes.images import FakeImages, describe, web_server
 from tests.fakes.office import Office
@@ -262,3 +264,43 @@ async def test_the_keys_of_an_application_are_edited_in_parts(place: Place) -> N
     assert '"retries": 9' in config["app-health"]
     assert '"command": ["/bin/true"]' in config["app-health"]
     assert config["app-labels"] == '{"a": "b", "c": "d=e"}'
+
+
+@pytest.mark.parametrize(("size", "scheme"), [("wide", "light"), ("phone", "dark")])
+async def test_an_applications_summary_and_logs_fit_and_what_it_says_stays_text(
+    place: Place, size: str, scheme: str
+) -> None:
+    site, office = place
+    application = office.guests.add(
+        211, GuestKind.LXC, hostname="app", rootfs="local:211/x.raw,size=4G",
+        **{"app-image": "nginx:1@sha256:1", "app-publish": "8080:80/tcp", "restart": "on-failure"},
+    )  # fmt: skip
+    application.state = GuestState.RUNNING
+    status = {
+        "health": "unhealthy",
+        "exit-code": 137,
+        "exit-detail": HOSTILE,
+        "finished-at": 1_700_000_000,
+        "restarts": 2,
+    }
+    probes = (Probe(started_at=1.7e9, exit_code=1, output=HOSTILE), Probe(started_at=1.7e9, exit_code=None, output=""))
+    office.guests.said[211] = [
+        Said(b"first"), Said(b"\x1b[31mred\x1b[0m and", whole=False), Said(b" on"), Said(HOSTILE.encode(), "stderr"),
+    ]  # fmt: skip
+    vars(office.guests.applications).update(status=lambda guest_id: status, probes=lambda guest_id: probes)
+    async with site.page(size, "dark" if scheme == "dark" else "light") as page:
+        await site.visit(page, "/guests/211")
+        await expect(page.locator("#application [data-health]")).to_have_text("unhealthy")
+        await expect(page.locator("#application [data-exit]")).to_have_text("137")
+        await expect(page.locator("#application [data-restarts]")).to_have_text("2")
+        await expect(page.locator("#application")).to_contain_text(HOSTILE)
+        await site.look(page, f"app-summary-{size}")
+        await page.click(".tabs >> text=Logs")
+        log = page.locator("[data-log]")
+        await expect(log.locator("div")).to_have_text(["first", "red and on", HOSTILE])
+        await expect(page.locator("[data-log-state]")).to_have_text("The container has ended")
+        await site.look(page, f"app-logs-{size}")
+    async with site.page() as page:  # a system container has no such tab
+        await site.visit(page, "/guests/101")
+        await expect(page.locator(".tabs >> text=Logs")).to_have_count(0)
+        await expect(page.locator("#application")).to_have_count(0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -50,6 +50,16 @@ class FakeGuest:
     stats: GuestStats | None = None
     started: dict[str, str] | None = None
     kept: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A piece of what an application has said."""
+
+    text: bytes
+    stream: str = "stdout"
+    time: str = "2026-05-02T10:00:00Z"
+    whole: bool = True
 
 
 class FakeSnapshots:
@@ -103,7 +113,10 @@ class FakeGuestService:
     guests: dict[int, FakeGuest] = field(default_factory=dict)
     calls: list[tuple[str, int, dict[str, object]]] = field(default_factory=list)
     removed: list[VolumeId] = field(default_factory=list)
-    applications: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(status=lambda guest_id: {}))
+    applications: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(status=lambda guest_id: {}, probes=lambda guest_id: ())
+    )
+    said: dict[int, list[Said]] = field(default_factory=dict)
     macs: itertools.count[int] = field(default_factory=itertools.count)
     backups: object = None
     backup_files: object = None
@@ -158,6 +171,11 @@ class FakeGuestService:
         if guest.running is None:
             raise Conflict(f"{guest.kind.prefix.upper()} {guest_id} not running")
         return guest.running
+
+    async def application_logs(
+        self, guest_id: int, *, tail: int | None, follow: Callable[[], bool]
+    ) -> AsyncIterator[Sequence[Said]]:
+        yield self.said.get(guest_id, [])
 
     def pending(self, kind: GuestKind, guest_id: int) -> Sequence[guest_config.Pending]:
         guest = self.find(guest_id, kind)

@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from appliance.model.guest import GuestKind, GuestState
+from appliance.model.guest import GuestId, GuestKind, GuestState
 from appliance.services import guest_config
+from appliance.services.guest_config import applications
 from appliance.services.permissions import levels
 from appliance.web.pages import backups, contexts, hardware, notes
 from appliance.web.pages.contexts import Context
@@ -18,13 +19,16 @@ TABS: Final[Mapping[GuestKind, Sequence[str]]] = {
     GuestKind.QEMU: (
         "summary", "console", "display", "hardware", "cloudinit", "options", "snapshots", "backups", "permissions", "tasks",
     ),
-    GuestKind.LXC: ("summary", "console", "hardware", "options", "snapshots", "backups", "permissions", "tasks"),
+    GuestKind.LXC: ("summary", "logs", "console", "hardware", "options", "snapshots", "backups", "permissions", "tasks"),
 }  # fmt: skip
 TAB_WORDS: Final[Mapping[str, str]] = {
-    "summary": "Summary", "console": "Console", "display": "Display", "hardware": "Hardware", "cloudinit": "Cloud-init",
+    "summary": "Summary", "logs": "Logs",
+    "console": "Console", "display": "Display", "hardware": "Hardware", "cloudinit": "Cloud-init",
     "options": "Options", "snapshots": "Snapshots", "backups": "Backups", "permissions": "Permissions", "tasks": "Tasks",
 }  # fmt: skip
 CONTAINER_HARDWARE = "Resources"
+CHECK_SHOWN = 300
+HEALTH_WORDS: Final = ("starting", "healthy", "unhealthy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +41,30 @@ class SnapshotRow:
     with_memory: bool
     depth: int
     is_now: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A health check that was made; without `exit_code` it gave no answer."""
+
+    at: float
+    exit_code: int | None
+    output: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplicationFacts:
+    """What is known of an application container's runs. `health` is "" where nothing checks it; the newest check first."""
+
+    image: str
+    ports: str
+    restart: str
+    health: str
+    exit_code: int | None
+    exit_detail: str
+    finished_at: int | None
+    restarts: int
+    checks: Sequence[Check]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +83,17 @@ def tabs(viewer: Viewer, guest_id: int) -> Sequence[tuple[str, str]]:
     """The tabs the viewer may open, with their words."""
     guest = viewer.guest(guest_id)
     may_look = viewer.rights(guest_id).console
-    found = [name for name in TABS[guest.kind] if may_look or name not in ("console", "display")]
+    found = [name for name in TABS[guest.kind] if may_look or name not in ("console", "display", "logs")]
+    if "logs" in found and not is_application(viewer, guest_id):
+        found.remove("logs")
     words = {**TAB_WORDS, "hardware": CONTAINER_HARDWARE} if guest.kind is GuestKind.LXC else TAB_WORDS
     return [(name, words[name]) for name in found]
+
+
+def is_application(viewer: Viewer, guest_id: int) -> bool:
+    """Whether a guest is a container made of an OCI image."""
+    guest = viewer.guest(guest_id)
+    return guest.kind is GuestKind.LXC and applications.is_application(viewer.services.guests.config(guest.guest_id)[0])
 
 
 async def context(viewer: Viewer, guest_id: int, tab: str) -> Context:
@@ -98,7 +134,30 @@ async def _summary(viewer: Viewer, guest_id: int) -> Context:
     return {
         **contexts.guest_head(viewer, guest_id),
         "notes": notes.to_html(guest.description) if guest.description else "",
+        "application": _application(viewer, guest_id) if is_application(viewer, guest_id) else None,
     }
+
+
+def _application(viewer: Viewer, guest_id: int) -> ApplicationFacts:
+    guests = viewer.services.guests
+    config, _ = guests.config(viewer.guest(guest_id).guest_id)
+    status = guests.applications.status(GuestId(guest_id))
+    probes = guests.applications.probes(GuestId(guest_id))
+    return ApplicationFacts(
+        image=config[applications.IMAGE_KEY],
+        ports=config.get("app-publish", ""),
+        restart=config.get("restart", "no"),
+        health=str(status.get("health") or ""),
+        exit_code=_whole(status.get("exit-code")),
+        exit_detail=str(status.get("exit-detail") or ""),
+        finished_at=_whole(status.get("finished-at")),
+        restarts=_whole(status.get("restarts")) or 0,
+        checks=[Check(probe.started_at, probe.exit_code, probe.output[:CHECK_SHOWN]) for probe in reversed(probes)],
+    )
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 async def _snapshots(viewer: Viewer, guest_id: int) -> Context:
