@@ -47,6 +47,11 @@ def node_name(slot: str) -> str:
     return f"drive-{slot}"
 
 
+def slot_of(node: str) -> str:
+    """The slot of a drive's block node, moved or not (`mirror`)."""
+    return node.removeprefix(node_name("")).partition(".")[0]
+
+
 def drive_arguments(spec: VmSpec, resources: VmResources, launch: Launch, devices: Devices) -> Iterator[str]:
     """All drives of the VM with their controllers."""
     controllers: set[str] = set()

@@ -53,9 +53,16 @@ class Part:
 
 
 def disk_parts(
-    spec: VmSpec, disk: VmDisk, volume: OpenedVolume | None, present: Collection[str], *, buffered: bool = False
+    spec: VmSpec,
+    disk: VmDisk,
+    volume: OpenedVolume | None,
+    present: Collection[str],
+    *,
+    buffered: bool = False,
+    stands_on: str = "",
 ) -> list[Part]:
-    """`present` are the names of QEMU's devices now. Without a volume: for taking it out, names only.
+    """`present` are the names of QEMU's devices now. Without a volume: for taking it out, names only. `stands_on` is its node
+    where that has another name than at first.
 
     Raises `Unsupported` where this machine cannot."""
     devices = _devices(spec)
@@ -66,7 +73,7 @@ def disk_parts(
         _require_place(disk, devices, present)
     else:
         node = {}
-    parts.append(Part(_NODE, node_name(disk.slot), node))
+    parts.append(Part(_NODE, stands_on or node_name(disk.slot), node))
     if thread:
         parts.append(Part(_OBJECT, thread, {"qom-type": "iothread", "id": thread}))
     place = bus_of(devices.spec, disk, devices)

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
+from appliance.clock import Clock
 from appliance.errors import Conflict, HostError, NotFound, ServiceStopping, TimedOut, Unsupported
 from appliance.model.guest import NicSpec, VmDisk, VmSpec
 from appliance.model.volume import OpenedVolume
-from appliance.qemu import prepare
+from appliance.qemu import mirror, prepare
+from appliance.qemu.drives import block_node
+from appliance.qemu.mirror import DiskMirror, node_of
 from appliance.qemu.monitor import Monitor
 from appliance.qemu.plugging import Part, disk_parts, nic_parts, nic_parts_to_remove
 from appliance.qemu.run_dir import RunDir
@@ -79,7 +82,8 @@ class Plugs:
             if isinstance(device, NicSpec):
                 await self._unmake(slot, nic_parts_to_remove(device))
             else:
-                await self._unmake(slot, disk_parts(spec, device, None, ()))
+                stands_on = await node_of(self._monitor, slot)
+                await self._unmake(slot, disk_parts(spec, device, None, (), stands_on=stands_on))
             return _without(self._spec or spec, slot)
 
         await self._change(slot, detach, new=False)
@@ -93,6 +97,38 @@ class Plugs:
             return replace(spec, nics=nics)
 
         await self._change(slot, set_link, new=False)
+
+    @asynccontextmanager
+    async def mirroring(
+        self, slot: str, volume: OpenedVolume, *, bytes_per_s: int, clock: Clock
+    ) -> AsyncIterator[DiskMirror]:
+        """Raises `NotFound`, `Unsupported`, `HostError`. Left before the drive has been switched over, it stays as it was."""
+        disk = self.attached.get(slot)
+        if not isinstance(disk, VmDisk) or disk.cdrom:
+            raise NotFound(f"{self._name}: disk {slot}")
+        moved = replace(disk, volume=str(volume.volume_id))
+        buffered = await asyncio.to_thread(prepare.check_disk, self._name, disk, volume)
+
+        async def switched() -> None:
+            assert self._spec is not None
+            await self._keep(_with_volumes(self._spec, {slot: str(moved.volume)}))
+
+        node = block_node(moved, volume, buffered=buffered)
+        moving = DiskMirror(self._monitor, slot, node, clock, switched=switched)
+        await to_its_end(moving.begin(bytes_per_s=bytes_per_s), name=f"{self._name}: mirror {slot}")
+        try:
+            yield moving
+        finally:
+            if moving.unfinished:
+                await to_its_end(moving.give_up(), name=f"{self._name}: give up mirroring {slot}")
+
+    async def settle_mirrors(self, keep: Mapping[str, str], clock: Clock) -> Mapping[str, str]:
+        """End what an earlier appliance began: see `mirror.settle`. `keep` has the volume each of these slots shall be on."""
+        async with self._one_at_a_time:
+            stands_on = await mirror.settle(self._monitor, keep, clock)
+            if self._spec is not None and keep:
+                await self._keep(_with_volumes(self._spec, keep))
+            return stands_on
 
     def deleted(self, name: str) -> None:
         """QEMU's event: the device `name` has gone."""
@@ -203,6 +239,11 @@ class _Leaving:
     slot: str
     parts: Sequence[Part]
     devices: list[Part]
+
+
+def _with_volumes(spec: VmSpec, volumes: Mapping[str, str]) -> VmSpec:
+    disks = tuple(replace(disk, volume=volumes.get(disk.slot, disk.volume)) for disk in spec.disks)
+    return replace(spec, disks=disks)
 
 
 def _without(spec: VmSpec, slot: str) -> VmSpec:

@@ -14,7 +14,7 @@ from typing import Final
 
 from appliance.clock import Clock
 from appliance.errors import HostError, TimedOut
-from appliance.qemu.drives import node_name
+from appliance.qemu.mirror import node_of
 from appliance.qemu.monitor import Monitor
 from appliance.tasks import to_its_end
 
@@ -26,7 +26,8 @@ SNAPSHOT_LIMIT_S: Final = 60.0
 async def make(monitor: Monitor, name: str, slots: Sequence[str]) -> None:
     """Raises `HostError`; no image has it then."""
     actions = [
-        {"type": "blockdev-snapshot-internal-sync", "data": {"device": node_name(slot), "name": name}} for slot in slots
+        {"type": "blockdev-snapshot-internal-sync", "data": {"device": await node_of(monitor, slot), "name": name}}
+        for slot in slots
     ]
     await monitor.execute("transaction", {"actions": actions}, timeout_s=SNAPSHOT_LIMIT_S)
 
@@ -35,8 +36,8 @@ async def remove(monitor: Monitor, name: str, slots: Sequence[str]) -> None:
     """Not an error where there is none. Raises `HostError`."""
     present = await _holders(monitor, name)
     for slot in slots:
-        if node_name(slot) in present:
-            arguments = {"device": node_name(slot), "name": name}
+        if (node := await node_of(monitor, slot)) in present:
+            arguments = {"device": node, "name": name}
             await monitor.execute("blockdev-snapshot-delete-internal-sync", arguments, timeout_s=SNAPSHOT_LIMIT_S)
 
 
@@ -52,8 +53,8 @@ async def load_state(monitor: Monitor, name: str, slots: Sequence[str], state_sl
 
 async def _job(monitor: Monitor, command: str, name: str, slots: Sequence[str], state_slot: str, clock: Clock) -> None:
     job = f"{command}-{secrets.token_hex(4)}"
-    devices = [node_name(slot) for slot in slots]
-    arguments = {"job-id": job, "tag": name, "vmstate": node_name(state_slot), "devices": devices}
+    devices = [await node_of(monitor, slot) for slot in slots]
+    arguments = {"job-id": job, "tag": name, "vmstate": await node_of(monitor, state_slot), "devices": devices}
     await monitor.execute(command, arguments)
     # such a job cannot be cancelled; what it has made is removed by whoever asked for it
     await to_its_end(_end_of(monitor, job, command, clock), name=job)

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 
 from appliance.clock import Clock
 from appliance.errors import GuestFault, HostError, TimedOut
@@ -19,9 +20,10 @@ from appliance.model.guest import ExitReason, GuestId, GuestState, GuestStats, N
 from appliance.model.volume import OpenedVolume
 from appliance.qemu import snapshots, stats
 from appliance.qemu.console import SerialConsole
-from appliance.qemu.drives import node_name
+from appliance.qemu.drives import slot_of
 from appliance.qemu.ending import LastWords, exit_reason
 from appliance.qemu.groups import VmGroup
+from appliance.qemu.mirror import DiskMirror, node_of
 from appliance.qemu.monitor import Monitor
 from appliance.qemu.plugs import Plugs
 from appliance.qemu.ports import Ports
@@ -214,7 +216,8 @@ class RunningVm:
 
     async def resize_disk(self, slot: str, size_bytes: int) -> None:
         """Grow the disk: QEMU grows the image itself, raw and qcow2, which it holds locked, and tells the guest."""
-        await self._monitor.execute("block_resize", {"node-name": node_name(slot), "size": size_bytes})
+        node = await node_of(self._monitor, slot)
+        await self._monitor.execute("block_resize", {"node-name": node, "size": size_bytes})
 
     state_engine = "qemu"
 
@@ -245,6 +248,16 @@ class RunningVm:
     async def detach_disk(self, slot: str) -> None:
         """Take it out. Raises `NotFound`, `TimedOut` when the guest does not let go, `HostError`."""
         await self._plugs.detach(slot)
+
+    def mirroring(
+        self, slot: str, volume: OpenedVolume, *, bytes_per_s: int = 0
+    ) -> AbstractAsyncContextManager[DiskMirror]:
+        """A disk on its way to another image. Raises `NotFound`, `Unsupported`, `HostError`; nothing has changed then."""
+        return self._plugs.mirroring(slot, volume, bytes_per_s=bytes_per_s, clock=self._clock)
+
+    async def settle_mirrors(self, keep: Mapping[str, str]) -> Mapping[str, str]:
+        """End what an earlier appliance began. Raises `HostError`."""
+        return await self._plugs.settle_mirrors(keep, self._clock)
 
     async def detach_nic(self, slot: str) -> None:
         """As `detach_disk`."""
@@ -315,7 +328,7 @@ class RunningVm:
                     self._on_state(self._state, "the guest's kernel panicked")
             case "BLOCK_IO_ERROR" if data.get("action") == "stop":
                 why = "no space left" if data.get("nospace") else str(data.get("reason", "input/output error"))
-                disk = str(data.get("node-name", "")).removeprefix(node_name(""))
+                disk = slot_of(str(data.get("node-name", "")))
                 self._pause_reason = f"paused: {disk}: {data.get('operation', 'access')} failed: {why}"
             case _:
                 pass

@@ -1,18 +1,22 @@
 """Volumes of guests moved to another storage. The old one stays as unused, or goes with `delete`.
 
 A container's tree is copied in passes; one that runs goes on meanwhile, and stands only for its shutdown, the last pass and
-its start. A VM's image is copied while it is off. What a crash interrupts leaves the old volume in use; the new one goes at
-the next start (`GuestRecord.moving` says which volumes there were before).
+its start. The image of a VM that is off is copied; one that runs goes on, and its engine mirrors: once every write is on both,
+the configuration names the new volume, and only then does the engine switch over, so that whenever the configuration is read
+its volume is the right one. What a crash interrupts is ended at the next start, by what the configuration says by then; the
+other volume goes if it was the new one (`GuestRecord.moving` says which volumes there were before).
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from appliance.clock import Clock
-from appliance.errors import Conflict, InvalidParameter, Unsupported
+from appliance.errors import Conflict, HostError, InvalidParameter, Unsupported
 from appliance.events import EventBus, GuestConfigChanged
 from appliance.model.guest import CtTree, GuestKind, GuestState
 from appliance.model.volume import ContentType, VolumeFormat, VolumeId
@@ -22,7 +26,7 @@ from appliance.services.guest_inventory import GuestInventory
 from appliance.services.guest_power import SHUTDOWN_LIMIT_S
 from appliance.services.guest_runner import GuestRunner, GuestRuntime
 from appliance.services.guest_volumes import GuestVolumes
-from appliance.services.ports import CtProvisioner, LogLine, TreeCopy
+from appliance.services.ports import CtProvisioner, DiskMirror, DiskMover, LogLine, TreeCopy
 from appliance.services.storage import StorageService
 from appliance.services.tasks import TaskHandle, TaskService
 from appliance.tasks import to_its_end
@@ -43,6 +47,8 @@ class Move:
     delete: bool = False
     format: str | None = None
     digest: str | None = None
+    bytes_per_s: int = 0
+    """At most so fast, where a running guest is copied; 0: no limit."""
 
 
 class GuestMoves:
@@ -89,6 +95,8 @@ class GuestMoves:
         before = guest.stored.record.moving
         if before is None:
             return
+        if guest.kind is GuestKind.QEMU and guest.state is not GuestState.STOPPED:
+            await self._settle(guest, _mover(guest), before)
         named = self._inventory.volumes_of_others(None)
         strays = [volume for volume in await self._volumes.of_guest(guest.guest_id)
                   if str(volume) not in before and volume not in named]  # fmt: skip
@@ -117,7 +125,9 @@ class GuestMoves:
             if volume in {each for _, each in guest_config.referenced_volumes(guest.kind, kept.config)}:
                 raise Conflict(f"{guest.label}: volume {volume} belongs to snapshot '{name}': remove that first")
         if guest.kind is GuestKind.QEMU and guest.state is not GuestState.STOPPED:
-            raise Unsupported(f"{guest.label} is running: its disks are moved while it is off")
+            _mover(guest)
+            if move.slot == "efidisk0":
+                raise Unsupported(f"{guest.label} is running: '{move.slot}' is moved while it is off")
         return disk, volume
 
     async def _move(self, guest: GuestRuntime, move: Move, task: TaskHandle) -> None:
@@ -126,13 +136,16 @@ class GuestMoves:
         await self._inventory.table.replace(guest.stored, moving=before)
         made: list[VolumeId] = []
         try:
-            copy = self._copy_tree if guest.kind is GuestKind.LXC else self._copy_image
+            if guest.kind is GuestKind.LXC:
+                copy = self._copy_tree
+            else:
+                copy = self._copy_image if guest.state is GuestState.STOPPED else self._mirror_image
             await copy(guest, disk, volume, move, made, task)
         except BaseException:
             if not _names(guest, made):
                 await to_its_end(self._undo(guest, made, task.log), name=f"undo the move of {volume}")
             raise
-        if move.delete:
+        if move.delete and guest.stored.record.moving is None:
             await to_its_end(self._delete_old(guest, volume, task.log), name=f"delete {volume}")
 
     async def _undo(self, guest: GuestRuntime, made: list[VolumeId], log_line: LogLine) -> None:
@@ -157,6 +170,84 @@ class GuestMoves:
             )
         )
         await to_its_end(self._take_over(guest, disk, volume, made[0]), name=f"take over {made[0]}")
+
+    async def _mirror_image(
+        self,
+        guest: GuestRuntime,
+        disk: DiskConfig,
+        volume: VolumeId,
+        move: Move,
+        made: list[VolumeId],
+        task: TaskHandle,
+    ) -> None:
+        opened = await self._storage.open(volume)
+        backend = self._storage.backend(move.storage)
+        format_ = VolumeFormat(move.format) if move.format else opened.format
+        size = opened.size_bytes
+        made.append(await backend.create(guest.guest_id, format=format_, size_bytes=size, content=ContentType.IMAGES))
+        task.log(f"mirroring {volume} to {made[0]} while it runs")
+        target = await self._storage.open(made[0])
+        async with _mover(guest).mirroring(disk.slot, target, bytes_per_s=move.bytes_per_s) as mirror:
+            await self._in_step(guest, mirror, task)
+            task.log("both hold the same, switching over")
+            # whole, whoever interrupts: what the configuration says and what is in use are one thing
+            await to_its_end(self._switch(guest, disk, volume, made[0], mirror), name=f"switch to {made[0]}")
+
+    @staticmethod
+    async def _in_step(guest: GuestRuntime, mirror: DiskMirror, task: TaskHandle) -> None:
+        """Raises `Conflict` when a stop is asked for meanwhile: it shall not wait for this."""
+        copied = asyncio.ensure_future(mirror.in_step(task.progress))
+        overruled = asyncio.ensure_future(guest.overruled.wait())
+        try:
+            await asyncio.wait((copied, overruled), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            overruled.cancel()
+            if not copied.done():
+                copied.cancel()
+                await asyncio.wait((copied,))
+        if copied.cancelled():
+            raise Conflict(f"{guest.label}: move overruled by a stop")
+        copied.result()
+
+    async def _switch(
+        self, guest: GuestRuntime, disk: DiskConfig, old: VolumeId, new: VolumeId, mirror: DiskMirror
+    ) -> None:
+        was, moving = guest.stored.record.config, guest.stored.record.moving
+        await self._take_over(guest, disk, old, new, moving=moving)
+        try:
+            known = await mirror.switch()
+        except HostError:
+            await self._inventory.table.replace(guest.stored, config=was)
+            self._tell(guest)
+            raise
+        if known:
+            await self._inventory.table.replace(guest.stored, moving=None)
+        else:
+            log.error("%s: %s: whether it stands on %s is known at the next start", guest.label, disk.slot, new)
+
+    async def _settle(self, guest: GuestRuntime, mover: DiskMover, before: Collection[str]) -> None:
+        """End the mirroring that a killed appliance left: the configuration's volume is the right one, unless the engine
+        tells that it could not be switched to."""
+        config = guest.stored.record.config
+        keep = {
+            slot: str(volume)
+            for slot, volume in guest_config.owned_volumes(guest.kind, guest.guest_id, config)
+            if str(volume) not in before and not slot.startswith("unused")
+        }
+        stands_on = await mover.settle_mirrors(keep)
+        for slot, volume in keep.items():
+            in_use = stands_on.get(slot, "")
+            if in_use in ("", str((await self._storage.open(VolumeId.parse(volume))).path)):
+                continue
+            for key, old in list(config.items()):
+                if key.startswith("unused") and str((await self._storage.open(VolumeId.parse(old))).path) == in_use:
+                    log.error("%s: %s could not be switched to %s: it stays on %s", guest.label, slot, volume, old)
+                    disk = guest_config.parse_disk(guest.kind, slot, config[slot])
+                    text = guest_config.print_disk(guest.kind, disk, VolumeId.parse(old), disk.size_bytes)
+                    config = {each: value for each, value in config.items() if each != key} | {slot: text}
+        if config != guest.stored.record.config:
+            await self._inventory.table.replace(guest.stored, config=config)
+            self._tell(guest)
 
     async def _copy_tree(
         self,
@@ -207,12 +298,20 @@ class GuestMoves:
             if done.seconds < SHORT_PASS_S and number > 1:
                 return
 
-    async def _take_over(self, guest: GuestRuntime, disk: DiskConfig, old: VolumeId, new: VolumeId) -> None:
+    async def _take_over(
+        self,
+        guest: GuestRuntime,
+        disk: DiskConfig,
+        old: VolumeId,
+        new: VolumeId,
+        *,
+        moving: Sequence[str] | None = None,
+    ) -> None:
         size = (await self._storage.backend(new.storage).info(new)).size_bytes
         config = dict(guest.stored.record.config)
         config[disk.slot] = guest_config.print_disk(guest.kind, disk, new, size)
         config[guest_config.free_unused_slot(config)] = str(old)
-        await self._inventory.table.replace(guest.stored, config=config, moving=None)
+        await self._inventory.table.replace(guest.stored, config=config, moving=moving)
         self._tell(guest)
 
     async def _delete_old(self, guest: GuestRuntime, old: VolumeId, log_line: LogLine) -> None:
@@ -225,6 +324,15 @@ class GuestMoves:
 
     def _tell(self, guest: GuestRuntime) -> None:
         self._events.publish(GuestConfigChanged(guest_id=guest.guest_id, kind=guest.kind))
+
+
+def _mover(guest: GuestRuntime) -> DiskMover:
+    """The running VM as one whose disks move. Raises `Unsupported`, `Conflict` when it could not be taken over."""
+    if guest.running is None:
+        raise Conflict(f"{guest.label} runs, but cannot be reached")
+    if not isinstance(guest.running, DiskMover):
+        raise Unsupported(f"{guest.label} is running, natively: its disks are moved while it is off")
+    return guest.running
 
 
 def _names(guest: GuestRuntime, made: list[VolumeId]) -> bool:

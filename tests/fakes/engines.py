@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,7 +75,62 @@ class FakePlugs:
         self.attached[slot] = replace(nic, link_down=not up)
 
 
-class FakeRunningGuest(FakePlugs):
+class FakeMirrors(FakePlugs):
+    """Disks that move to other images: `may_copy` holds the copying up, `copy_fails` and `cannot_switch` play its failures,
+    `unknown` a switch that cannot be known of. `settled` is what was asked for after a restart."""
+
+    def __init__(self, spec: VmSpec | None) -> None:
+        super().__init__(spec)
+        self.may_copy = asyncio.Event()
+        self.may_copy.set()
+        self.copy_fails: ApplianceError | None = None
+        self.cannot_switch: ApplianceError | None = None
+        self.unknown = False
+        self.settled: list[dict[str, str]] = []
+
+    @asynccontextmanager
+    async def mirroring(self, slot: str, volume: OpenedVolume, *, bytes_per_s: int = 0) -> AsyncIterator[FakeMirror]:
+        await asyncio.sleep(0)
+        yield FakeMirror(self, slot, str(volume.volume_id))
+        await asyncio.sleep(0)
+
+    async def settle_mirrors(self, keep: Mapping[str, str]) -> Mapping[str, str]:
+        self.settled.append(dict(keep))
+        if self.cannot_switch is None:
+            for slot, volume in keep.items():
+                self.stand_on(slot, volume)
+        disks = [each for each in self.attached.values() if isinstance(each, VmDisk)]
+        return {disk.slot: f"/storage/{str(disk.volume).replace(':', '/', 1)}" for disk in disks}
+
+    def stand_on(self, slot: str, volume: str) -> None:
+        """The disk has moved."""
+        disk = self.attached[slot]
+        assert isinstance(disk, VmDisk)
+        self.attached[slot] = replace(disk, volume=volume)
+
+
+class FakeMirror:
+    """See `FakeMirrors`."""
+
+    def __init__(self, guest: FakeMirrors, slot: str, volume: str) -> None:
+        self._guest, self._slot, self._volume = guest, slot, volume
+
+    async def in_step(self, report: Callable[[float], None]) -> None:
+        await self._guest.may_copy.wait()
+        if self._guest.copy_fails is not None:
+            raise self._guest.copy_fails
+        report(1.0)
+
+    async def switch(self) -> bool:
+        await asyncio.sleep(0)
+        if self._guest.cannot_switch is not None:
+            raise self._guest.cannot_switch
+        if not self._guest.unknown:
+            self._guest.stand_on(self._slot, self._volume)
+        return not self._guest.unknown
+
+
+class FakeRunningGuest(FakeMirrors):
     """One run of a guest. `end` is what happens to it; `complies` False plays one that ignores the power button."""
 
     def __init__(

@@ -159,7 +159,7 @@ class FakeVolumes:
         known = info.format in tuple(VolumeFormat)
         return OpenedVolume(
             volume_id=volume_id,
-            path=Path("/storage") / volume_id.name,
+            path=Path("/storage") / self.storage_id / volume_id.name,
             format=VolumeFormat(info.format) if known else VolumeFormat.RAW,
             size_bytes=info.size_bytes,
         )

@@ -9,11 +9,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from appliance.errors import Conflict, InvalidParameter, Unsupported
-from appliance.model.guest import GuestKind, GuestState
+from appliance.errors import Conflict, HostError, InvalidParameter, NoSpace, Unsupported
+from appliance.model.guest import GuestKind, GuestState, VmDisk
 from appliance.services.guest_moves import Move
 from appliance.services.guest_records import decode, encode
 from appliance.state.store import Put
+from tests.fakes.engines import FakeMirrors
 from tests.fakes.guest_host import ADMIN, GuestHost, GuestWorld, open_world
 
 VM, CT = GuestKind.QEMU, GuestKind.LXC
@@ -92,13 +93,108 @@ async def test_a_cancelled_move_has_happened_or_not(world: GuestWorld, steps: in
     await world.reaches(101, GuestState.RUNNING)
 
 
-async def test_a_vm_moves_while_it_is_off(world: GuestWorld) -> None:
+async def test_a_vm_of_an_engine_that_does_not_mirror_moves_while_it_is_off(
+    world: GuestWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(FakeMirrors, "mirroring")
     await world.make_vm(start=True)
     with pytest.raises(Unsupported, match="off"):
         await move(world, VM, "scsi0")
     await world.succeed(await world.guests.stop(VM, 100, user=ADMIN))
     await world.succeed(await move(world, VM, "scsi0", delete=True))
     assert volumes(world) == ([], ["big:100/vm-100-disk-0.qcow2"])
+
+
+OLD_DISK, NEW_DISK = "local:100/vm-100-disk-0.qcow2", "big:100/vm-100-disk-0.qcow2"
+
+
+@pytest.mark.parametrize("delete", [False, True])
+async def test_a_running_vm_does_not_notice_that_its_disk_moves(world: GuestWorld, *, delete: bool) -> None:
+    run = await world.make_vm(start=True)
+    assert run is not None
+    await world.succeed(await move(world, VM, "scsi0", delete=delete))
+    config, _ = world.guests.config(100)
+    assert config["scsi0"] == f"{NEW_DISK},size=8G"
+    assert config.get("unused0") == (None if delete else OLD_DISK)
+    assert volumes(world) == ([] if delete else [OLD_DISK], [NEW_DISK])
+    disk = run.attached["scsi0"]
+    assert isinstance(disk, VmDisk)
+    assert disk.volume == NEW_DISK
+    assert (run.asked, world.state(100)) == ([], GuestState.RUNNING)
+
+
+@pytest.mark.parametrize("failing", ["copy_fails", "cannot_switch"])
+async def test_a_mirror_that_fails_leaves_the_vm_on_its_old_disk(world: GuestWorld, failing: str) -> None:
+    run = await world.make_vm(start=True)
+    setattr(run, failing, NoSpace("vm 100: scsi0: No space left on device"))
+    assert "No space" in await world.fail(await move(world, VM, "scsi0", delete=True))
+    assert volumes(world) == ([OLD_DISK], [])
+    config, _ = world.guests.config(100)
+    assert (config["scsi0"], config.get("unused0")) == (f"{OLD_DISK},size=8G", None)
+    assert world.state(100) is GuestState.RUNNING
+
+
+async def test_a_switch_that_nobody_knows_of_loses_neither_disk(world: GuestWorld) -> None:
+    run = await world.make_vm(start=True)
+    assert run is not None
+    run.unknown = True
+    await world.succeed(await move(world, VM, "scsi0", delete=True))
+    assert volumes(world) == ([OLD_DISK], [NEW_DISK])
+    assert world.guests.config(100)[0]["unused0"] == OLD_DISK
+
+
+@pytest.mark.parametrize("steps", range(0, 60, 4))
+async def test_a_cancelled_mirror_has_switched_or_not(world: GuestWorld, steps: int) -> None:
+    run = await world.make_vm(start=True)
+    assert run is not None
+    upid = await move(world, VM, "scsi0")
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    await world.tasks.cancel(upid)
+    await world.end_of(upid)
+    config, _ = world.guests.config(100)
+    moved = config["scsi0"].startswith("big:")
+    assert volumes(world) == ([OLD_DISK], [NEW_DISK] if moved else [])
+    disk = run.attached["scsi0"]
+    assert isinstance(disk, VmDisk)
+    assert disk.volume == (NEW_DISK if moved else OLD_DISK)
+
+
+async def test_a_stop_does_not_wait_for_a_disk_that_moves(world: GuestWorld) -> None:
+    run = await world.make_vm(start=True)
+    assert run is not None
+    run.may_copy.clear()
+    upid = await move(world, VM, "scsi0")
+    await world.succeed(await world.guests.stop(VM, 100, user=ADMIN))
+    assert "overruled by a stop" in await world.fail(upid)
+    assert volumes(world) == ([OLD_DISK], [])
+    assert world.guests.config(100)[0]["scsi0"].startswith(OLD_DISK)
+
+
+@pytest.mark.parametrize("moment", ["copying", "taken over", "taken over, cannot switch"])
+async def test_a_mirror_that_a_crash_interrupted_ends_as_the_configuration_says(host: GuestHost, moment: str) -> None:
+    async with open_world(host) as world:
+        run = await world.make_vm(start=True)
+        assert run is not None
+    host.big.put("100/vm-100-disk-0.qcow2", guest_id=100, size_bytes=8 << 30)
+    document = await host.store.get("guests/100")
+    assert document is not None
+    record = msgspec.structs.replace(decode("guests/100", document.value), moving=[OLD_DISK])
+    if moment != "copying":
+        config = record.config | {"scsi0": f"{NEW_DISK},size=8G", "unused0": OLD_DISK}
+        record = msgspec.structs.replace(record, config=config)
+    if "cannot" in moment:
+        run.cannot_switch = HostError("the job has failed")
+    await host.store.txn([], [Put("guests/100", encode(record))])
+    async with open_world(host) as world:
+        switched = moment == "taken over"
+        assert run.settled == [{} if moment == "copying" else {"scsi0": NEW_DISK}]
+        assert volumes(world) == ([OLD_DISK], [NEW_DISK] if switched else [])
+        config, _ = world.guests.config(100)
+        assert config["scsi0"] == f"{NEW_DISK if switched else OLD_DISK},size=8G"
+        assert config.get("unused0") == (OLD_DISK if switched else None)
+    async with open_world(host):
+        assert len(run.settled) == 1, "it is settled once"
 
 
 async def test_what_makes_no_sense_is_refused_at_once(world: GuestWorld) -> None:

@@ -56,7 +56,7 @@ def declare(api: Resource, kind: GuestKind) -> None:
 
     @api.post("/nodes/{node}/qemu/{vmid}/move_disk", summary="Move a disk of a VM", allow=_MAY_MOVE, returns=Upid)
     async def move_disk(call: Call, params: MoveDiskParams) -> str:
-        """While it is off. To the same storage in another format, too."""
+        """One that runs in QEMU goes on meanwhile; a native machine must be off. To the same storage in another format, too."""
         refuse("disks given to other guests", {"target-disk": params.target_disk})
         return await _move(call, kind, params, params.disk, params.format)
 
@@ -66,5 +66,12 @@ async def _move(call: Call, kind: GuestKind, params: MoveParams, slot: str, form
     config, _ = call.services.guests.config(params.vmid, kind)
     storage = params.storage or config.get(slot, "").partition(":")[0]
     call.check(f"/storage/{storage}", "Datastore.AllocateSpace")
-    move = Move(slot=slot, storage=storage, delete=params.delete, format=format_, digest=params.digest)
+    move = Move(
+        slot=slot,
+        storage=storage,
+        delete=params.delete,
+        format=format_,
+        digest=params.digest,
+        bytes_per_s=int((params.bwlimit or 0) * 1024),
+    )
     return await call.services.guests.moves.start(kind, params.vmid, move, user=call.user)

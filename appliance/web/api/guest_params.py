@@ -32,7 +32,7 @@ PoolName = Annotated[
 ]
 SnapshotName = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=40, description="a snapshot")]
 TimeoutS = Annotated[int, Meta(ge=0, le=86_400, description="seconds to wait")]
-BandwidthLimit = Annotated[float, Meta(ge=0, description="KiB/s; local copies are not limited here")]
+BandwidthLimit = Annotated[float, Meta(ge=0, description="KiB/s; only a running VM's disk on its way is limited here")]
 SkipLock = Annotated[PveBool, Meta(description="act in spite of the configuration's `lock`; needs Sys.Modify on /")]
 
 
