@@ -77,8 +77,9 @@ def unit_path(name: str) -> str:
 
 
 def hosts_lines(spec: CtSpec) -> list[str]:
-    """The container's own name, on its first fixed address or 127.0.1.1 (Debian's convention)."""
-    fixed = [nic.ip.split("/")[0] for nic in spec.nics if "/" in nic.ip]
+    """The container's own name, on its first fixed address, IPv4 before IPv6, or 127.0.1.1 (Debian's convention)."""
+    addresses = (*(nic.ip for nic in spec.nics), *(nic.ip6 for nic in spec.nics))
+    fixed = [address.split("/")[0] for address in addresses if "/" in address]
     names = [f"{spec.hostname}.{spec.search_domain.split()[0]}"] if spec.search_domain.strip() else []
     return [f"{fixed[0] if fixed else '127.0.1.1'} {' '.join([*names, spec.hostname])}"]
 

@@ -15,7 +15,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, ip_interface
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, ip_address, ip_interface
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR, RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWQDISC = 20, 21, 22, 24, 26, 36
@@ -33,7 +33,8 @@ IFLA_BR_FORWARD_DELAY, IFLA_BR_STP_STATE, IFLA_BR_VLAN_FILTERING = 1, 5, 7
 IFLA_TUN_MULTI_QUEUE = 7
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 IFLA_BRIDGE_VLAN_INFO, BRIDGE_VLAN_INFO_PVID, BRIDGE_VLAN_INFO_UNTAGGED = 2, 2, 4
-IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
+IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_FLAGS = 1, 2, 4, 8
+IFA_F_NODAD = 2
 RTA_DST, RTA_OIF, RTA_GATEWAY = 1, 4, 5
 RT_TABLE_MAIN, RTPROT_STATIC, RTN_UNICAST, RTNH_F_ONLINK = 254, 4, 1, 4
 TCA_KIND, TCA_OPTIONS, TCA_TBF_PARMS, TCA_TBF_RATE64, TCA_TBF_BURST = 1, 2, 1, 4, 6
@@ -339,25 +340,29 @@ def set_port_vlan(route: RouteSocket, index: int, name: str, vlan: int) -> None:
 # --- addresses, routes, rate ------------------------------------------------------------------------------------
 
 
-def _address_body(index: int, address: IPv4Interface) -> bytes:
-    packed = address.ip.packed
-    return (
-        _ADDRESS.pack(socket.AF_INET, address.network.prefixlen, 0, 0, index)
-        + attribute(IFA_LOCAL, packed)
-        + attribute(IFA_ADDRESS, packed)
-        + attribute(IFA_BROADCAST, address.network.broadcast_address.packed)
-    )
+def _address_body(index: int, address: IPv4Interface | IPv6Interface) -> bytes:
+    packed, prefix = address.ip.packed, address.network.prefixlen
+    parts = attribute(IFA_LOCAL, packed) + attribute(IFA_ADDRESS, packed)
+    if isinstance(address, IPv6Interface):
+        return _ADDRESS.pack(socket.AF_INET6, prefix, 0, 0, index) + parts + u32(IFA_FLAGS, IFA_F_NODAD)
+    broadcast = attribute(IFA_BROADCAST, address.network.broadcast_address.packed)
+    return _ADDRESS.pack(socket.AF_INET, prefix, 0, 0, index) + parts + broadcast
 
 
-def add_address(route: RouteSocket, index: int, name: str, address: IPv4Interface) -> None:
-    """Give an interface an IPv4 address with its broadcast; not an error when it has it."""
+def add_address(route: RouteSocket, index: int, name: str, address: IPv4Interface | IPv6Interface) -> None:
+    """Give an interface an address, of IPv4 with its broadcast; not an error when it has it.
+
+    IPv6 can be used at once: nobody waits a second to see whether another has it (`IFA_F_NODAD`).
+    """
     route.request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, _address_body(index, address), name)
 
 
 def add_default_route(route: RouteSocket, index: int, name: str, gateway: str) -> None:
-    """The way out for IPv4; the gateway may lie outside the interface's network."""
-    head = _ROUTE.pack(socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, 0, RTN_UNICAST, RTNH_F_ONLINK)
-    body = head + attribute(RTA_GATEWAY, socket.inet_aton(gateway)) + u32(RTA_OIF, index)
+    """The way out, for IPv4 or IPv6 as the gateway is; it may lie outside the interface's network."""
+    address = ip_address(gateway)
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    head = _ROUTE.pack(family, 0, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, 0, RTN_UNICAST, RTNH_F_ONLINK)
+    body = head + attribute(RTA_GATEWAY, address.packed) + u32(RTA_OIF, index)
     route.request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body, name)
 
 

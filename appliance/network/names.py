@@ -9,7 +9,7 @@ interface, so that a process killed at any moment leaves nothing unmarked. The *
 the firewall needs is found again after a restart:
 
     appliance:TAG                                        a bridge
-    appliance:TAG GUEST SLOT MAC ADDRESS|- RATE|- VLAN|- BRIDGE    a port
+    appliance:TAG GUEST SLOT MAC ADDRESS|- RATE|- VLAN|- BRIDGE [IPV6]    a port
 """
 
 from __future__ import annotations
@@ -91,18 +91,21 @@ class Port:
     address: str = ""
     rate_bytes_s: int = 0
     vlan: int = 0
+    address6: str = ""
+    """Its fixed IPv6 address, in the form that has no other."""
 
     def alias(self, tag: str) -> str:
         """The mark of this port."""
         numbers = (self.rate_bytes_s or "-", self.vlan or "-")
-        fields = (self.guest_id, self.slot, self.mac, self.address or "-", *numbers, self.bridge)
+        last = (self.address6,) if self.address6 else ()
+        fields = (self.guest_id, self.slot, self.mac, self.address or "-", *numbers, self.bridge, *last)
         return f"{ALIAS_PREFIX}{tag} " + " ".join(map(str, fields))
 
     @staticmethod
     def parse(name: str, alias: str) -> Port | None:
         """The port an alias describes; None when it does not."""
         match alias.split(" "):
-            case [_, guest_id, slot, mac, address, rate, vlan, bridge] if guest_id.isdecimal():
+            case [_, guest_id, slot, mac, address, rate, vlan, bridge, *last] if guest_id.isdecimal() and len(last) < 2:
                 return Port(
                     name=name,
                     guest_id=GuestId(int(guest_id)),
@@ -112,5 +115,6 @@ class Port:
                     address="" if address == "-" else address,
                     rate_bytes_s=int(rate) if rate.isdecimal() else 0,
                     vlan=int(vlan) if vlan.isdecimal() else 0,
+                    address6="".join(last),
                 )
         return None

@@ -6,12 +6,13 @@ and bridge → VLAN → up. After an error the interface and its rules are gone 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from pathlib import Path
 
 from appliance.errors import ApplianceError, Conflict, HostError, InvalidParameter, NotFound, Unsupported
@@ -87,7 +88,9 @@ class Ports:
             text = "the host knows the address on its managed bridge only; give a fixed one, or host-managed=0"
             raise Unsupported(f"{nic.slot}: ip=dhcp on bridge {nic.bridge}: {text}")
         if nic.host_managed and nic.ip6 == "dhcp":
-            raise Unsupported(f"{nic.slot}: ip6=dhcp needs a client inside: use auto or a fixed address")
+            raise Unsupported(
+                f"{nic.slot}: ip6=dhcp needs a client inside: use auto or a fixed address, or host-managed=0"
+            )
         if not addresses.is_unicast_mac(nic.mac):
             raise InvalidParameter({nic.slot: f"{nic.mac!r} is not a unicast MAC address"})
         if nic.mtu not in (None, INHERIT_MTU) and (nic.mtu or 0) > link.mtu:
@@ -147,8 +150,13 @@ class Ports:
         """What the host sets inside for a NIC that is host-managed; `check` has refused what it cannot."""
         subnet = self.state.settings.subnet
         if nic.ip == "dhcp" and subnet is not None:
-            return Addressing(f"{port.address}/{subnet.prefixlen}", str(self.state.settings.gateway))
-        return Addressing(nic.ip if "/" in nic.ip else "", nic.gateway)
+            four = (f"{port.address}/{subnet.prefixlen}", str(self.state.settings.gateway))
+        else:
+            four = (nic.ip, nic.gateway)
+        fixed = tuple((address, gateway) for address, gateway in (four, (nic.ip6, nic.gateway6)) if "/" in address)
+        # what neither is fixed nor learned is left to the kernel's own habit
+        advertised = True if nic.ip6 == "auto" else False if "/" in nic.ip6 else None
+        return Addressing(fixed=fixed, advertised=advertised)
 
     def reachable(self, guest_id: GuestId) -> tuple[Port, str]:
         """A port of a guest whose address is known here, and that with its network's prefix. Raises `Unsupported`."""
@@ -181,6 +189,10 @@ class Ports:
             in_use = {port.mac for port in self.known.values()}
             address = str(self.reservations.reserve(mac, avoid=others.keys(), in_use=in_use))
             changed = self.reservations.items() != before
+        address6 = _static_address6(nic)
+        for other in self.known.values():
+            if address6 and other.address6 == address6 and other.name != name and other.bridge == nic.bridge:
+                raise Conflict(f"{nic.slot}: address {address6} is in use by guest {other.guest_id}")
         rate = int((nic.rate_mbyte_s or 0) * (1 << 20))
         port = Port(
             name=name,
@@ -191,6 +203,7 @@ class Ports:
             address=address,
             rate_bytes_s=rate,
             vlan=nic.vlan or 0,
+            address6=address6,
         )
         if changed:
             self.write_hosts()
@@ -276,7 +289,8 @@ class Ports:
         port = self.known.get(name)
         if port is None:
             return
-        claimed = {other.address for other in self.known.values() if other.name != name}
+        others = [other for other in self.known.values() if other.name != name]
+        claimed = {address for other in others for address in (other.address, other.address6)}
         if self.state.managed:
             claimed.add(str(self.state.settings.gateway))
         text = rules.remove_port(names.table_of(self.tag), port, managed=self.managed, still_claimed=claimed)
@@ -327,6 +341,16 @@ def _static_address(nic: NicSpec) -> str:
         raise InvalidParameter({nic.slot: f"{nic.ip!r} is not an IPv4 address with a prefix"}) from error
 
 
+def _static_address6(nic: NicSpec) -> str:
+    """Likewise of IPv6."""
+    if "/" not in nic.ip6:
+        return ""
+    try:
+        return str(IPv6Interface(nic.ip6).ip)
+    except ValueError as error:
+        raise InvalidParameter({nic.slot: f"{nic.ip6!r} is not an IPv6 address with a prefix"}) from error
+
+
 def _open_namespace(path: Path) -> int:
     """The network namespace behind a file. Raises `HostError` when its process has gone, or when it is ours (we would
     give away and rename interfaces of the host)."""
@@ -340,25 +364,44 @@ def _open_namespace(path: Path) -> int:
     return fd
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Addressing:
-    """What is set inside: an address with its prefix, and the way out; "" for none."""
+    """What is set inside: addresses with their prefixes, each with the way out ("" for none), and whether the kernel there
+    takes IPv6 addresses and routes from router advertisements (None: as it likes)."""
 
-    address: str
-    gateway: str
+    fixed: tuple[tuple[str, str], ...] = ()
+    advertised: bool | None = None
+
+
+def _take_advertisements(name: str, *, taken: bool) -> None:
+    """Set it before the interface comes up. 2: also where the container forwards (ip-sysctl.rst). The calling thread is in
+    the container's network namespace, and sees the sysctls of that. A kernel without IPv6 has none: there is nothing to learn
+    then, and an address to set is an error of its own."""
+    directory = Path("/proc/sys/net/ipv6/conf") / name
+    for key, value in (
+        ("disable_ipv6", "0"),
+        ("autoconf", "1" if taken else "0"),
+        ("accept_ra", "2" if taken else "0"),
+    ):
+        with contextlib.suppress(FileNotFoundError):
+            (directory / key).write_text(value)
 
 
 def _bring_up(name: str, addressing: Addressing | None = None) -> None:
     """Within a container's namespace: the loopback and the new interface up, and its address set where it is given."""
     route = rtnetlink.RouteSocket()
     try:
+        if addressing is not None and addressing.advertised is not None:
+            _take_advertisements(name, taken=addressing.advertised)
         for each in ("lo", name):
             link = rtnetlink.find_link(route, each)
             if link is not None and not link.up:
                 rtnetlink.set_link(route, link.index, each, LinkChange(up=True))
-            if link is not None and each == name and addressing is not None and addressing.address:
-                rtnetlink.add_address(route, link.index, name, IPv4Interface(addressing.address))
-                if addressing.gateway:
-                    rtnetlink.add_default_route(route, link.index, name, addressing.gateway)
+            if link is None or each != name or addressing is None:
+                continue
+            for address, gateway in addressing.fixed:
+                rtnetlink.add_address(route, link.index, name, ip_interface(address))
+                if gateway:
+                    rtnetlink.add_default_route(route, link.index, name, gateway)
     finally:
         route.close()

@@ -5,9 +5,9 @@
 
 What a guest's port may send (bridge prerouting; stateless, as the bridge family has no conntrack everywhere):
 - frames and ARP from its NIC's MAC only;
-- IPv4 and ARP from any address nobody else owns: an address known to belong to a port (static in its configuration, or
-  reserved for DHCP) may be used by that port alone, and the gateway's by none. Addresses no port owns stay free, so that
-  guests may float addresses between each other;
+- IPv4, IPv6, ARP and neighbour advertisements of any address nobody else owns: an address known to belong to a port (static
+  in its configuration, or reserved for DHCP) may be used by that port alone, and the gateway's by none. Addresses no port
+  owns stay free, so that guests may float addresses between each other;
 - on managed bridges DHCP requests for its own MAC only (never in fragments, which could hide it), no DHCP answers, no
   router advertisements, no VLAN tags.
 
@@ -18,12 +18,15 @@ before each closing brace.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Address
 
 from appliance.network.names import Port
 
 CHADDR = "@th,288,48"
 """A DHCP message's hardware address: 8 bytes of UDP header and 28 of BOOTP before it (RFC 2131 §2)."""
+_OF_A_PORT = frozenset({"claims6", "targets"})
+TARGET = "@th,64,128"
+"""The address a neighbour advertisement speaks of (RFC 4861 §4.4)."""
 
 _GUARD_CHAINS = f"""
   chain prerouting {{
@@ -39,6 +42,8 @@ _GUARD_CHAINS = f"""
     iifname @inside icmpv6 type nd-router-advert drop
     ether type arp jump guard_arp
     ip saddr @claimed iifname . ip saddr != @claims drop
+    ip6 saddr @claimed6 iifname . ip6 saddr != @claims6 drop
+    icmpv6 type nd-neighbor-advert {TARGET} @targeted iifname . {TARGET} != @targets drop
     iifname @inside udp dport 67 iifname . {CHADDR} != @chaddrs drop
     limit name iifname map @rates drop
   }}
@@ -58,6 +63,10 @@ def bridge_table(table: str, ports: Sequence[Port], *, managed: str, gateway: st
         "chaddrs": f"typeof iifname . {CHADDR}",
         "claims": "type ifname . ipv4_addr",
         "claimed": "type ipv4_addr",
+        "claims6": "type ifname . ipv6_addr",
+        "claimed6": "type ipv6_addr",
+        "targets": f"typeof iifname . {TARGET}",
+        "targeted": f"typeof {TARGET}",
     }
     lines = [f"table bridge {table}", f"delete table bridge {table}", f"table bridge {table} {{"]
     for name, kind in sets.items():
@@ -81,6 +90,8 @@ def add_port(table: str, port: Port, *, managed: str) -> str:
     if port.address:
         lines.append(f"add element bridge {table} claims {{ {element} . {port.address} }}")
         lines.append(f"add element bridge {table} claimed {{ {port.address} }}")
+    if port.address6:
+        lines += [f"add element bridge {table} {name} {{ {value} }}" for name, value in _claims6(port)]
     if port.rate_bytes_s:
         burst = burst_bytes(port.rate_bytes_s)
         lines.append(
@@ -106,10 +117,24 @@ def remove_port(table: str, port: Port, *, managed: str, still_claimed: Collecti
         lines.append(f"delete element bridge {table} claims {{ {element} . {port.address} }}")
         if port.address not in still_claimed:
             lines.append(f"delete element bridge {table} claimed {{ {port.address} }}")
+    if port.address6:
+        gone = [each for each in _claims6(port) if each[0] in _OF_A_PORT or port.address6 not in still_claimed]
+        lines += [f"delete element bridge {table} {name} {{ {value} }}" for name, value in gone]
     if port.rate_bytes_s:
         lines.append(f"delete element bridge {table} rates {{ {element} }}")
         lines.append(f"delete limit bridge {table} {port.name}")
     return "\n".join(lines) + "\n"
+
+
+def _claims6(port: Port) -> list[tuple[str, str]]:
+    """(set, element) of a port's fixed IPv6 address."""
+    element, target = f'"{port.name}"', f"0x{int(IPv6Address(port.address6)):032x}"
+    return [
+        ("claims6", f"{element} . {port.address6}"),
+        ("claimed6", port.address6),
+        ("targets", f"{element} . {target}"),
+        ("targeted", target),
+    ]
 
 
 def nat_table(table: str, *, bridge: str, subnet: IPv4Network) -> str:

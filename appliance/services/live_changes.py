@@ -81,13 +81,13 @@ class LiveChanges:
             await self._network.unplug_one(guest.guest_id, slot)
             return set()
         differing = _differing(before, guest.stored.record.config[slot])
-        if differing <= _ADDRESSES:
+        if differing <= _ADDRESSES and not wanted.host_managed:
             return {wanted.name}
         if differing == {"link_down"}:
             await self._network.set_link(guest.guest_id, slot, up=not wanted.link_down)
             return set()
         await self._replug(guest, running, wanted)
-        return {wanted.name}
+        return set() if wanted.host_managed else {wanted.name}
 
     async def _replug(self, guest: GuestRuntime, running: RunningGuest, nic: NicSpec) -> None:
         await self._network.check(nic)

@@ -38,10 +38,12 @@ TEMPLATE = "local:vztmpl/debian.tar.zst"
 
 
 class FakePorts:
-    """Fulfils `NetworkBackend`: `plugged` are the ports there are now, `missing` the bridges there are not."""
+    """Fulfils `NetworkBackend`: `plugged` are the ports there are now, `nics` how each was made, `missing` the bridges there
+    are not."""
 
     def __init__(self) -> None:
         self.plugged: set[tuple[int, str]] = set()
+        self.nics: dict[tuple[int, str], NicSpec] = {}
         self.missing: set[str] = set()
         self.published: dict[int, tuple[PublishedPort, ...]] = {}
         self.broken: HostError | None = None
@@ -57,6 +59,7 @@ class FakePorts:
 
     async def plug_ct(self, guest_id: GuestId, nic: NicSpec, namespace: Path) -> None:
         self.plugged.add((guest_id, nic.slot))
+        self.nics[guest_id, nic.slot] = nic
 
     def resolver(self, bridge: str) -> str:
         return "192.0.2.53" if bridge == "vmbr0" else ""

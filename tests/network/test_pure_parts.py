@@ -48,9 +48,17 @@ def test_ports_of_two_appliances_never_meet(word: str, guest_id: int, slot: int)
     assert all(len(name) <= names.NAME_LIMIT for name in found)
 
 
-@given(guest_ids, slots, macs, st.sampled_from(["", "10.0.0.1"]), st.integers(0, 1 << 40), st.integers(0, 4094))
+@given(
+    guest_ids,
+    slots,
+    macs,
+    st.sampled_from(["", "10.0.0.1"]),
+    st.integers(0, 1 << 40),
+    st.integers(0, 4094),
+    st.sampled_from(["", "2001:db8::10"]),
+)
 def test_a_ports_mark_says_all_its_rules_need(
-    guest_id: int, slot: str, mac: str, address: str, rate: int, vlan: int
+    guest_id: int, slot: str, mac: str, address: str, rate: int, vlan: int, address6: str
 ) -> None:
     port = Port(
         name="tap",
@@ -61,6 +69,7 @@ def test_a_ports_mark_says_all_its_rules_need(
         address=address,
         rate_bytes_s=rate,
         vlan=vlan,
+        address6=address6,
     )
     alias = port.alias("0123456789ab")
     assert len(alias) < 256

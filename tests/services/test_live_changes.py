@@ -94,6 +94,16 @@ async def test_an_interface_is_plugged_changed_and_unplugged(world: GuestWorld) 
     assert waiting(world) == {}
 
 
+async def test_addresses_that_the_host_sets_are_set_by_the_host(world: GuestWorld) -> None:
+    guest = await running(world)
+    net1 = "name=eth1,bridge=vmbr0,hwaddr=BC:24:11:AA:00:01,host-managed=1"
+    await put(world, net1=net1 + ",ip=10.0.0.2/24")
+    await put(world, net1=net1 + ",ip=10.0.0.2/24,ip6=2001:db8::2/64")
+    assert world.host.ports.nics[101, "net1"].ip6 == "2001:db8::2/64"
+    assert guest.asked == []
+    assert waiting(world) == {}
+
+
 async def test_an_interface_that_cannot_be_plugged_stays_pending(world: GuestWorld) -> None:
     await running(world)
     world.host.ports.missing.add("nobridge")
