@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -24,8 +24,8 @@ async def to_the_end(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs)
     return await to_its_end(future, name=getattr(work, "__qualname__", "thread"))
 
 
-async def both_to_the_end(one: Callable[[], T], other: Callable[[], U]) -> tuple[T, U]:
-    """Two pieces of work in two threads at once; what one raises is raised when both are over."""
-    tasks = [asyncio.ensure_future(to_the_end(one)), asyncio.ensure_future(to_the_end(other))]
-    await to_its_end(asyncio.gather(*tasks, return_exceptions=True), name="two threads")
-    return tasks[0].result(), tasks[1].result()  # type: ignore[return-value]  # the order they were given in
+async def both_to_the_end(one: Awaitable[T], other: Awaitable[U]) -> tuple[T, U]:
+    """Two pieces of work at once, of the kind of `to_the_end`; what one raises is raised when both are over."""
+    first, second = asyncio.ensure_future(one), asyncio.ensure_future(other)
+    await to_its_end(asyncio.gather(first, second, return_exceptions=True), name="two at once")
+    return first.result(), second.result()

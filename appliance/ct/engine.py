@@ -1,9 +1,9 @@
 """The container engine: fulfils ports.GuestEngine[CtSpec, CtResources] and, with `provisioner`, ports.CtProvisioner. On the loop.
 
 A start, in order (threads in brackets):
-    1 shim started, and with it the runtime, which waits for its configuration; meanwhile [user and network namespaces made,
-      volumes mounted with mapped ids, interior configured, config.json]
-    2 the runtime creates the container in these namespaces, its init waits; meanwhile the NICs are made in there
+    1 shim started, and with it the runtime, which waits for its configuration; meanwhile [user and network namespaces made],
+      then the NICs in there, and [volumes mounted with mapped ids, interior configured]
+    2 with config.json the runtime creates the container in these namespaces, its init waits
     3 [record.json, systemd's cgroup handed over]
     4 with the NICs there too, runtime start: init runs
 Any failure or cancellation in between removes all of it again, in reverse (`_remove`), which is idempotent and needs no
@@ -199,17 +199,20 @@ class CtEngine:
             async def connect(path: Path) -> None:
                 await resources.connect(path)
 
+            async def configure() -> dict[str, object]:
+                network, config = await to_the_end(self._configure, spec, bundle, namespaces)
+                connecting.append(
+                    self._scope.start(outcome(partial(connect, network)), name=f"network of ct {spec.guest_id}")
+                )
+                return config
+
             async def prepare() -> bytes:
-                (network, config), made = await both_to_the_end(
-                    partial(self._configure, spec, bundle, namespaces),
-                    partial(self._attach_volumes, spec, resources, bundle, log),
+                config, made = await both_to_the_end(
+                    configure(), to_the_end(self._attach_volumes, spec, resources, bundle, log)
                 )
                 volumes.update(made)
                 if spec.application is not None:
                     config = await to_the_end(application.prepare, spec, bundle, config)
-                connecting.append(
-                    self._scope.start(outcome(partial(connect, network)), name=f"network of ct {spec.guest_id}")
-                )
                 return json.dumps(config).encode()
 
             try:

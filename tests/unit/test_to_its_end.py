@@ -100,13 +100,13 @@ async def test_two_threads_are_both_over_when_one_fails_or_the_caller_is_cancell
     def fails() -> str:
         raise ValueError("no")
 
-    assert await both_to_the_end(lambda: 1, slow) == (1, "done")
+    assert await both_to_the_end(to_the_end(lambda: 1), to_the_end(slow)) == (1, "done")
     over.clear()
     with pytest.raises(ValueError, match="no"):
-        await both_to_the_end(fails, slow)
+        await both_to_the_end(to_the_end(fails), to_the_end(slow))
     assert over.is_set()
     over.clear()
-    task = asyncio.ensure_future(both_to_the_end(slow, slow))
+    task = asyncio.ensure_future(both_to_the_end(to_the_end(slow), to_the_end(slow)))
     await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
