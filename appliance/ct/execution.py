@@ -13,24 +13,23 @@ import json
 import os
 import signal
 import socket
-import termios
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 from appliance.ct import process, records
-from appliance.ct.program import READ_BYTES, STDERR, Program
+from appliance.ct.program import STDERR, Program
 from appliance.ct.runtime import OciRuntime
 from appliance.errors import CommandFailed, GuestFault, HostError, TimedOut, TooManyRequests
 from appliance.kernel import pidfd
 from appliance.model.guest import ExecRequest
+from appliance.terminal import Terminal
 from appliance.threads import to_the_end
 from appliance.waiting import readable
 
 LIMIT = 16
 START_LIMIT_S = 30.0
-WRITE_LIMIT_S = 10.0
 _COMPLAINT_BYTES = 4096
 _BEGIN_POLL_S = 0.002
 _SHELL = ("/bin/sh", "-c", "cd 2>/dev/null; if command -v bash >/dev/null 2>&1; then exec bash -l; fi; exec sh -l")
@@ -155,7 +154,6 @@ class Executions:
             raise TimedOut(f"{self._label}: the terminal of a shell", START_LIMIT_S) from error
         if not fds:
             raise HostError(f"{self._label}: the runtime sent no terminal")
-        os.set_blocking(fds[0], False)
         return fds[0]
 
 
@@ -205,65 +203,33 @@ class ShellConsole:
     """A shell's terminal as a console. `gone` (blocking) kills what is left, `release` frees its place."""
 
     def __init__(self, master: int, *, label: str, gone: Callable[[], None], release: Callable[[], None]) -> None:
-        self._master = master
-        self._label = label
+        self._terminal = Terminal(master, f"{label}: shell")
         self._gone = gone
         self._release = release
-        self._loop = asyncio.get_running_loop()
 
     def history(self) -> bytes:
         return b""
 
     async def read(self) -> bytes:
-        while self._master >= 0:
-            try:
-                return os.read(self._master, READ_BYTES)
-            except BlockingIOError:
-                await self._ready(read=True)
-            except OSError:  # EIO: nobody has the terminal open any more
-                break
-        return b""
+        try:
+            return await self._terminal.read()
+        except OSError:  # EIO: nobody has the terminal open any more
+            return b""
 
     async def write(self, data: bytes) -> None:
-        try:
-            async with asyncio.timeout(WRITE_LIMIT_S):
-                while data:
-                    try:
-                        data = data[os.write(self._master, data) :]
-                    except BlockingIOError:
-                        await self._ready(read=False)
-        except TimeoutError as error:
-            raise TimedOut(f"{self._label}: the shell takes no input", WRITE_LIMIT_S) from error
-        except OSError as error:
-            raise HostError(f"{self._label}: the shell has ended") from error
+        await self._terminal.write(data)
 
     async def resize(self, columns: int, rows: int) -> None:
-        with contextlib.suppress(OSError, termios.error):
-            termios.tcsetwinsize(self._master, (rows, columns))
+        self._terminal.resize(columns, rows)
 
     async def close(self) -> None:
-        if self._master < 0:
+        if self._terminal.closed:
             return
-        master, self._master = self._master, -1
+        self._terminal.close()
         try:
             await to_the_end(self._gone)
         finally:
-            os.close(master)
             self._release()
-
-    async def _ready(self, *, read: bool) -> None:
-        ready, master = asyncio.Event(), self._master
-        add, remove = (
-            (self._loop.add_reader, self._loop.remove_reader)
-            if read
-            else (self._loop.add_writer, self._loop.remove_writer)
-        )
-        add(master, ready.set)
-        try:
-            await ready.wait()
-        finally:
-            if self._master == master:
-                remove(master)
 
 
 def kill_by_file(pid_file: Path, init: int) -> None:

@@ -10,13 +10,11 @@ import asyncio
 import contextlib
 import os
 import signal
-import termios
 
-from appliance.errors import HostError, TimedOut, TooManyRequests, Unsupported
+from appliance.errors import HostError, TooManyRequests, Unsupported
+from appliance.terminal import Terminal
 
 SHELL_LIMIT = 16
-READ_BYTES = 64 << 10
-WRITE_TIMEOUT_S = 10.0
 END_TIMEOUT_S = 3.0
 ARGV = ("setsid", "--ctty", "login")
 """setsid(1) gives login a session whose controlling terminal is the pty."""
@@ -28,7 +26,7 @@ class HostShell:
     _open = 0
 
     def __init__(self, master: int, process: asyncio.subprocess.Process) -> None:
-        self._master = master
+        self._terminal = Terminal(master, "host shell")
         self._process = process
 
     @classmethod
@@ -58,7 +56,6 @@ class HostShell:
     @staticmethod
     async def _log_in(master: int, slave: int) -> asyncio.subprocess.Process:
         try:
-            os.set_blocking(master, False)
             environment = {"PATH": os.environ.get("PATH", os.defpath), "TERM": "xterm-256color"}
             return await asyncio.create_subprocess_exec(*ARGV, stdin=slave, stdout=slave, stderr=slave, env=environment)
         finally:
@@ -68,11 +65,9 @@ class HostShell:
         """The next bytes; b"" when the session has ended."""
         while True:
             try:
-                return os.read(self._master, READ_BYTES)
-            except BlockingIOError:
-                await self._ready(read=True)
+                return await self._terminal.read()
             except OSError:  # EIO: no process has the terminal open any more
-                if self._process.returncode is not None:
+                if self._process.returncode is not None or self._terminal.closed:
                     return b""
                 # login hangs the terminal up and opens it anew (vhangup(2)): for that moment nobody has it
                 with contextlib.suppress(TimeoutError):
@@ -80,30 +75,18 @@ class HostShell:
 
     async def write(self, data: bytes) -> None:
         """Type `data`. Raises `TimedOut` when nobody reads it, `HostError` when the session has ended."""
-        try:
-            async with asyncio.timeout(WRITE_TIMEOUT_S):
-                while data:
-                    try:
-                        data = data[os.write(self._master, data) :]
-                    except BlockingIOError:
-                        await self._ready(read=False)
-        except TimeoutError as error:
-            raise TimedOut("host shell: input", WRITE_TIMEOUT_S) from error
-        except OSError as error:
-            raise HostError("host shell: the session has ended") from error
+        await self._terminal.write(data)
 
     async def resize(self, columns: int, rows: int) -> None:
         """Tell the terminal's size."""
-        with contextlib.suppress(OSError, termios.error):
-            termios.tcsetwinsize(self._master, (rows, columns))
+        self._terminal.resize(columns, rows)
 
     async def end(self) -> None:
         """Close the terminal, which hangs up whatever runs in it, and reap; idempotent."""
-        if self._master < 0:
+        if self._terminal.closed:
             return
-        master, self._master = self._master, -1
+        self._terminal.close()
         self._forget()
-        os.close(master)
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGHUP)
         try:
@@ -118,14 +101,3 @@ class HostShell:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         await asyncio.shield(self._process.wait())
-
-    async def _ready(self, *, read: bool) -> None:
-        loop = asyncio.get_running_loop()
-        ready = asyncio.Event()
-        add, remove = (loop.add_reader, loop.remove_reader) if read else (loop.add_writer, loop.remove_writer)
-        add(self._master, ready.set)
-        try:
-            await ready.wait()
-        finally:
-            if self._master >= 0:
-                remove(self._master)

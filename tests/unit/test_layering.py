@@ -29,6 +29,7 @@ LEAVES = {
     "tasks",
     "threads",
     "version",
+    "terminal",
     "waiting",
 }
 LEVELS: list[set[str]] = [
