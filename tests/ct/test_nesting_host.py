@@ -66,9 +66,10 @@ async def run_inner(guest: RunningCt) -> tuple[int, str]:
         return await execution.wait(), said.decode()
 
 
-async def test_a_runtime_runs_a_container_of_its_own_inside_a_nested_one(host: Host) -> None:
+@pytest.mark.parametrize("features", [("nesting",), ("nesting", "keyctl", "fuse")])
+async def test_a_runtime_runs_a_container_of_its_own_inside_a_nested_one(host: Host, features: tuple[str, ...]) -> None:
     with_runtime(host.volume)
-    guest = await host.start(replace(SPEC, features=frozenset({"nesting"}), pids=200, memory_mib=256))
+    guest = await host.start(replace(SPEC, features=frozenset(features), pids=200, memory_mib=256))
     status, said = await run_inner(guest)
     assert status == 0, said
     lines = said.split("\n")
