@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -11,7 +11,6 @@ from appliance.tasks import to_its_end
 
 P = ParamSpec("P")
 T = TypeVar("T")
-U = TypeVar("U")
 
 
 async def to_the_end(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -22,10 +21,3 @@ async def to_the_end(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs)
     """
     future = asyncio.get_running_loop().run_in_executor(None, partial(work, *args, **kwargs))
     return await to_its_end(future, name=getattr(work, "__qualname__", "thread"))
-
-
-async def both_to_the_end(one: Awaitable[T], other: Awaitable[U]) -> tuple[T, U]:
-    """Two pieces of work at once, of the kind of `to_the_end`; what one raises is raised when both are over."""
-    first, second = asyncio.ensure_future(one), asyncio.ensure_future(other)
-    await to_its_end(asyncio.gather(first, second, return_exceptions=True), name="two at once")
-    return first.result(), second.result()

@@ -2,7 +2,7 @@
 
 A start, in order (threads in brackets):
     1 shim started, and with it the runtime, which waits for its configuration; meanwhile [user and network namespaces made],
-      then the NICs in there, and [volumes mounted with mapped ids, interior configured]
+      then the NICs in there; volumes opened, then [mounted with mapped ids, interior configured]
     2 with config.json the runtime creates the container in these namespaces, its init waits
     3 [record.json, systemd's cgroup handed over]
     4 with the NICs there too, runtime start: init runs
@@ -59,8 +59,9 @@ from appliance.model.guest import (
     IoLimit,
     MountKind,
 )
+from appliance.model.volume import OpenedVolume
 from appliance.tasks import TaskScope, to_its_end
-from appliance.threads import both_to_the_end, to_the_end
+from appliance.threads import to_the_end
 
 logger = logging.getLogger(__name__)
 
@@ -206,11 +207,17 @@ class CtEngine:
                 )
                 return config
 
+            async def attach() -> None:
+                opened = await resources.open()
+                volumes.update(await to_the_end(self._attach_volumes, spec, opened, bundle, log))
+
             async def prepare() -> bytes:
-                config, made = await both_to_the_end(
-                    configure(), to_the_end(self._attach_volumes, spec, resources, bundle, log)
-                )
-                volumes.update(made)
+                # both are over when this is, cancelled or not; of the two only `open` can be cut short
+                config, failure = await asyncio.gather(configure(), attach(), return_exceptions=True)
+                for each in (config, failure):
+                    if isinstance(each, BaseException):
+                        raise each
+                assert isinstance(config, dict)
                 if spec.application is not None:
                     config = await to_the_end(application.prepare, spec, bundle, config)
                 return json.dumps(config).encode()
@@ -342,7 +349,7 @@ class CtEngine:
         return joined["network"], config
 
     def _attach_volumes(
-        self, spec: CtSpec, resources: CtResources, bundle: Path, log: provision.LogLine
+        self, spec: CtSpec, opened_volumes: Mapping[str, OpenedVolume], bundle: Path, log: provision.LogLine
     ) -> dict[str, VolumeRecord]:
         """Mount what the container will see; in a thread."""
         ids = {"id_base": spec.id_base, "id_count": spec.id_count}
@@ -358,7 +365,7 @@ class CtEngine:
                 hostpath.attach(mount, bundle / mount.slot, about=about, maps=self._maps, **ids)
             if mount.kind is not MountKind.VOLUME:
                 continue
-            opened = resources.volumes.get(mount.slot)
+            opened = opened_volumes.get(mount.slot)
             if opened is None:
                 raise HostError(f"{about}: volume {mount.volume} was not opened")
             volumes[mount.slot] = rootfs.attach(

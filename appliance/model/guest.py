@@ -352,11 +352,12 @@ class CtSpec:
 class CtResources:
     """The host's side of one start of a container.
 
-    `volumes` maps "rootfs", "mp0" to opened volumes. `connect(path)` is awaited once the network namespace at
-    `path` exists, while the container is being created and before its first process runs: it makes the NICs in there.
+    `open()` is awaited once, while the container's shim comes up: it maps "rootfs", "mp0" to opened volumes, and may be cut
+    short. `connect(path)` is awaited once the network namespace at `path` exists, while the container is being created and
+    before its first process runs: it makes the NICs in there.
     """
 
-    volumes: Mapping[str, OpenedVolume]
+    open: Callable[[], Awaitable[Mapping[str, OpenedVolume]]]
     connect: Callable[[Path], Awaitable[None]]
 
 

@@ -326,10 +326,11 @@ class GuestRunner:
         spec = self._with_resolver(self._ct_spec(guest))
         if reasons := self._engines.ct.refuse(spec):
             raise Unsupported(f"{guest.label}: {'; '.join(reasons)}")
-        volumes, _ = await asyncio.gather(
-            self._open({each.slot: each.volume for each in (spec.root, *spec.mounts) if each.kind is MountKind.VOLUME}),
-            self._check_nics(spec.nics),
-        )
+        volumes = {each.slot: each.volume for each in (spec.root, *spec.mounts) if each.kind is MountKind.VOLUME}
+
+        async def open_and_check() -> Mapping[str, OpenedVolume]:
+            opened, _ = await asyncio.gather(self._open(volumes), self._check_nics(spec.nics))
+            return opened
 
         async def connect(namespace: Path) -> None:
             for nic in spec.nics:
@@ -337,7 +338,7 @@ class GuestRunner:
             if spec.application is not None and spec.application.ports:
                 await self._network.publish(guest.guest_id, spec.application.ports)
 
-        resources = CtResources(volumes=volumes, connect=connect)
+        resources = CtResources(open=open_and_check, connect=connect)
         on_state = partial(self._engine_state, guest)
         return await self._engines.ct.start(spec, resources, on_state=on_state, log=log_line)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -107,7 +107,7 @@ class Host:
     async def start(self, spec: CtSpec = SPEC, **volumes: OpenedVolume) -> RunningCt:
         return await self.engine.start(
             spec,
-            CtResources(volumes={"rootfs": self.volume, **volumes}, connect=self.connect),
+            CtResources(open=opening({"rootfs": self.volume, **volumes}), connect=self.connect),
             on_state=self.on_state,
             log=lambda line: None,
         )
@@ -117,6 +117,15 @@ class Host:
 
     def on_state(self, state: GuestState, reason: str) -> None:
         self.states.append(state)
+
+
+def opening(volumes: Mapping[str, OpenedVolume]) -> Callable[[], Awaitable[Mapping[str, OpenedVolume]]]:
+    """They are open already."""
+
+    async def opened() -> Mapping[str, OpenedVolume]:
+        return volumes
+
+    return opened
 
 
 _tested: dict[tuple[Path, bool], ApplianceError | OSError | None] = {}

@@ -26,7 +26,7 @@ from appliance.kernel import mount
 from appliance.model.guest import CtMount, CtResources, ExitReason, GuestId, GuestState
 from appliance.model.volume import OpenedVolume, VolumeFormat
 from appliance.tasks import TaskScope
-from tests.ct.conftest import SPEC, Host, is_alive, leftovers, shell
+from tests.ct.conftest import SPEC, Host, is_alive, leftovers, opening, shell
 
 pytestmark = pytest.mark.host
 
@@ -107,7 +107,10 @@ async def test_a_second_start_of_a_running_container_is_a_conflict_and_leaves_it
     await stranger.probe()
     with pytest.raises(Conflict):
         await stranger.start(
-            SPEC, CtResources(volumes={"rootfs": host.volume}, connect=host.connect), on_state=host.on_state, log=print
+            SPEC,
+            CtResources(open=opening({"rootfs": host.volume}), connect=host.connect),
+            on_state=host.on_state,
+            log=print,
         )
     await stranger.close()
     await other.close()
@@ -294,7 +297,7 @@ async def test_a_network_that_fails_undoes_the_start(host: Host, run_dir: Path) 
 
     with pytest.raises(NotFound):
         await host.engine.start(
-            SPEC, CtResources(volumes={"rootfs": host.volume}, connect=fail), on_state=host.on_state, log=print
+            SPEC, CtResources(open=opening({"rootfs": host.volume}), connect=fail), on_state=host.on_state, log=print
         )
     assert await leftovers(run_dir) == []
 
@@ -384,7 +387,7 @@ from appliance.ct.engine import CtEngine
 from appliance.model.guest import CtResources
 from appliance.model.volume import OpenedVolume, VolumeFormat
 from appliance.tasks import TaskScope
-from tests.ct.conftest import shell
+from tests.ct.conftest import opening, shell
 
 async def main():
     run_dir, root = Path(sys.argv[1]), Path(sys.argv[2])
@@ -396,7 +399,7 @@ async def main():
             await asyncio.sleep(1000)
     volume = OpenedVolume(volume_id=None, path=root, format=VolumeFormat.SUBVOL, size_bytes=0)
     spec = shell("seq 1 2000; echo up; read line; echo got $line; exec sleep 1000")
-    guest = await engine.start(spec, CtResources(volumes={"rootfs": volume}, connect=connect),
+    guest = await engine.start(spec, CtResources(open=opening({"rootfs": volume}), connect=connect),
                                on_state=lambda state, reason: None, log=print)
     print(guest.pid, flush=True)
     await asyncio.sleep(1000)

@@ -266,6 +266,7 @@ class FakeEngine:
     ) -> FakeRunningGuest:
         await self.may_start.wait()
         if isinstance(resources, CtResources):
+            await resources.open()
             await resources.connect(Path(f"/proc/{4000 + spec.guest_id}/ns/net"))
         if self.failure is not None:
             raise self.failure

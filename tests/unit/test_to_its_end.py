@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 
 import pytest
 
 from appliance.errors import HostError
 from appliance.tasks import to_its_end
-from appliance.threads import both_to_the_end, to_the_end
+from appliance.threads import to_the_end
 
 
 async def test_a_cancellation_goes_on_only_when_the_work_has_ended_however_often_it_comes() -> None:
@@ -87,28 +86,3 @@ async def test_a_thread_is_waited_for_however_often_its_caller_is_cancelled() ->
     with pytest.raises(asyncio.CancelledError):
         await calling
     assert steps == ["work"]
-
-
-async def test_two_threads_are_both_over_when_one_fails_or_the_caller_is_cancelled() -> None:
-    over = threading.Event()
-
-    def slow() -> str:
-        time.sleep(0.05)
-        over.set()
-        return "done"
-
-    def fails() -> str:
-        raise ValueError("no")
-
-    assert await both_to_the_end(to_the_end(lambda: 1), to_the_end(slow)) == (1, "done")
-    over.clear()
-    with pytest.raises(ValueError, match="no"):
-        await both_to_the_end(to_the_end(fails), to_the_end(slow))
-    assert over.is_set()
-    over.clear()
-    task = asyncio.ensure_future(both_to_the_end(to_the_end(slow), to_the_end(slow)))
-    await asyncio.sleep(0.01)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert over.is_set()
