@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -212,12 +212,12 @@ class GuestMoves:
     async def _switch(
         self, guest: GuestRuntime, disk: DiskConfig, old: VolumeId, new: VolumeId, mirror: DiskMirror
     ) -> None:
-        was, moving = guest.stored.record.config, guest.stored.record.moving
-        await self._take_over(guest, disk, old, new, moving=moving)
+        was = guest.stored.record
+        await self._take_over(guest, disk, old, new, moving=was.moving)
         try:
             known = await mirror.switch()
         except HostError:
-            await self._inventory.table.replace(guest.stored, config=was)
+            await self._inventory.table.replace(guest.stored, config=was.config, started=was.started)
             self._tell(guest)
             raise
         if known:
@@ -228,7 +228,7 @@ class GuestMoves:
     async def _settle(self, guest: GuestRuntime, mover: DiskMover, before: Collection[str]) -> None:
         """End the mirroring that a killed appliance left: the configuration's volume is the right one, unless the engine
         tells that it could not be switched to."""
-        config = guest.stored.record.config
+        config, started = guest.stored.record.config, guest.stored.record.started
         keep = {
             slot: str(volume)
             for slot, volume in guest_config.owned_volumes(guest.kind, guest.guest_id, config)
@@ -242,11 +242,11 @@ class GuestMoves:
             for key, old in list(config.items()):
                 if key.startswith("unused") and str((await self._storage.open(VolumeId.parse(old))).path) == in_use:
                     log.error("%s: %s could not be switched to %s: it stays on %s", guest.label, slot, volume, old)
-                    disk = guest_config.parse_disk(guest.kind, slot, config[slot])
-                    text = guest_config.print_disk(guest.kind, disk, VolumeId.parse(old), disk.size_bytes)
-                    config = {each: value for each, value in config.items() if each != key} | {slot: text}
+                    config = _with_volume(guest.kind, config, slot, VolumeId.parse(old))
+                    del config[key]
+                    started = started and _with_volume(guest.kind, started, slot, VolumeId.parse(old))
         if config != guest.stored.record.config:
-            await self._inventory.table.replace(guest.stored, config=config)
+            await self._inventory.table.replace(guest.stored, config=config, started=started)
             self._tell(guest)
 
     async def _copy_tree(
@@ -311,7 +311,12 @@ class GuestMoves:
         config = dict(guest.stored.record.config)
         config[disk.slot] = guest_config.print_disk(guest.kind, disk, new, size)
         config[guest_config.free_unused_slot(config)] = str(old)
-        await self._inventory.table.replace(guest.stored, config=config, moving=moving)
+        started = guest.stored.record.started
+        if (
+            started is not None and moving is not None
+        ):  # it runs on: what else of the disk waits for its next start still does
+            started = _with_volume(guest.kind, started, disk.slot, new)
+        await self._inventory.table.replace(guest.stored, config=config, started=started, moving=moving)
         self._tell(guest)
 
     async def _delete_old(self, guest: GuestRuntime, old: VolumeId, log_line: LogLine) -> None:
@@ -333,6 +338,14 @@ def _mover(guest: GuestRuntime) -> DiskMover:
     if not isinstance(guest.running, DiskMover):
         raise Unsupported(f"{guest.label} is running, natively: its disks are moved while it is off")
     return guest.running
+
+
+def _with_volume(kind: GuestKind, config: Mapping[str, str], slot: str, volume: VolumeId) -> dict[str, str]:
+    """The configuration with another volume in a slot it has."""
+    if slot not in config:
+        return dict(config)
+    disk = guest_config.parse_disk(kind, slot, config[slot])
+    return {**config, slot: guest_config.print_disk(kind, disk, volume, disk.size_bytes)}
 
 
 def _names(guest: GuestRuntime, made: list[VolumeId]) -> bool:

@@ -121,6 +121,20 @@ async def test_a_running_vm_does_not_notice_that_its_disk_moves(world: GuestWorl
     assert isinstance(disk, VmDisk)
     assert disk.volume == NEW_DISK
     assert (run.asked, world.state(100)) == ([], GuestState.RUNNING)
+    assert world.guests.pending(VM, 100) == []
+
+
+async def test_what_else_waits_for_a_moved_disk_still_does(world: GuestWorld) -> None:
+    await world.make_vm(start=True)
+    slower = {"scsi0": f"{OLD_DISK},cache=writeback"}
+    await world.guests.update_config(VM, 100, put=slower, delete=(), digest=None, user=ADMIN)
+    (before,) = world.guests.pending(VM, 100)
+    await world.succeed(await move(world, VM, "scsi0"))
+    (after,) = world.guests.pending(VM, 100)
+    assert before.running is not None
+    assert before.configured is not None
+    assert after.running == before.running.replace("local:", "big:")
+    assert after.configured == before.configured.replace("local:", "big:")
 
 
 @pytest.mark.parametrize("failing", ["copy_fails", "cannot_switch"])
@@ -132,6 +146,7 @@ async def test_a_mirror_that_fails_leaves_the_vm_on_its_old_disk(world: GuestWor
     config, _ = world.guests.config(100)
     assert (config["scsi0"], config.get("unused0")) == (f"{OLD_DISK},size=8G", None)
     assert world.state(100) is GuestState.RUNNING
+    assert world.guests.pending(VM, 100) == []
 
 
 async def test_a_switch_that_nobody_knows_of_loses_neither_disk(world: GuestWorld) -> None:
@@ -182,7 +197,8 @@ async def test_a_mirror_that_a_crash_interrupted_ends_as_the_configuration_says(
     record = msgspec.structs.replace(decode("guests/100", document.value), moving=[OLD_DISK])
     if moment != "copying":
         config = record.config | {"scsi0": f"{NEW_DISK},size=8G", "unused0": OLD_DISK}
-        record = msgspec.structs.replace(record, config=config)
+        started = (record.started or {}) | {"scsi0": f"{NEW_DISK},size=8G"}
+        record = msgspec.structs.replace(record, config=config, started=started)
     if "cannot" in moment:
         run.cannot_switch = HostError("the job has failed")
     await host.store.txn([], [Put("guests/100", encode(record))])
@@ -193,6 +209,7 @@ async def test_a_mirror_that_a_crash_interrupted_ends_as_the_configuration_says(
         config, _ = world.guests.config(100)
         assert config["scsi0"] == f"{NEW_DISK if switched else OLD_DISK},size=8G"
         assert config.get("unused0") == (OLD_DISK if switched else None)
+        assert world.guests.pending(VM, 100) == []
     async with open_world(host):
         assert len(run.settled) == 1, "it is settled once"
 
