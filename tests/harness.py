@@ -24,6 +24,7 @@ from typing import Any
 from proxmoxer import ProxmoxAPI
 
 from appliance.config import default_run_dir
+from appliance.services.first_start import PASSWORD_FILE_NAME
 from tests.demo.leftovers import traces_of
 from tests.demo.terminal import Terminal
 
@@ -46,7 +47,10 @@ def free_port() -> int:
 
 
 class Appliance:
-    """One appliance process. As a context manager it is started, and at the end stopped and its directories removed."""
+    """One appliance process. As a context manager it is started, and at the end stopped and its directories removed.
+
+    With `makes_password` nobody tells it one: it makes its own at its first start, as after an installation.
+    """
 
     def __init__(
         self,
@@ -55,12 +59,14 @@ class Appliance:
         port: int | None = None,
         bridge: str | None = None,
         password: str | None = None,
+        makes_password: bool = False,
     ) -> None:
         self._own_home = home is None
         self.home = home or Path(tempfile.mkdtemp(prefix="appliance-"))
         self.port = port or free_port()
         self.bridge = bridge or f"ab{secrets.token_hex(3)}"
         self.password = password or secrets.token_urlsafe(12)
+        self.makes_password = makes_password
         self.data_dir = self.home / "data"
         self.run_dir = default_run_dir(self.data_dir)
         self.log_path = self.home / "appliance.log"
@@ -80,7 +86,9 @@ class Appliance:
             began = time.monotonic()
             argv = [sys.executable, "-m", "appliance", "serve", "--data-dir", str(self.data_dir)]
             argv += ["--listen", f"127.0.0.1:{self.port}", "--bridge", self.bridge]
-            argv += ["--admin-password-file", str(password_file), *extra]
+            if not self.makes_password:
+                argv += ["--admin-password-file", str(password_file)]
+            argv += extra
             self.process = subprocess.Popen(
                 argv, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 env={**os.environ, "NOTIFY_SOCKET": str(notify)},
@@ -95,6 +103,9 @@ class Appliance:
                     self.kill()
                     raise RuntimeError(f"the appliance did not start:\n{self.log_tail()}")
             self.listen_s = time.monotonic() - began
+        made = self.data_dir / PASSWORD_FILE_NAME
+        if self.makes_password and made.exists():
+            self.password = made.read_text().strip()
 
     def stop(self) -> int:
         """SIGTERM, and its exit status. Guests that run go on."""

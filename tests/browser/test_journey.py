@@ -1,4 +1,5 @@
-"""From nothing to guests and back, by the browser alone: template, container and VM, console, snapshot, resize, clone, delete."""
+"""From an empty host to guests and back, by the browser alone: the guided set-up, a template, container and VM, console,
+snapshot, resize, clone, delete."""
 
 from __future__ import annotations
 
@@ -13,12 +14,13 @@ from playwright.sync_api import Browser, Error, Page, expect
 from tests.browser.test_end_to_end import TASK_LIMIT_MS, log_in, wait_for_picture, wait_for_screen
 from tests.harness import Appliance
 
+OWN_PASSWORD = "chosen in the browser"
 pytestmark = [pytest.mark.browser, pytest.mark.host, pytest.mark.timeout(420)]
 
 
 @pytest.fixture(scope="module")
 def appliance() -> Iterator[Appliance]:
-    with Appliance() as running:
+    with Appliance(makes_password=True) as running:
         yield running
 
 
@@ -63,11 +65,36 @@ def delete(page: Page, guest_id: int, name: str) -> None:
     expect(page.locator(f"#guest-row-{guest_id}")).to_have_count(0, timeout=TASK_LIMIT_MS)
 
 
+def set_up(page: Page, appliance: Appliance, screenshots: Path) -> None:
+    """Walk the guided set-up as after an installation: a password of one's own, and on without a template."""
+    page.click("#setup-offer >> text=Begin")
+    page.wait_for_url("**/setup/password")
+    page.fill("#f-confirmation-password", appliance.password)
+    page.fill("#f-password", OWN_PASSWORD)
+    page.screenshot(path=screenshots / "journey-setup.png")
+    page.click("#password-form .primary")
+    expect(page.locator("#login")).to_be_visible()  # the old password's session has ended
+    appliance.password = OWN_PASSWORD
+    page.fill("#username", "admin")
+    page.fill("#password", OWN_PASSWORD)
+    page.click("#login button")
+    expect(page.locator("body")).to_have_attribute("data-live", "connected")
+    go(page, "/setup")
+    for step in ("storage", "network", "template"):
+        page.wait_for_url(f"**/setup/{step}")
+        expect(page.locator("body")).to_have_attribute("data-live", "connected")
+        page.click("#go-on")
+    page.wait_for_url("**/setup/done")
+    page.click("text=To the guests")
+    expect(page.locator("#setup-offer")).to_have_count(0)
+
+
 def test_the_whole_life_of_guests_by_the_browser_alone(
     browser: Browser, appliance: Appliance, busybox_template: Path, screenshots: Path
 ) -> None:
     ct, vm, copy = (random.randint(20_000, 90_000) for _ in range(3))
     page = log_in(browser, appliance)
+    set_up(page, appliance, screenshots)
 
     go(page, "/storage/local?content=vztmpl")
     page.click("#upload")
