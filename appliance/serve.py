@@ -83,6 +83,7 @@ async def serve(settings: config.Config) -> None:
         await asyncio.wait((starting, stop), return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             await starting
+            gc.freeze()  # so does what was read: with a thousand guests a full collection takes as long as ten pages
             await stopping.wait()
         else:
             starting.cancel()

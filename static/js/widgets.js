@@ -6,16 +6,58 @@ import { t } from "./words.js";
 const first = new WeakMap(); // widget → its text when the form came
 
 export function setUp() {
+  sorting();
   document.addEventListener("click", (event) => {
     const add = event.target.closest("[data-add-row]");
     if (add) addRow(add.closest(".widget"));
     const remove = event.target.closest("[data-remove-row]");
     if (remove) removeRow(remove);
+    const step = event.target.closest("[data-move]");
+    if (step) move(step.closest("[data-row]"), Number(step.dataset.move), step);
   });
   document.addEventListener("input", (event) => {
     if (event.target.dataset.health === "is-set") health(event.target.closest("[data-widget]"));
   });
 }
+
+/** Lists whose rows are put in order: by dragging, or by the arrow keys. */
+function sorting() {
+  let dragged = null;
+  document.addEventListener("dragstart", (event) => {
+    dragged = event.target.closest?.("[data-sortable] > [data-row]") ?? null;
+    dragged?.classList.add("dragged");
+  });
+  document.addEventListener("dragover", (event) => {
+    const over = event.target.closest?.("[data-sortable] > [data-row]");
+    if (!dragged || !over || over.parentElement !== dragged.parentElement) return;
+    event.preventDefault();
+    const { top, height } = over.getBoundingClientRect();
+    if (over !== dragged) over[event.clientY < top + height / 2 ? "before" : "after"](dragged);
+  });
+  document.addEventListener("drop", (event) => dragged && event.preventDefault());
+  document.addEventListener("dragend", () => {
+    dragged?.classList.remove("dragged");
+    dragged?.dispatchEvent(new Event("input", { bubbles: true }));
+    dragged = null;
+  });
+  document.addEventListener("keydown", (event) => {
+    const row = event.target.closest?.("[data-sortable] > [data-row]");
+    const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+    if (!row || !by) return;
+    event.preventDefault();
+    move(row, by, event.target);
+  });
+}
+
+function move(row, by, focused) {
+  const other = by < 0 ? row.previousElementSibling : row.nextElementSibling;
+  if (!other) return;
+  other[by < 0 ? "before" : "after"](row);
+  focused.focus(); // moving an element takes its focus
+  row.dispatchEvent(new Event("input", { bubbles: true }));
+}
+
+const boot = (list) => `order=${[...list.querySelectorAll("[data-boot]:checked")].map((box) => box.value).join(";")}`;
 
 /** Remember what the widgets of a form are now. */
 export function prepare(form) {
@@ -26,7 +68,7 @@ export const wasOf = (widget) => first.get(widget) ?? "";
 
 /** The key's text. */
 export function valueOf(widget) {
-  return { env: environment, labels, health, ports }[widget.dataset.widget](widget);
+  return { boot, env: environment, labels, health, ports }[widget.dataset.widget](widget);
 }
 
 function addRow(widget) {

@@ -31,6 +31,7 @@ DIALOGS = {
     "notes": "/dialogs/guest/100/notes", "snapshot": "/dialogs/guest/100/snapshot",
     "rollback": "/dialogs/guest/100/snapshot/clean/rollback", "clone": "/dialogs/guest/104/clone",
     "template": "/dialogs/guest/103/template", "sshkeys": "/dialogs/guest/100/edit/sshkeys",
+    "boot": "/dialogs/guest/100/edit/boot", "cloudinit-preview": "/dialogs/guest/100/cloudinit",
 }  # fmt: skip
 
 
@@ -162,3 +163,64 @@ async def test_tabs_fit_widths_between_and_beyond(place: Place, size: str, schem
         for name, path in pages.items():
             await site.visit(page, path)
             await site.look(page, f"guest-{name}-{size}")
+
+
+async def test_a_boot_order_is_dragged_moved_by_keys_and_saved(place: Place) -> None:
+    site, office = place
+    async with site.page() as page:
+        await site.visit(page, "/guests/100/options")
+        await page.click("#config-boot [aria-label^=Edit]")
+        slots = page.locator(".boot-row strong")
+        await expect(slots).to_have_text(["scsi0", "ide0", "net0"])
+        await expect(page.locator("[data-boot]:checked")).to_have_count(1)
+        await page.locator("[data-boot][value=net0]").check()
+        await page.focus("[data-boot][value=net0]")
+        await page.keyboard.press("ArrowUp")
+        await page.keyboard.press("ArrowUp")
+        await expect(slots).to_have_text(["net0", "scsi0", "ide0"])
+        await expect(page.locator("[data-boot][value=net0]")).to_be_focused()
+        await (
+            page.locator(".boot-row").nth(2).drag_to(page.locator(".boot-row").first, target_position={"x": 20, "y": 2})
+        )
+        await expect(slots).to_have_text(["ide0", "net0", "scsi0"])
+        await page.click("[aria-label='Move ide0 down']")
+        await expect(slots).to_have_text(["net0", "ide0", "scsi0"])
+        await page.click("#dialog .equivalent summary")
+        await expect(page.locator("[data-equivalent=cli]")).to_contain_text("order=net0;scsi0")
+        await page.click("#confirm")
+        await expect(page.locator("#config-boot")).to_contain_text("net0;scsi0")
+    assert office.guests.guests[100].config["boot"] == "order=net0;scsi0"
+
+
+async def test_what_cloud_init_is_told_is_shown_before_it_is_written(place: Place) -> None:
+    site, office = place
+    office.guests.guests[100].config["cipassword"] = "$5$salt$hash-of-it"
+    async with site.page() as page:
+        await site.visit(page, "/guests/100/cloudinit")
+        await page.click("#preview")
+        await expect(page.locator("[data-file=user]")).to_contain_text('"hostname": "shop"')
+        await expect(page.locator("[data-file=network]")).to_contain_text("dhcp")
+        await expect(page.locator("#dialog")).not_to_contain_text("hash-of-it")
+
+
+async def test_tasks_are_filtered_by_kind_and_stay_so_when_more_happens(place: Place) -> None:
+    site, office = place
+    tasks = office.world.tasks
+    for kind in ("qmstart", "qmstop", "qmsnapshot"):
+        tasks.finish(tasks.begin(kind, object_id="100"))
+    async with site.page() as page:
+        await site.visit(page, "/guests/100/tasks")
+        await page.select_option("#task-kind", "Stop")
+        await page.click("#guest-tasks form button")
+        await expect(page.locator("#guest-tasks tbody tr")).to_have_count(1)
+        await expect(page.locator("body")).to_have_attribute("data-live", "connected")
+        tasks.finish(tasks.begin("qmstart", object_id="100"))
+        tasks.finish(tasks.begin("qmstop", object_id="100"))
+        await expect(page.locator("#guest-tasks tbody tr")).to_have_count(2)
+        await expect(page.locator("#task-kind")).to_have_value("Stop")
+        await site.visit(page, "/node/tasks?state=failed")
+        await page.select_option("#task-kind", "Start")
+        await page.click("main .filter-bar button")
+        await expect(page.locator("main tbody")).to_contain_text("veth103i0")
+        assert "kind=Start" in page.url
+        assert "state=failed" in page.url

@@ -36,7 +36,7 @@ guest_agent_commands.declare(api)
 _CLOUD_INIT_KEYS = frozenset(
     {"ciuser", "cipassword", "citype", "ciupgrade", "nameserver", "searchdomain", "sshkeys", "name"}
 )
-_FILES = {"user": "user-data", "network": "network-config", "meta": "meta-data"}
+FILES = {"user": "user-data", "network": "network-config", "meta": "meta-data"}
 
 
 class DumpParams(GuestParams, kw_only=True):
@@ -67,12 +67,17 @@ async def write_cloud_init(call: Call, params: GuestParams) -> None:
 async def dump_cloud_init(call: Call, params: DumpParams) -> str:
     """The text of one file, as the next start writes it; the password's hash is masked."""
     config, _ = stored_config(call, GuestKind.QEMU, params.vmid)
-    _check_has_drive(params.vmid, config)
-    spec = guest_config.to_vm_spec(params.vmid, guest_config.masked(config))
+    return cloud_init_files(params.vmid, config)[params.type]
+
+
+def cloud_init_files(vmid: int, config: Mapping[str, str]) -> Mapping[str, str]:
+    """The files of a VM's drive by their types, as the next start writes them, without secrets. Raises `Conflict`, `NotFound`."""
+    _check_has_drive(vmid, config)
+    spec = guest_config.to_vm_spec(vmid, guest_config.masked(config))
     if spec.cloud_init is None:
-        raise NotFound(f"vm {params.vmid}: cloud-init drive")
+        raise NotFound(f"vm {vmid}: cloud-init drive")
     files = cloud_init.render(spec.cloud_init, hostname=spec.name, nics=spec.nics)
-    return files[_FILES[params.type]].decode()
+    return {kind: files[name].decode() for kind, name in FILES.items()}
 
 
 def _check_has_drive(vmid: int, config: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ from appliance.model.guest import GuestState
 from appliance.model.volume import ContentType
 from appliance.services import cluster_options, setup_guide
 from appliance.web.api.setup import host_state
-from appliance.web.pages import backups, guest_window, notices
+from appliance.web.pages import backups, guest_window, notices, task_kinds
 from appliance.web.pages.viewer import GuestRights, Viewer, kind_word
 
 if TYPE_CHECKING:
@@ -139,10 +139,17 @@ def guest_head(viewer: Viewer, guest_id: int) -> Context:
     return {"guest": guest, "right": viewer.rights(guest_id), "node": viewer.node, "kind_word": kind_word(guest.kind)}
 
 
-async def guest_tasks(viewer: Viewer, guest_id: int) -> Context:
-    """The guest's newest tasks."""
+async def guest_tasks(viewer: Viewer, guest_id: int, kind: str) -> Context:
+    """The guest's newest tasks, of one kind or of all (""); and the kinds there are."""
     viewer.guest(guest_id)
-    return {"tasks": await viewer.tasks(guest_id=guest_id, limit=GUEST_TASKS)}
+    found = await viewer.tasks(guest_id=guest_id, limit=GUEST_TASKS)
+    types = task_kinds.types_of(kind)
+    return {
+        "guest_id": guest_id,
+        "guest_tasks": [task for task in found if not kind or task.type in types],
+        "task_kind": kind,
+        "task_kinds": task_kinds.words_of(found),
+    }
 
 
 async def tasks(viewer: Viewer) -> Context:

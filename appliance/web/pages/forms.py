@@ -23,7 +23,7 @@ Choices = Mapping[str, Sequence[tuple[str, str]]]
 
 LONG_KEYS: Final = frozenset({"description", "sshkeys", "cmdline"})
 WIDGETS: Final[Mapping[str, str]] = {
-    "env": "env", "app-labels": "labels", "app-health": "health", "app-publish": "ports",
+    "boot": "boot", "env": "env", "app-labels": "labels", "app-health": "health", "app-publish": "ports",
 }  # fmt: skip
 """Keys filled in by parts or lines: their widgets of `static/js/widgets.js`."""
 SECRET_KEYS: Final = frozenset({"cipassword"})
@@ -88,6 +88,8 @@ class Input:
     advanced: bool = False
     health: HealthParts | None = None
     ports: Sequence[PortRow] = ()
+    devices: Sequence[tuple[str, str, bool]] = ()
+    """Of the boot order: slot, what it is, whether it is booted from; in their order."""
     slots: Sequence[str] = ()
     """Families of keys for which this part exists; empty for all."""
 
@@ -186,9 +188,15 @@ def _input(key: str, part: str, schema: Value, text: str, label: str, given: Seq
 
 
 def _widget(common: Input, given: Sequence[tuple[str, str]]) -> Input:
-    """`given` are the ports an image exposes."""
+    """`given` are the ports an image exposes; of the boot order, ("order", SLOTS) and then the devices with their words."""
     text, kind = common.value, WIDGETS[common.key]
     match kind:
+        case "boot":
+            if not given:  # nobody says which devices there are: the text itself
+                return common
+            booted = given[0][1].split(";")
+            devices = [(slot, words, slot in booted) for slot, words in given[1:]]
+            return replace(common, kind=kind, value="", devices=devices)
         case "env":
             return replace(common, kind=kind, value=app_forms.environment_lines(text))
         case "labels":

@@ -7,7 +7,7 @@
     host · node               the node's figures, small and large
     guests:QUERY              the list, row by row: what `guest_window` makes of the query
     series:NAME               new figures of a series (qemu/100), as data for graphs
-    guest:ID:TAB              head and tab of a guest's page
+    guest:ID:TAB[:KIND]       head and tab of a guest's page; of its tasks, those of a kind
     access:TAB                users, groups, roles, permissions, pools; one's own account
     storage:ID:CONTENT        the list of volumes
     oci                       the list of images
@@ -27,13 +27,14 @@ import typing
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 import msgspec
 
 from appliance import events as bus
 from appliance.errors import ApplianceError
 from appliance.model.guest import GuestState
-from appliance.web.pages import access_pages, contexts, datacenter, guest_tabs, guest_window, oci, tree
+from appliance.web.pages import access_pages, contexts, datacenter, guest_rows, guest_tabs, guest_window, oci, tree
 from appliance.web.pages.render import Voice
 from appliance.web.pages.viewer import Viewer
 from appliance.web.ws.viewers import ConsoleViewers
@@ -45,7 +46,6 @@ log = logging.getLogger(__name__)
 
 TOPIC_LIMIT = 12
 LOG_LINES_LIMIT = 1000
-ROWS_AT_ONCE = 20
 _TASK_EVENTS = (bus.TaskStarted, bus.TaskProgressed, bus.TaskFinished)
 _NOTICE_EVENTS = (bus.TaskFinished, bus.NodeStatsSampled, bus.GuestConfigChanged, bus.StorageContentChanged)
 _GUEST_EVENTS = (bus.GuestStateChanged, bus.GuestConfigChanged, bus.GuestListChanged)
@@ -187,7 +187,7 @@ class PageFeed:
         self._forget("guest_row")
         context = await contexts.guest_list(self.viewer, _query(topic))
         self._window = tuple(guest.guest_id for guest in _guests_of(context))
-        rows = [await self._row_html(guest) for guest in _guests_of(context)]
+        rows = [await guest_rows.row(self.viewer, self.renderer, guest) for guest in _guests_of(context)]
         found = self._unless_sent("guest_rows:", f'<tbody id="guest-rows" data-replace>{"".join(rows)}</tbody>')
         found = [*found, *await self._render("guest_counts", context)]
         return [*found, *await self._render("guest_foot", context)]
@@ -206,20 +206,14 @@ class PageFeed:
             if guest.guest_id not in changed and not (sampled and guest.state is GuestState.RUNNING):
                 continue
             found += await self._guest_row(guest)
-            if len(found) % ROWS_AT_ONCE == 0:
+            if len(found) % guest_rows.AT_ONCE == 0:
                 await asyncio.sleep(0)  # hundreds of rows take a while: others have their turn in between
         if changed:
             found += await self._render("guest_counts", contexts.guest_counts(self.viewer))
         return found
 
     async def _guest_row(self, guest: GuestView) -> Sequence[Fragment]:
-        return self._unless_sent(f"guest_row:{guest.guest_id}", await self._row_html(guest))
-
-    async def _row_html(self, guest: GuestView) -> str:
-        """Rendered once for all pages that show the same."""
-        context = contexts.guest_row(self.viewer, guest)
-        key = contexts.guest_row_key(guest, self.viewer.rights(guest.guest_id))
-        return await self.renderer.shared("fragments/guest_row.html", context, key)
+        return self._unless_sent(f"guest_row:{guest.guest_id}", await guest_rows.row(self.viewer, self.renderer, guest))
 
     # --- frame --------------------------------------------------------------------------------------------------------
 
@@ -254,26 +248,26 @@ class PageFeed:
 
     # --- one guest ----------------------------------------------------------------------------------------------------
 
-    async def _guest(self, guest_id: int, tab: str) -> Sequence[Fragment]:
+    async def _guest(self, guest_id: int, tab: str, kind: str = "") -> Sequence[Fragment]:
         found = [*await self._render("guest_head", contexts.guest_head(self.viewer, guest_id))]
         if name := guest_tabs.fragment(tab):
-            context = {"node": self.viewer.node, **await guest_tabs.context(self.viewer, guest_id, tab)}
+            context = {"node": self.viewer.node, **await guest_tabs.context(self.viewer, guest_id, tab, kind)}
             found += await self._render(name, context)
         return found
 
     async def _guest_after(self, topic: str, batch: Sequence[bus.Event]) -> Sequence[Fragment]:
-        guest_id, tab = _guest_topic(topic)
+        guest_id, tab, kind = _guest_topic(topic)
         mine = [event for event in batch if isinstance(event, _GUEST_EVENTS) and event.guest_id == guest_id]
         if any(isinstance(event, bus.GuestListChanged) and not event.exists for event in mine):
             return await self._render("guest_gone", {"guest_id": guest_id})
         if tab in ("console", "display") and any(
             isinstance(event, bus.ConsoleViewersChanged) and event.guest_id == guest_id for event in batch
         ):
-            return [*await self._viewers(guest_id), *(await self._guest(guest_id, tab) if mine else ())]
+            return [*await self._viewers(guest_id), *(await self._guest(guest_id, tab, kind) if mine else ())]
         sampled = tab == "summary" and any(isinstance(event, bus.GuestStatsSampled) for event in batch)
         tasks = tab in ("tasks", "snapshots") and any(isinstance(event, _TASK_EVENTS) for event in batch)
         stored = tab == "backups" and any(isinstance(event, bus.StorageContentChanged) for event in batch)
-        return await self._guest(guest_id, tab) if mine or sampled or tasks or stored else ()
+        return await self._guest(guest_id, tab, kind) if mine or sampled or tasks or stored else ()
 
     async def _viewers(self, guest_id: int) -> Sequence[Fragment]:
         self.viewer.guest(guest_id)
@@ -341,7 +335,7 @@ def _guests_of(context: contexts.Context) -> Sequence[GuestView]:
     return typing.cast("Sequence[GuestView]", context["guests"])
 
 
-def _guest_topic(topic: str) -> tuple[int, str]:
-    """ "guest:100:summary" as (100, "summary"); a number that is none becomes 0, which no guest has."""
-    _, guest_id, tab = (*topic.split(":"), "", "")[:3]
-    return (int(guest_id) if guest_id.isdecimal() and len(guest_id) < 10 else 0), tab
+def _guest_topic(topic: str) -> tuple[int, str, str]:
+    """ "guest:100:tasks:Start" as (100, "tasks", "Start"); a number that is none becomes 0, which no guest has."""
+    _, guest_id, tab, kind = (*topic.split(":"), "", "", "")[:4]
+    return (int(guest_id) if guest_id.isdecimal() and len(guest_id) < 10 else 0), tab, unquote(kind)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from aiohttp import web
@@ -11,8 +12,9 @@ from appliance.errors import ApplianceError, NotFound
 from appliance.model.guest import GuestKind, GuestState
 from appliance.model.volume import ContentType
 from appliance.services import guest_config
-from appliance.services.guest_config import Existing
+from appliance.services.guest_config import Existing, boot
 from appliance.services.guest_config.vm_devices import DISK_BUSES
+from appliance.web.api.qemu import FILES, cloud_init_files
 from appliance.web.pages import contexts, dialogs, forms, hardware
 from appliance.web.pages.contexts import Context
 from appliance.web.pages.forms import Choices, Input
@@ -35,6 +37,8 @@ async def edit(visit: Visit) -> web.StreamResponse:
     try:
         keys = hardware.form_keys(guest.kind, form)
         choices = await choices_of(viewer, guest.kind)
+        if "boot" in keys:
+            choices = {**choices, "boot": boot_devices(config)}
         inputs: list[Input] = []
         for key in keys:
             inputs += _tray(guest.kind, key, config.get(key, ""), choices)
@@ -109,6 +113,16 @@ async def remove(visit: Visit) -> web.StreamResponse:
 
 
 @visited
+async def preview_cloud_init(visit: Visit) -> web.StreamResponse:
+    """GET /dialogs/guest/{vmid}/cloudinit"""
+    viewer, guest_id = visit.viewer, visit.number("vmid")
+    config, _ = viewer.services.guests.config(viewer.guest(guest_id).guest_id, GuestKind.QEMU)
+    texts = await asyncio.to_thread(cloud_init_files, guest_id, config)
+    context = _head(viewer, guest_id) | {"files": [(kind, name, texts[kind]) for kind, name in FILES.items()]}
+    return await visit.part("dialogs/cloudinit.html", context)
+
+
+@visited
 async def edit_notes(visit: Visit) -> web.StreamResponse:
     """GET /dialogs/guest/{vmid}/notes"""
     viewer, guest_id = visit.viewer, visit.number("vmid")
@@ -160,6 +174,28 @@ async def make_template(visit: Visit) -> web.StreamResponse:
     """GET /dialogs/guest/{vmid}/template"""
     guest_id = visit.number("vmid")
     return await visit.part("dialogs/make_template.html", _head(visit.viewer, guest_id))
+
+
+def boot_devices(config: Mapping[str, str]) -> Sequence[tuple[str, str]]:
+    """What a VM can boot from, with words: its disks, drives and network cards, in the order it does so now."""
+    disks = [
+        disk for disk in guest_config.disks(GuestKind.QEMU, config)
+        if not disk.is_unused and not disk.is_cloudinit and boot.DEVICE.fullmatch(disk.slot)
+    ]  # fmt: skip
+    nics = sorted(
+        (key for key in config if boot.DEVICE.fullmatch(key) and key.startswith("net")), key=lambda key: int(key[3:])
+    )
+    cdroms = [disk.slot for disk in disks if disk.is_cdrom]
+    plain = [disk.slot for disk in disks if not disk.is_cdrom]
+    order = boot.boot_order(
+        config.get("boot", ""), bootdisk=config.get("bootdisk", ""), disks=plain, cdroms=cdroms, nics=nics
+    )  # fmt: skip
+    there = [*plain, *cdroms, *nics]
+    first = [slot for slot in order if slot in there]
+    return [
+        ("order", ";".join(first)),
+        *((slot, config[slot]) for slot in [*first, *(each for each in there if each not in first)]),
+    ]
 
 
 def _head(viewer: Viewer, guest_id: int) -> Context:

@@ -96,8 +96,10 @@ def is_application(viewer: Viewer, guest_id: int) -> bool:
     return guest.kind is GuestKind.LXC and applications.is_application(viewer.services.guests.config(guest.guest_id)[0])
 
 
-async def context(viewer: Viewer, guest_id: int, tab: str) -> Context:
-    """What the tab shows beside the page's head. Raises `PermissionDenied`, `NotFound`."""
+async def context(viewer: Viewer, guest_id: int, tab: str, kind: str = "") -> Context:
+    """What the tab shows beside the page's head; of tasks, those of a `kind`. Raises `PermissionDenied`, `NotFound`."""
+    if tab == "tasks":
+        return await contexts.guest_tasks(viewer, guest_id, kind)
     make = _PARTS.get(tab)
     return await make(viewer, guest_id) if make else {}
 
@@ -252,12 +254,6 @@ async def _permissions(viewer: Viewer, guest_id: int) -> Context:
     }
 
 
-async def _tasks(viewer: Viewer, guest_id: int) -> Context:
-    # the frame's own "tasks" are the drawer's
-    found = await contexts.guest_tasks(viewer, guest_id)
-    return {"guest_tasks": found["tasks"]}
-
-
 async def _console(viewer: Viewer, guest_id: int) -> Context:
     return {"consoles": consoles(viewer, guest_id)}
 
@@ -291,6 +287,5 @@ _PARTS: Final[Mapping[str, Callable[[Viewer, int], Awaitable[Context]]]] = {
     "snapshots": _snapshots,
     "backups": _backups,
     "permissions": _permissions,
-    "tasks": _tasks,
     "console": _console,
 }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 from aiohttp import web
 
 from appliance.errors import NotFound
-from appliance.web import keys
-from appliance.web.pages import areas, contexts, guest_tabs
+from appliance.web.pages import areas, contexts, guest_rows, guest_tabs
 from appliance.web.pages.guest_window import Wanted
 from appliance.web.pages.visit import Visit, visited
 from appliance.web.ws.viewers import VIEWERS
@@ -21,8 +22,7 @@ async def show_list(visit: Visit) -> web.StreamResponse:
         await contexts.guest_list(viewer, wanted) | await contexts.host(viewer) | await contexts.setup_offer(viewer)
     )
     topics = f"guests:{wanted.query}" + (" host" if viewer.sees_node else "")
-    table = visit.request.app[keys.TABLE]
-    context["has_snapshots"] = any(method.path.endswith("/qemu/{vmid}/snapshot") for method in table.methods())
+    context["rows"] = await guest_rows.of_page(viewer, visit.renderer, contexts.guest_window_of(viewer, wanted).guests)
     return await visit.page("guests", active="guests", title="Guests", topics=topics, **context)
 
 
@@ -35,13 +35,14 @@ async def show_guest(visit: Visit) -> web.StreamResponse:
     tabs = guest_tabs.tabs(visit.viewer, guest_id)
     if tab not in dict(tabs):
         raise NotFound(f"page '{tab[:40]}' of guest {guest_id}")
-    context |= await guest_tabs.context(visit.viewer, guest_id, tab)
+    kind = visit.request.query.get("kind", "")[:100] if tab == "tasks" else ""
+    context |= await guest_tabs.context(visit.viewer, guest_id, tab, kind)
     context["viewers"] = visit.request.app[VIEWERS].of(guest_id)
     return await visit.page(
         f"guest_{tab}",
         active="guests",
         title=f"{guest.name} ({guest_id})",
-        topics=f"guest:{guest_id}:{tab}",
+        topics=f"guest:{guest_id}:{tab}" + (f":{quote(kind)}" if kind else ""),
         crumbs=areas.trail(
             (guest.node, "/node"), (f"{guest.name} ({guest_id})", f"/guests/{guest_id}"), here=dict(tabs)[tab]
         ),

@@ -10,7 +10,7 @@ from aiohttp import web
 from appliance.errors import ApplianceError, HostError, NotFound
 from appliance.services import host_inventory
 from appliance.version import PVE_API_VERSION
-from appliance.web.pages import areas, contexts
+from appliance.web.pages import areas, contexts, task_kinds
 from appliance.web.pages.visit import Visit, visited
 
 TASK_PAGE = 50
@@ -65,17 +65,18 @@ async def _read(name: str, reading: object) -> contexts.Context:
 
 
 async def _tasks(visit: Visit) -> contexts.Context:
-    """One page of the task history; `?page=2&state=failed&user=…`"""
+    """One page of the task history; `?page=2&state=failed&user=…&kind=Start`"""
     query = visit.request.query
     state = query.get("state", "") if query.get("state", "") in TASK_STATES else ""
     page = min(10_000, int(text)) if (text := query.get("page", "1")).isdecimal() and len(text) < 6 else 1
-    who = query.get("user", "")[:100]
+    who, kind = query.get("user", "")[:100], query.get("kind", "")[:100]
     found = await visit.viewer.services.tasks.list(
         limit=TASK_PAGE + 1,
         start=(max(1, page) - 1) * TASK_PAGE,
         errors=state == "failed",
         running=True if state == "running" else None,
         user_contains=who or None,
+        kinds=task_kinds.types_of(kind),
     )
     return {"found_tasks": found[:TASK_PAGE], "has_more": len(found) > TASK_PAGE, "page": max(1, page),
-            "task_state": state, "task_user": who}  # fmt: skip
+            "task_state": state, "task_user": who, "task_kind": kind, "kinds": task_kinds.words()}  # fmt: skip

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from appliance.errors import ApplianceError, NotFound
+from appliance.model.guest import GuestKind
 from appliance.model.volume import ContentType, VolumeId
 from appliance.services import image_build
 from appliance.services.guest_config import applications
@@ -109,6 +110,8 @@ def users_of(viewer: Viewer) -> Mapping[str, Sequence[int]]:
     """Which of the guests the viewer may see are made of an image, by its digest."""
     found: dict[str, list[int]] = {}
     for guest in viewer.guests():
+        if guest.kind is not GuestKind.LXC:
+            continue
         config, _ = viewer.services.guests.config(guest.guest_id)
         if applications.is_application(config):
             found.setdefault(config[applications.IMAGE_KEY].rpartition("@")[2], []).append(guest.guest_id)

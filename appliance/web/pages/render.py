@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -135,6 +135,11 @@ class Voice:
     renderer: Renderer
     tongue: str = ENGLISH
     prefix: str = ""
+
+    @property
+    def at_root(self) -> Voice:
+        """The same without the prefix: for what becomes part of something that gets it."""
+        return replace(self, prefix="") if self.prefix else self
 
     async def page(self, name: str, context: Mapping[str, object]) -> str:
         """A template, rendered in a thread."""

@@ -58,6 +58,7 @@ def routes() -> list[web.RouteDef]:
         web.get("/dialogs/guest/{vmid}/edit/{form}", guest_dialogs.edit),
         web.get("/dialogs/guest/{vmid}/add/{device}", guest_dialogs.add),
         web.get("/dialogs/guest/{vmid}/remove/{key}", guest_dialogs.remove),
+        web.get("/dialogs/guest/{vmid}/cloudinit", guest_dialogs.preview_cloud_init),
         web.get("/dialogs/guest/{vmid}/notes", guest_dialogs.edit_notes),
         web.get("/dialogs/guest/{vmid}/snapshot", guest_dialogs.snapshot),
         web.get("/dialogs/guest/{vmid}/snapshot/{name}/{action}", guest_dialogs.on_snapshot),
