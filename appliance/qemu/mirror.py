@@ -56,7 +56,7 @@ class DiskMirror:
         """`node` is the new image as a block node, whose name is chosen here. `switched` is told when the drive stands on it."""
         self._monitor, self._slot, self._clock = monitor, slot, clock
         self._switched = switched
-        self.unfinished = True
+        self.unfinished = False
         self._target = f"{node_name(slot)}{_SEPARATOR}{secrets.token_hex(3)}"
         # what was never written stays a hole: the job writes zeros, which become one
         self._node = {**node, "node-name": self._target, "discard": "unmap", "detect-zeroes": "unmap"}
@@ -84,6 +84,7 @@ class DiskMirror:
         except HostError:
             await _remove_node(self._monitor, self._target)
             raise
+        self.unfinished = True
 
     async def in_step(self, report: Report) -> None:
         """Wait until both images hold the same; `report` is told how much is done, 0 to 1. Raises `HostError`, `NoSpace`."""

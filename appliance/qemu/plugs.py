@@ -115,8 +115,8 @@ class Plugs:
 
         node = block_node(moved, volume, buffered=buffered)
         moving = DiskMirror(self._monitor, slot, node, clock, switched=switched)
-        await to_its_end(moving.begin(bytes_per_s=bytes_per_s), name=f"{self._name}: mirror {slot}")
         try:
+            await to_its_end(moving.begin(bytes_per_s=bytes_per_s), name=f"{self._name}: mirror {slot}")
             yield moving
         finally:
             if moving.unfinished:

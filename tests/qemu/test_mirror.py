@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 from pathlib import Path
@@ -65,6 +66,12 @@ async def move(vm: RunningVm, target: OpenedVolume) -> None:
     async with vm.mirroring("virtio0", target) as moving:
         await moving.in_step(report)
         assert await moving.switch()
+
+
+async def crawl(vm: RunningVm, target: OpenedVolume) -> None:
+    """A move that takes longer than any test."""
+    async with vm.mirroring("virtio0", target, bytes_per_s=SLOW) as moving:
+        await moving.in_step(report)
 
 
 async def nodes(vm: RunningVm) -> list[str]:
@@ -144,6 +151,21 @@ async def test_a_move_that_is_not_finished_leaves_the_old_disk(how: str) -> None
         assert disk.volume == OLD
         assert vm.state is GuestState.RUNNING
         await move(vm, target)
+        await vm.stop()
+
+
+async def test_a_move_cancelled_while_it_begins_leaves_nothing() -> None:
+    async with qemu_host() as host:
+        vm = await host.start(SPEC, VmResources(disks={"virtio0": await asyncio.to_thread(boot_disk, host)}))
+        before = await nodes(vm)
+        target = await asyncio.to_thread(image, host.directory / "new", VolumeFormat.RAW)
+        for delay_ms in range(12):
+            task = asyncio.ensure_future(crawl(vm, target))
+            await asyncio.sleep(delay_ms / 1000)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            assert await nodes(vm) == before, f"cancelled after {delay_ms} ms"
         await vm.stop()
 
 
