@@ -223,7 +223,7 @@ function showProblem(form, text, ...more) {
 
 /** Somebody else has saved meanwhile: nothing was overwritten, and what was typed is still here. */
 function showConflict(form, error) {
-  if (!/modified configuration|changed by somebody else/.test(error.message)) return showProblem(form, error.message);
+  if (!/modified configuration|changed by somebody else|has changed meanwhile/.test(error.message)) return showProblem(form, error.message);
   const again = Object.assign(document.createElement("button"), { type: "button", className: "button small" });
   again.textContent = t("Save mine over it");
   again.addEventListener("click", () => {

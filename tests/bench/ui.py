@@ -29,7 +29,7 @@ from tests.harness import Appliance
 
 GUESTS, NODES = 1000, 10
 PAGES = (
-    "/", "/overview", "/guests/101", "/guests/101/hardware", "/guests/101/tasks", "/node", "/node/tasks", "/storage",
+    "/", "/overview", "/guests/101", "/guests/101/hardware", "/guests/101/tasks", "/node", "/node/tasks", "/storage/local",
     "/audit", "/settings", "/api-explorer",
 )  # fmt: skip
 ROUNDS = 100

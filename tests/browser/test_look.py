@@ -27,7 +27,8 @@ PAGES = {
     "guest-tasks": "/guests/100/tasks",
     "guest-console-off": "/guests/103/console",
     "node": "/node",
-    "storage": "/storage",
+    "storage": "/storage/local",
+    "storages": "/storage",
     "storage-backups": "/storage/local?content=backup",
     "not-found": "/guests/999",
     "api": "/api-docs",
@@ -38,9 +39,9 @@ DIALOGS = {
     "stop": ("/guests/100", "[data-action=stop]"),
     "edit": ("/guests/100/hardware", "#config-memory button"),
     "grow": ("/guests/100/hardware", "#config-scsi0 button"),
-    "upload": ("/storage", "#upload"),
-    "download": ("/storage", "#download"),
-    "build": ("/storage", "#build"),
+    "upload": ("/storage/local", "#upload"),
+    "download": ("/storage/local", "#download"),
+    "build": ("/storage/local", "#build"),
 }
 
 

@@ -186,7 +186,8 @@ class HouseStorage:
         return self.storage(storage_id)
 
     async def delete_storage(self, storage_id: str) -> None:
-        held = [info for info in await self.content(storage_id) if info.guest_id and info.content != ContentType.BACKUP]
+        volumes = [] if self.storage(storage_id).document.disable else await self.content(storage_id)
+        held = [info for info in volumes if info.guest_id and info.content != ContentType.BACKUP]
         if held:
             raise Conflict(f"storage '{storage_id}' holds {len(held)} volumes of guests")
         del self.documents[storage_id]

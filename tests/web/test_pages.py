@@ -29,6 +29,7 @@ PAGES = [
 ]  # fmt: skip
 DIALOGS = [
     "/dialogs/settings/tag-style", "/dialogs/settings/description", "/dialogs/settings/console", "/dialogs/add-storage",
+    "/dialogs/storage/local/edit", "/dialogs/storage/local/remove",
     "/dialogs/create-vm", "/dialogs/create-ct", "/dialogs/guest/103/delete", "/dialogs/guest/100/confirm/stop",
     "/dialogs/guest/100/confirm/reset", "/dialogs/guest/100/edit/memory", "/dialogs/guest/100/notes",
     "/dialogs/guest/100/edit/onboot", "/dialogs/guest/100/resize/scsi0", "/dialogs/storage/local/upload",

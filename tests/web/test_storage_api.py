@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from appliance.clock import SystemClock
 from appliance.model.guest import GuestId
-from appliance.model.volume import ContentType, VolumeFormat
+from appliance.model.volume import ContentType, VolumeFormat, VolumeId
 from appliance.services.storage import StorageService
 from appliance.services.tasks import TaskService
 from appliance.services.templates import TemplateService
@@ -218,3 +218,22 @@ async def test_templates_are_listed(site: Site) -> None:
     assert {row["type"] for row in rows} == {"lxc", "qemu"}
     data = {"storage": "local", "template": "none.tar.zst"}
     assert (await call(site, "POST", f"/api2/json/nodes/{NODE}/aplinfo", data))[0] == 404
+
+
+async def test_a_storage_whose_volumes_guests_name_is_not_forgotten_even_while_it_is_not_in_use(
+    site: Site, tmp_path: Path
+) -> None:
+    second = {"storage": "second", "type": "dir", "path": str(tmp_path / "second")}
+    assert (await call(site, "POST", "/api2/json/storage", second))[0] == 200
+    assert (await call(site, "PUT", "/api2/json/storage/second", {"disable": "1"}))[0] == 200
+    site.world.guests.named = frozenset({VolumeId.parse("second:100/vm-100-disk-0.qcow2")})
+    status, _, reason = await call(site, "DELETE", "/api2/json/storage/second")
+    assert (status, "vm-100-disk-0" in reason) == (409, True)
+    site.world.guests.named = frozenset()
+    assert (await call(site, "DELETE", "/api2/json/storage/second"))[0] == 200
+
+
+async def test_rules_of_pruning_that_are_none_are_refused(site: Site) -> None:
+    for rules in ("keep-last=many", "keep-everything=1", "keep-all=1,keep-last=2"):
+        assert (await call(site, "PUT", "/api2/json/storage/local", {"prune-backups": rules}))[0] == 400
+    assert (await call(site, "PUT", "/api2/json/storage/local", {"prune-backups": "keep-last=3"}))[0] == 200

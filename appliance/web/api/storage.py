@@ -7,9 +7,9 @@ from typing import Annotated
 
 import msgspec
 
-from appliance.errors import HostError, InvalidParameter
+from appliance.errors import Conflict, HostError, InvalidParameter
 from appliance.model.volume import ContentType, StorageUsage
-from appliance.services import storage_config
+from appliance.services import backup_names, storage_config
 from appliance.services.storage_config import StorageConfig, StorageDocument
 from appliance.web.registry import LOGGED_IN, Allow, Call, NodeParams, PveList, Resource
 
@@ -128,7 +128,7 @@ async def create(call: Call, params: CreateParams) -> Created:
         disable=bool(params.disable),
         shared=bool(params.shared),
         is_mountpoint=_mountpoint(params.is_mountpoint),
-        prune_backups=params.prune_backups or "",
+        prune_backups=_rules(params.prune_backups or ""),
     )
     config = await call.services.storage.create_storage(params.storage, document)
     return Created(storage=config.storage_id, type=config.kind)
@@ -159,7 +159,7 @@ async def update(call: Call, params: UpdateParams) -> Created:
         changes[field] = getattr(defaults, field)
     for field in ("nodes", "disable", "shared", "prune_backups"):
         if (value := getattr(params, field)) is not None:
-            changes[field] = value
+            changes[field] = _rules(value) if field == "prune_backups" else value
     if params.content is not None:
         changes["content"] = storage_config.parse_content(params.content)
     if params.is_mountpoint is not None:
@@ -170,7 +170,10 @@ async def update(call: Call, params: UpdateParams) -> Created:
 
 @api.delete("/storage/{storage}", summary="Forget a storage", allow=Allow("/storage", "Datastore.Allocate"))
 async def delete(call: Call, params: StorageParams) -> None:
-    """Its files stay where they are. Refused while guests have volumes on it."""
+    """Its files stay where they are. Refused while guests have volumes on it, or name some, reachable or not."""
+    named = [volume for volume in call.services.guests.named_volumes() if volume.storage == params.storage]
+    if named:
+        raise Conflict(f"storage '{params.storage}': guests name {len(named)} volumes of it, {min(named)} among them")
     await call.services.storage.delete_storage(params.storage)
 
 
@@ -208,6 +211,12 @@ def may_see(call: Call, storage_id: str) -> bool:
     """Whether the caller has any privilege that shows a storage."""
     path = f"/storage/{storage_id}"
     return any(call.has(path, f"Datastore.{name}") for name in ("Audit", "AllocateSpace", "Allocate"))
+
+
+def _rules(text: str) -> str:
+    """Rules of pruning that can be followed. Raises `InvalidParameter`."""
+    backup_names.parse_keep(text)
+    return text
 
 
 def _mountpoint(text: str | None) -> str:

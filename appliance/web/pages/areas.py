@@ -43,13 +43,18 @@ class Place:
     dialog: str = ""
 
 
+def sees_storage(viewer: Viewer) -> bool:
+    """Whether there is a storage to show, or one may be added."""
+    return bool(viewer.storages()) or viewer.may("/storage", "Datastore.Allocate")
+
+
 AREAS: Final = (
     Area(id="overview", href="/overview", icon="layout-dashboard", word="Overview", in_bottom_bar=True,
          search="datacenter health capacity"),
     Area(id="guests", href="/", icon="monitor", word="Guests", in_bottom_bar=True,
          search="virtual machines containers list"),
     Area(id="storage", href="/storage", icon="hard-drive", word="Storage", in_bottom_bar=True,
-         search="volumes iso templates images uploads", seen_by=lambda viewer: bool(viewer.storages())),
+         search="volumes iso templates images uploads", seen_by=sees_storage),
     Area(id="oci", href="/oci", icon="layers", word="OCI images",
          search="docker registry pull push container images layers", seen_by=lambda viewer: bool(viewer.storages())),
     Area(id="node", href="/node", icon="server", word="Node", is_tab=False, in_bottom_bar=True, search="host",
@@ -76,6 +81,9 @@ CREATIONS: Final = (
     Place(word="Create an application container", note="Action", icon="plus", search="new oci docker app",
           dialog="/dialogs/create-app"),
 )  # fmt: skip
+ADD_STORAGE: Final = Place(
+    word="Add a storage", note="Action", icon="plus", search="new directory disk nfs", dialog="/dialogs/add-storage"
+)
 BACK_UP: Final = Place(
     word="Back up guests",
     note="Action",
@@ -121,12 +129,14 @@ def places(viewer: Viewer, known: Sequence[Area]) -> Sequence[Place]:
         pages += SETTING_PLACES
     if backups.targets(viewer):
         pages += [BACK_UP]
+    if viewer.may("/storage", "Datastore.Allocate"):
+        pages += [ADD_STORAGE]
     return [*pages, *(CREATIONS if viewer.may_create() else ())]
 
 
 def words() -> Sequence[str]:
     """What templates translate at run time."""
     shown = [area.word for area in AREAS]
-    shown += [place.word for place in (*CREATIONS, BACK_UP, *NODE_PLACES, *SETTING_PLACES)]
+    shown += [place.word for place in (*CREATIONS, BACK_UP, ADD_STORAGE, *NODE_PLACES, *SETTING_PLACES)]
     hints = [setting.hint for setting in SETTINGS] + [setting.group for setting in SETTINGS]
     return ["Datacenter", "Page", "Action", "Node", "Setting", "Set-up", *shown, *hints]

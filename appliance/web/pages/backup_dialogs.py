@@ -91,7 +91,7 @@ async def prune(visit: Visit) -> web.StreamResponse:
     """GET /dialogs/backup/prune?storage=ID&vmid=ID: what goes is shown while rules are typed (`preview_prune`)."""
     viewer, query = visit.viewer, visit.request.query
     storage = viewer.storage(query.get("storage", ""))
-    keep = backup_names.parse_keep(storage.document.prune_backups)
+    keep = backups.keep_of(storage)
     context = {
         "storage": storage, "guest_id": query.get("vmid", ""), "keep": keep, "keep_words": KEEP_WORDS, "node": viewer.node,
     }  # fmt: skip
@@ -132,7 +132,7 @@ async def show_files(visit: Visit) -> web.StreamResponse:
         active="storage",
         title="Files in a backup",
         crumbs=areas.trail(
-            (visit.viewer.node, "/node"), (row.storage, f"/storage/{row.storage}?content=backup"), here=row.name
+            ("Storage", "/storage"), (row.storage, f"/storage/{row.storage}?content=backup"), here=row.name
         ),
         row=row,
         steps=steps,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlencode
@@ -118,6 +118,14 @@ def targets(viewer: Viewer) -> Sequence[StorageConfig]:
         and ContentType.BACKUP in config.content_types
         and viewer.may(f"/storage/{config.storage_id}", "Datastore.AllocateSpace")
     ]
+
+
+def keep_of(config: StorageConfig) -> Mapping[str, int]:
+    """The storage's own rules of pruning; none where what was stored by older versions is no rule."""
+    try:
+        return backup_names.parse_keep(config.document.prune_backups)
+    except InvalidParameter:
+        return {}
 
 
 async def find(viewer: Viewer, volume: str) -> BackupRow:

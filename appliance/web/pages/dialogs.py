@@ -54,12 +54,6 @@ async def resize_disk(visit: Visit) -> web.StreamResponse:
 
 
 @visited
-async def add_storage(visit: Visit) -> web.StreamResponse:
-    """GET /dialogs/add-storage"""
-    return await visit.part("dialogs/add_storage.html", {})
-
-
-@visited
 async def upload(visit: Visit) -> web.StreamResponse:
     """GET /dialogs/storage/{storage}/upload?content=TYPE"""
     return await visit.part("dialogs/upload.html", _receiving(visit))

@@ -9,6 +9,7 @@
     series:NAME               new figures of a series (qemu/100), as data for graphs
     guest:ID:TAB[:KIND]       head and tab of a guest's page; of its tasks, those of a kind
     access:TAB                users, groups, roles, permissions, pools; one's own account
+    storages                  the list of storages
     storage:ID:CONTENT        the list of volumes
     oci                       the list of images
     log:UPID                  a task's log, line by line
@@ -34,7 +35,7 @@ import msgspec
 from appliance import events as bus
 from appliance.errors import ApplianceError
 from appliance.model.guest import GuestState
-from appliance.web.pages import access_pages, contexts, datacenter, guest_rows, guest_tabs, guest_window, oci, tree
+from appliance.web.pages import access_pages, contexts, datacenter, guest_rows, guest_tabs, guest_window, oci, storages, tree
 from appliance.web.pages.render import Voice
 from appliance.web.pages.viewer import Viewer
 from appliance.web.ws.viewers import ConsoleViewers
@@ -130,6 +131,8 @@ class PageFeed:
                 return await self._guest(*_guest_topic(topic))
             case "access":
                 return await self._access(topic.partition(":")[2])
+            case "storages":
+                return await self._common("storages", storages.listing)
             case "storage":
                 return await self._storage(topic)
             case "oci":
@@ -163,6 +166,10 @@ class PageFeed:
                     return isinstance(event, bus.NodeStatsSampled)
             case "guest":
                 return await self._guest_after(topic, batch)
+            case "storages":
+
+                def whole(event: bus.Event) -> bool:
+                    return isinstance(event, (bus.StorageContentChanged, bus.NodeStatsSampled))
             case "storage":
                 storage = topic.split(":")[1]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from appliance.errors import PermissionDenied
 from appliance.model.volume import ContentType
 from appliance.web.pages import areas, contexts
 from appliance.web.pages.visit import Visit, visited
@@ -12,13 +11,10 @@ from appliance.web.pages.visit import Visit, visited
 
 @visited
 async def show_storage(visit: Visit) -> web.StreamResponse:
-    """GET /storage and /storage/{storage}?content=TYPE"""
+    """GET /storage/{storage}?content=TYPE"""
     viewer = visit.viewer
     storages = viewer.storages()
-    name = visit.request.match_info.get("storage", "")
-    if not storages and not name:
-        raise PermissionDenied("You may see no storage.")
-    name = name or storages[0].storage_id
+    name = visit.request.match_info["storage"]
     content = visit.request.query.get("content", "")
     context = await contexts.storage_content(visit.viewer, name, content)
     kinds = [kind for kind in ContentType if kind in visit.viewer.storage(name).content_types]
@@ -26,7 +22,7 @@ async def show_storage(visit: Visit) -> web.StreamResponse:
         "storage",
         active="storage",
         title=f"Storage {name}",
-        crumbs=areas.trail((viewer.node, "/node"), here=name),
+        crumbs=areas.trail(("Storage", "/storage"), here=name),
         topics=f"storage:{name}:{content}",
         storages=storages,
         kinds=kinds,

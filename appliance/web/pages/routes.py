@@ -23,6 +23,7 @@ from appliance.web.pages import (
     places,
     session,
     setup,
+    storages,
 )
 from appliance.web.ws import page
 
@@ -47,7 +48,7 @@ def routes() -> list[web.RouteDef]:
         web.get("/setup/{step}", setup.show_step),
         web.get("/node", nodes.show_node),
         web.get("/node/{tab}", nodes.show_node),
-        web.get("/storage", places.show_storage),
+        web.get("/storage", storages.show_list),
         web.get("/storage/{storage}", places.show_storage),
         web.get("/dialogs/create-vm", creation.create_vm),
         web.get("/dialogs/create-ct", creation.create_ct),
@@ -65,7 +66,9 @@ def routes() -> list[web.RouteDef]:
         web.get("/dialogs/guest/{vmid}/clone", guest_dialogs.clone),
         web.get("/dialogs/guest/{vmid}/template", guest_dialogs.make_template),
         web.get("/dialogs/settings/{name}", governance.edit_setting),
-        web.get("/dialogs/add-storage", dialogs.add_storage),
+        web.get("/dialogs/add-storage", storages.add),
+        web.get("/dialogs/storage/{storage}/edit", storages.edit),
+        web.get("/dialogs/storage/{storage}/remove", storages.remove),
         web.get("/dialogs/storage/{storage}/upload", dialogs.upload),
         web.get("/dialogs/storage/{storage}/download", dialogs.download),
         web.get("/dialogs/storage/{storage}/build", dialogs.build_template),
