@@ -36,7 +36,7 @@ export function compose(form) {
   const emptied = (form.dataset.deleteEmpty ?? "").split(" ").filter((name) => name && fields.get(name) === "");
   emptied.push(...rules(params, form));
   if (emptied.length) params.delete = emptied.join(",");
-  const special = { vm, container, application, resize, download, config, clone, user, grant, pull }[form.dataset.compose];
+  const special = { vm, container, application, resize, download, config, clone, user, grant, pull, mapping }[form.dataset.compose];
   const after = special?.(fields, params, form);
   if (form.dataset.compose === "pool") return { requests: poolChanges(params, form) };
   const before = ["pull", "push"].includes(form.dataset.compose) ? oci.credentials(fields) : [];
@@ -161,6 +161,14 @@ function user(fields, params) {
 function grant(fields, params) {
   const [kind, name] = (fields.get("_subject") ?? "").split(/:(.*)/s);
   if (kind) params[kind] = name;
+}
+
+/** "node=a,path=/x,node=b,path=/y", of the nodes whose directory is named. */
+function mapping(fields, params, form) {
+  const rows = [...form.querySelectorAll("[data-map-node], [data-map-of]")]
+    .map((input) => [input.dataset.mapNode ?? form.elements[input.dataset.mapOf].value.trim(), input.value.trim()])
+    .filter(([node, path]) => node && path);
+  if (rows.length) params.map = rows.map(([node, path]) => `node=${node},path=${path}`).join(",");
 }
 
 /** A pool's members come and go by calls of their own. */

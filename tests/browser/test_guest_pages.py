@@ -10,6 +10,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, expect
 
 from appliance.model.guest import GuestState
+from appliance.services.storage_config import StorageDocument
 from tests.browser.fake_site import FakeSite
 from tests.browser.office_site import open_office_site
 from tests.fakes.office import Office
@@ -30,6 +31,7 @@ DIALOGS = {
     "remove-disk": "/dialogs/guest/100/remove/scsi0", "destroy-disk": "/dialogs/guest/100/remove/unused0",
     "notes": "/dialogs/guest/100/notes", "snapshot": "/dialogs/guest/100/snapshot",
     "rollback": "/dialogs/guest/100/snapshot/clean/rollback", "clone": "/dialogs/guest/104/clone",
+    "move-disk": "/dialogs/guest/100/move/scsi0", "move-volume": "/dialogs/guest/101/move/mp0",
     "template": "/dialogs/guest/103/template", "sshkeys": "/dialogs/guest/100/edit/sshkeys",
     "boot": "/dialogs/guest/100/edit/boot", "cloudinit-preview": "/dialogs/guest/100/cloudinit",
 }  # fmt: skip
@@ -103,6 +105,41 @@ async def test_devices_come_and_go_and_only_a_destroyed_disk_asks_for_the_name(p
         await page.fill("#confirm-name", "shop")
         await page.click("#confirm")
         await expect(page.locator("#config-unused0")).to_have_count(0)
+
+
+async def test_a_disk_moves_to_another_storage_and_its_source_goes_only_when_asked(place: Place) -> None:
+    site, office = place
+    site.world.extras.storage.documents["vault"] = StorageDocument(path="/srv/vault")
+    async with site.page(quiet=True) as page, site.page() as other:
+        await site.visit(other, "/guests/101/hardware")
+        await site.visit(page, "/guests/101/hardware")
+        await page.click("#move-mp0")
+        await expect(page.locator("#f-storage option")).to_have_text(["vault (63 GiB free)"])  # and not where it is
+        await page.click("#dialog .equivalent summary")
+        await expect(page.locator("[data-equivalent=cli]")).to_have_text(
+            "appliance create /nodes/testnode/lxc/101/move_volume --volume mp0 --storage vault"
+        )
+        await page.click("#confirm")
+        await expect(other.locator("#config-mp0")).to_contain_text("vault:101/vm-101-disk-1.raw")
+        await expect(other.locator("#config-unused0")).to_contain_text("local:101/vm-101-disk-1.raw")
+        await other.click("#move-rootfs")
+        await other.check("[name=delete]")
+        await other.click("#confirm")
+        await expect(page.locator("#config-rootfs")).to_contain_text("vault:101/vm-101-disk-0.raw")
+        await expect(page.locator("#config-unused1")).to_have_count(0)
+        assert office.guests.calls[-1] == ("move", 101, {"slot": "rootfs", "delete": True})
+
+        await site.visit(page, "/guests/100/hardware")
+        await expect(page.locator("#move-unused0")).to_have_count(0)  # what is not attached is attached first
+        await expect(page.locator("#move-ide2")).to_have_count(0)
+        await page.click("#move-scsi0")
+        await page.select_option("#f-storage", "local")
+        await page.click("#confirm")
+        await expect(page.locator("#e-storage")).to_have_text("local:100/vm-100-disk-0.qcow2 is there already")
+        office.guests.guests[100].config["memory"] = "4096"  # somebody else has saved meanwhile
+        await page.select_option("#f-storage", "vault")
+        await page.click("#confirm")
+        await expect(page.locator("[data-form-error]")).to_contain_text("Somebody else has changed this meanwhile")
 
 
 async def test_two_people_editing_one_setting_get_a_conflict_and_not_a_lost_update(place: Place) -> None:

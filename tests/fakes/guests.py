@@ -17,6 +17,7 @@ from appliance.events import Event, EventBus, GuestConfigChanged, GuestStateChan
 from appliance.model.guest import GuestId, GuestKind, GuestState, GuestStats
 from appliance.model.volume import VolumeId
 from appliance.services import guest_config, lifecycle
+from appliance.services.guest_moves import Move
 from appliance.services.guest_view import GuestView
 from appliance.services.guest_volumes import volumes_in_use
 from tests.fakes.services import NODE, FakeTasks
@@ -232,7 +233,7 @@ class FakeGuestService:
         guest.config = self._filled(kind, plan.config)
         self.removed += plan.removed
         self.calls.append(("update", guest_id, {"put": dict(put), "delete": tuple(delete), "user": user}))
-        self._tell(GuestConfigChanged(guest_id=GuestId(guest_id), kind=kind))
+        self.tell(GuestConfigChanged(guest_id=GuestId(guest_id), kind=kind))
 
     async def make_template(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
         self._unlocked(guest_id, kind).config["template"] = "1"
@@ -303,10 +304,10 @@ class FakeGuestService:
         old, guest.state = guest.state, state
         if old is GuestState.STOPPED:
             guest.started = dict(guest.config)
-        self._tell(GuestStateChanged(guest_id=GuestId(guest_id), kind=kind, old=old, new=state))
+        self.tell(GuestStateChanged(guest_id=GuestId(guest_id), kind=kind, old=old, new=state))
         return await self.begin(verb, kind, guest_id, user, options)
 
-    def _tell(self, event: Event) -> None:
+    def tell(self, event: Event) -> None:
         if self.events is not None:
             self.events.publish(event)
 
@@ -337,3 +338,25 @@ def _specify(kind: GuestKind, guest_id: int, config: Mapping[str, str]) -> None:
         guest_config.to_vm_spec(guest_id, config)
     else:
         guest_config.to_ct_spec(guest_id, config, id_base=100_000, id_count=65_536)
+
+
+@dataclass(slots=True)
+class FakeMoves:
+    """Volumes that are on the other storage at once."""
+
+    service: FakeGuestService
+
+    async def start(self, kind: GuestKind, guest_id: int, move: Move, *, user: str) -> str:
+        guest = self.service.find(guest_id, kind)
+        lifecycle.require_unlocked(kind, GuestId(guest_id), guest.config)
+        guest_config.check_digest(guest.config, move.digest)
+        old = guest.config[move.slot]
+        volume, _, options = old.partition(",")
+        storage, _, name = volume.partition(":")
+        if storage == move.storage and move.format is None:
+            raise InvalidParameter({"storage": f"{volume} is there already"})
+        guest.config[move.slot] = f"{move.storage}:{name}" + (f",{options}" if options else "")
+        if not move.delete:
+            guest.config[guest_config.free_unused_slot(guest.config)] = volume
+        self.service.tell(GuestConfigChanged(guest_id=GuestId(guest_id), kind=kind))
+        return await self.service.begin("move", kind, guest_id, user, {"slot": move.slot, "delete": move.delete})

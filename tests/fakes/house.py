@@ -219,6 +219,7 @@ def furnished(directory: Path) -> tuple[Services, World]:
     access, storage = HouseAccess(), HouseStorage(world.events, world.tasks)
     world.access = access
     world.extras.storage = storage
+    world.extras.mappings = services.directory_mappings
     world.extras.backups = backups = FakeBackups(storage, world.tasks)
     vars(world.guests).update(backups=backups, backup_files=backups, restores=FakeRestores(backups))
     images = world.extras.images = FakeImages(world.tasks, world.events, directory)

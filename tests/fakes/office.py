@@ -23,7 +23,7 @@ from appliance.services.users import UserChange
 from appliance.web.services import Services
 from tests.fakes.access import ADMIN, ADMIN_PASSWORD, CHEAP
 from tests.fakes.backups import FakeRestores
-from tests.fakes.guests import FakeGuestService
+from tests.fakes.guests import FakeGuestService, FakeMoves
 from tests.fakes.house import HOSTILE, furnished, settle_in
 from tests.fakes.services import World
 from tests.fakes.store import FakeStore
@@ -72,6 +72,7 @@ async def open_office(directory: Path) -> AsyncIterator[Office]:
         password_cost=CHEAP,
     )  # fmt: skip
     guests = FakeGuestService(world.tasks, services.events)
+    guests.moves = FakeMoves(guests)
     backups = world.extras.backups
     guests.backups, guests.backup_files, guests.restores = backups, backups, FakeRestores(backups)
     await audit.start()

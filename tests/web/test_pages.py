@@ -23,12 +23,13 @@ PAGES = [
     "/guests/100/tasks", "/guests/101", "/guests/101/console", "/guests/101/backups",
     "/guests/100/backups", "/guests/104", "/node", "/storage", "/storage/local",
     "/storage/local?content=iso", "/storage/local?content=backup", "/overview", "/audit", "/audit?q=admin", "/settings",
-    "/api-explorer", "/node/hardware", "/node/disks", "/node/network", "/node/services", "/node/tasks",
-    "/node/tasks?state=failed&page=2", "/node/shell", "/setup/password", "/setup/storage", "/setup/network",
+    "/api-explorer", "/node/hardware", "/node/disks", "/node/network", "/node/services", "/node/system", "/mappings",
+    "/node/tasks",    "/node/tasks?state=failed&page=2", "/node/shell", "/setup/password", "/setup/storage", "/setup/network",
     "/setup/template", "/setup/done", "/?q=shop&sort=-cpu&state=running", "/parts/audit-chain",
 ]  # fmt: skip
 DIALOGS = [
     "/dialogs/settings/tag-style", "/dialogs/settings/description", "/dialogs/settings/console", "/dialogs/add-storage",
+    "/dialogs/guest/100/move/scsi0",
     "/dialogs/storage/local/edit", "/dialogs/storage/local/remove",
     "/dialogs/create-vm", "/dialogs/create-ct", "/dialogs/guest/103/delete", "/dialogs/guest/100/confirm/stop",
     "/dialogs/guest/100/confirm/reset", "/dialogs/guest/100/edit/memory", "/dialogs/guest/100/notes",

@@ -48,6 +48,11 @@ def sees_storage(viewer: Viewer) -> bool:
     return bool(viewer.storages()) or viewer.may("/storage", "Datastore.Allocate")
 
 
+def sees_mappings(viewer: Viewer) -> bool:
+    """Whether the page of mappings is of use to the viewer."""
+    return any(viewer.may("/mapping/dir", f"Mapping.{name}") for name in ("Use", "Modify", "Audit"))
+
+
 AREAS: Final = (
     Area(id="overview", href="/overview", icon="layout-dashboard", word="Overview", in_bottom_bar=True,
          search="datacenter health capacity"),
@@ -62,6 +67,8 @@ AREAS: Final = (
     Area(id="access", href="/access", icon="users", word="Access",
          search="users groups roles permissions acl pools tokens two-factor"),
     Area(id="consoles", href="/consoles", icon="grid-2x2", word="Consoles", search="tiles terminals displays"),
+    Area(id="mappings", href="/mappings", icon="folder-symlink", word="Resource mappings",
+         search="directories shared virtiofs virtio-fs", seen_by=sees_mappings),
     Area(id="account", href="/account", icon="user", word="My account", is_tab=False,
          search="password two-factor tokens language theme settings"),
     Area(id="audit", href="/audit", icon="scroll-text", word="Audit log", search="history who changed",
@@ -73,8 +80,9 @@ AREAS: Final = (
 """In the order of the tabs."""
 NODE_TABS: Final[Mapping[str, str]] = {
     "summary": "Summary", "hardware": "Hardware", "disks": "Disks", "network": "Network", "services": "Services",
-    "tasks": "Tasks", "shell": "Shell",
+    "system": "System", "tasks": "Tasks", "shell": "Shell",
 }  # fmt: skip
+NODE_SEARCH: Final = {"system": "host node time zone dns resolver certificates tls fingerprint"}
 CREATIONS: Final = (
     Place(word="Create a virtual machine", note="Action", icon="plus", search="new vm", dialog="/dialogs/create-vm"),
     Place(word="Create a container", note="Action", icon="plus", search="new ct lxc", dialog="/dialogs/create-ct"),
@@ -94,7 +102,7 @@ BACK_UP: Final = Place(
 
 
 NODE_PLACES: Final = tuple(
-    Place(word=word, note="Node", icon="server", search="host node", href=f"/node/{name}")
+    Place(word=word, note="Node", icon="server", search=NODE_SEARCH.get(name, "host node"), href=f"/node/{name}")
     for name, word in NODE_TABS.items()
     if name != "summary"
 )

@@ -11,8 +11,9 @@ from aiohttp import web
 from markupsafe import Markup
 
 from appliance.model.guest import GuestKind, GuestState
+from appliance.services import cluster_options
 from appliance.web import openapi
-from appliance.web.pages import contexts
+from appliance.web.pages import contexts, notes
 from appliance.web.pages.viewer import Viewer
 from appliance.web.pages.visit import Visit, visited
 
@@ -59,6 +60,7 @@ def shares(guests: Iterable[GuestView]) -> Sequence[Share]:
 async def overview(viewer: Viewer) -> contexts.Context:
     """What the overview shows. Also pushed."""
     guests = viewer.guests()
+    options, _ = await cluster_options.read(viewer.services.store)
     lines = [
         StorageLine(
             config.storage_id,
@@ -78,6 +80,8 @@ async def overview(viewer: Viewer) -> contexts.Context:
         "busiest": sorted(active, key=lambda guest: -guest.cpu_ratio * guest.cpus)[:5],
         "nodes": sorted({viewer.node} | {guest.node for guest in guests}),
         "node": viewer.node,
+        "notes": notes.to_html(text) if (text := str(options.get("description", ""))) else "",
+        "may_note": viewer.may("/", "Sys.Modify"),
         **await contexts.host(viewer),
         **await contexts.notice_list(viewer),
     }

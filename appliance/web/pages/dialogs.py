@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from aiohttp import web
 
 from appliance.errors import ApplianceError, NotFound
+from appliance.model.guest import GuestKind, GuestState
 from appliance.model.network import HostInterface
 from appliance.model.volume import ContentType, VolumeInfo
 from appliance.services import guest_config
@@ -51,6 +52,28 @@ async def resize_disk(visit: Visit) -> web.StreamResponse:
         raise NotFound(f"disk '{slot[:20]}' of guest {guest.guest_id}")
     context = {"guest": guest, "slot": slot, "value": config[slot], "node": visit.viewer.node}
     return await visit.part("dialogs/resize_disk.html", context)
+
+
+@visited
+async def move_disk(visit: Visit) -> web.StreamResponse:
+    """GET /dialogs/guest/{vmid}/move/{slot}: to another storage, a VM's also to another format on the same one."""
+    viewer = visit.viewer
+    guest = viewer.guest(visit.number("vmid"))
+    config, digest = viewer.services.guests.config(guest.guest_id)
+    slot = visit.request.match_info["slot"]
+    if slot not in config or not guest_config.is_disk_slot(guest.kind, slot):
+        raise NotFound(f"disk '{slot[:20]}' of guest {guest.guest_id}")
+    is_vm = guest.kind is GuestKind.QEMU
+    now = config[slot].partition(":")[0]
+    offered = storages_for(viewer, ContentType.IMAGES if is_vm else ContentType.ROOTDIR)
+    storages = sorted(offered, key=lambda each: each.storage_id == now)
+    context = {
+        "guest": guest, "slot": slot, "value": config[slot], "digest": digest, "now": now,
+        "storages": storages if is_vm else [each for each in storages if each.storage_id != now],
+        "usage": {each.storage_id: viewer.services.storage.cached_usage(each.storage_id) for each in storages},
+        "running": guest.state is not GuestState.STOPPED, "base": f"/nodes/{viewer.node}/{guest.kind}/{guest.guest_id}",
+    }  # fmt: skip
+    return await visit.part("dialogs/move_disk.html", context)
 
 
 @visited

@@ -79,7 +79,13 @@ async def edit_setting(visit: Visit) -> web.StreamResponse:
     if setting is None:
         raise NotFound("this setting")
     stored, _ = await cluster_options.read(visit.viewer.services.store)
+    next_page = "/overview" if visit.request.query.get("next") == "overview" else "/settings"
     return await visit.part(
         "dialogs/edit_setting.html",
-        {"setting": setting, "value": stored.get(setting.name, ""), "exists": setting.name in stored},
+        {
+            "setting": setting,
+            "value": stored.get(setting.name, ""),
+            "exists": setting.name in stored,
+            "next": next_page,
+        },
     )

@@ -81,6 +81,7 @@ class Row:
     is_set: bool = True
     is_disk: bool = False
     is_unused: bool = False
+    is_movable: bool = False
     removable: bool = False
     editable: bool = True
     waits: str | None = None
@@ -208,7 +209,8 @@ def _row(kind: GuestKind, name: str, config: Mapping[str, str], pending: Mapping
         was["cipassword"] = guest_config.PASSWORD_MASK
     table_key = guest_config.key_table(kind).find(keys[0])
     assert table_key is not None
-    is_disk, icon, word = _disk_facts(kind, name, {**texts, **{key: text for key, text in was.items() if key == name}})
+    shown = {**texts, **{key: text for key, text in was.items() if key == name}}
+    is_disk, icon, word = _disk_facts(kind, name, shown)
     stem = name.rstrip("0123456789")
     return Row(
         key=name,
@@ -220,11 +222,24 @@ def _row(kind: GuestKind, name: str, config: Mapping[str, str], pending: Mapping
         is_set=bool(texts),
         is_disk=is_disk,
         is_unused=stem == "unused",
+        is_movable=_is_movable(kind, name, texts.get(name, "")),
         removable=bool(texts) and name not in (*_ALWAYS[kind], "processor") and name not in FORMS,
         editable=bool(texts or not changed) and stem != "unused" and name not in ("arch", "unprivileged"),
         waits=(_summary(kind, name, was) or "–") if changed else None,
         waiting_keys=changed,
     )
+
+
+def _is_movable(kind: GuestKind, name: str, text: str) -> bool:
+    """Whether it is a volume of the guest's own, which another storage could hold."""
+    if not text or not guest_config.is_disk_slot(kind, name):
+        return False
+    try:
+        disk = guest_config.parse_disk(kind, name, text)
+    except ApplianceError:
+        return False
+    is_own = isinstance(disk.volume, Existing) and disk.volume.owner is not None
+    return is_own and not disk.is_cdrom and not disk.is_unused
 
 
 def _disk_facts(kind: GuestKind, name: str, texts: Mapping[str, str]) -> tuple[bool, str, str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Final
 
 from aiohttp import web
 
 from appliance.errors import ApplianceError, HostError, NotFound
-from appliance.services import host_inventory
+from appliance.services import host_facts, host_inventory
 from appliance.version import PVE_API_VERSION
 from appliance.web.pages import areas, contexts, task_kinds
 from appliance.web.pages.visit import Visit, visited
@@ -49,6 +50,8 @@ async def _tab(visit: Visit, tab: str) -> contexts.Context:
             found = await _read("interfaces", services.network.interfaces())
             found["interfaces"] = [each for each in found["interfaces"] if not each.loopback]  # type: ignore[attr-defined]
             return found | {"network_problem": services.network.problem, "bridge": services.config.bridge}
+        case "system":
+            return await _system(visit)
         case "tasks":
             return await _tasks(visit)
     return {}
@@ -62,6 +65,27 @@ async def _read(name: str, reading: object) -> contexts.Context:
         return {name: [], "problem": HostError.from_os_error(error, name).message}
     except ApplianceError as error:
         return {name: [], "problem": error.message}
+
+
+async def _system(visit: Visit) -> contexts.Context:
+    """Time, resolver and certificates of the host, as the API tells them."""
+    services = visit.viewer.services
+    now = services.clock.now()
+    zone, offset_s = await asyncio.to_thread(lambda: (host_facts.read_timezone(), host_facts.utc_offset_s(now)))
+    dns = await _read("dns", asyncio.to_thread(host_facts.read_resolver))
+    pki = services.config.data_dir / "pki"
+    certificates = await _read("certificates", asyncio.to_thread(host_facts.read_certificates, pki))
+    sign, minutes = "-" if offset_s < 0 else "+", abs(offset_s) // 60
+    return {
+        "now": now,
+        "local_time": datetime.fromtimestamp(now + offset_s, UTC).strftime("%Y-%m-%d %H:%M:%S"),
+        "zone": zone,
+        "offset": f"{sign}{minutes // 60:02}:{minutes % 60:02}",
+        "dns": dns["dns"],
+        "dns_problem": dns["problem"],
+        "certificates": certificates["certificates"],
+        "certificate_problem": certificates["problem"],
+    }
 
 
 async def _tasks(visit: Visit) -> contexts.Context:
