@@ -1,5 +1,6 @@
 // One action on many guests, a few at a time, with a result for each. Closing the dialog does not stop it.
 
+import { openDialog } from "./actions.js";
 import { call } from "./api.js";
 import * as tasks from "./tasks.js";
 import { icon } from "./parts.js";
@@ -54,6 +55,7 @@ const element = (name, properties = {}, ...children) => {
 
 /** Ask what is needed, then do it. */
 export function run(name, guests) {
+  if (name === "backup" && guests.length > 0) return openDialog(`/dialogs/backup?chosen=${guests.map((guest) => guest.id).join(",")}`);
   const action = ACTIONS[name];
   if (!action || guests.length === 0) return;
   const dialog = document.getElementById("dialog");

@@ -103,7 +103,7 @@ async function send(form) {
     const mine = sent;
     if (after && requests.length > 1) tasks.ended(last).then(() => after(mine), () => {});
     else if (!after && isTask(last)) tasks.report(last);
-    if ("watch" in form.dataset && isTask(last)) tasks.open(last);
+    if ("watch" in form.dataset && isTask(last)) tasks.open(last, { forPage: true });
   }
   if (after && requests.length === 1) {
     const bar = form.querySelector("[data-task-progress]");

@@ -41,9 +41,9 @@ async function ask(upid) {
   }
 }
 
-/** Show a task's log in the drawer. */
-export function open(upid) {
-  setOpen(true);
+/** Show a task's log in the drawer. With `forPage` other pages do not have it open for that. */
+export function open(upid, { forPage = false } = {}) {
+  setOpen(true, !forPage);
   current = upid;
   const head = Object.assign(document.createElement("div"), { id: "task-head", className: "task-head" });
   const log = Object.assign(document.createElement("div"), { id: "task-log", className: "log", tabIndex: 0 });
@@ -76,9 +76,9 @@ export function show(upid, bar) {
   refresh();
 }
 
-function setOpen(open) {
+function setOpen(open, remember = true) {
   drawer().dataset.open = String(open);
-  localStorage.setItem(OPEN_KEY, String(open));
+  if (remember) localStorage.setItem(OPEN_KEY, String(open));
   document.getElementById("drawer-bar").ariaExpanded = String(open);
 }
 

@@ -1,4 +1,4 @@
-"""A backup's whole life in a browser against a real appliance: made, protected, looked into, restored, pruned, deleted."""
+"""Backups and storages in a browser against a real appliance: a backup's whole life, and a volume that moves."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ def appliance() -> Iterator[Appliance]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def template(appliance: Appliance, busybox_template: Path) -> str:
+    return appliance.upload(appliance.api(), busybox_template, "vztmpl", "busybox_1_amd64.tar.gz")
+
+
 def test_a_container_is_backed_up_looked_into_and_restored_without_leaving_the_browser(
-    browser: Browser, appliance: Appliance, busybox_template: Path
+    browser: Browser, appliance: Appliance, template: str
 ) -> None:
     vmid = random.randint(20_000, 90_000)  # ids name network interfaces of the host, which other tests use too
     api = appliance.api()
-    template = appliance.upload(api, busybox_template, "vztmpl", "busybox_1_amd64.tar.gz")
     node = appliance.node(api)
     appliance.finish(
         api, node.lxc.post(vmid=vmid, ostemplate=template, rootfs="local:0", memory=64, hostname="precious", start=1)
@@ -83,3 +87,41 @@ def test_a_container_is_backed_up_looked_into_and_restored_without_leaving_the_b
     page.locator("[data-backup=delete]").click()
     page.click("#confirm")
     expect(page.locator("[data-volume]")).to_have_count(0, timeout=TASK_LIMIT_MS)
+
+
+def test_a_storage_is_added_a_volume_moved_to_it_and_it_cannot_be_forgotten_while_it_holds_that(
+    browser: Browser, appliance: Appliance, template: str, tmp_path: Path, screenshots: Path
+) -> None:
+    vmid = random.randint(20_000, 90_000)
+    api = appliance.api()
+    node = appliance.node(api)
+    appliance.finish(api, node.lxc.post(vmid=vmid, ostemplate=template, rootfs="local:0", memory=64, hostname="mover"))
+    page = log_in(browser, appliance)
+    page.goto("/storage")
+    expect(page.locator("body")).to_have_attribute("data-live", "connected")
+    page.click("#add-storage")
+    page.fill("#f-storage", "second")
+    page.fill("#f-path", str(tmp_path / "second"))
+    page.click("#confirm")
+    page.wait_for_url("**/storage/second", timeout=TASK_LIMIT_MS)
+    page.goto(f"/guests/{vmid}/hardware")
+    expect(page.locator("body")).to_have_attribute("data-live", "connected")
+    page.click("#move-rootfs")
+    page.check("[name=delete]")
+    page.click("#confirm")
+    expect(page.locator("#config-rootfs")).to_contain_text(f"second:{vmid}/", timeout=TASK_LIMIT_MS)
+    expect(page.locator("#config-unused0")).to_have_count(0)
+    page.goto("/storage")
+    page.click("[aria-label='Remove second']")
+    expect(page.locator("#dialog-title")).to_have_text("second is in use")
+    page.click("#dialog .dialog-foot [data-close]")
+    appliance.finish(api, node.lxc(vmid).delete())
+    page.click("[aria-label='Remove second']")
+    page.click("#confirm")
+    expect(page.locator("[data-storage=local]")).to_be_visible()
+    expect(page.locator("[data-storage=second]")).to_have_count(0, timeout=TASK_LIMIT_MS)
+
+    page.goto("/node/system")
+    expect(page.locator("[data-certificate='pve-ssl.pem']")).to_contain_text("127.0.0.1")
+    expect(page.locator("[data-certificate='pve-root-ca.pem']")).to_be_visible()
+    page.screenshot(path=screenshots / "real-node-system.png", full_page=True)

@@ -123,6 +123,23 @@ async def test_several_guests_are_chosen_in_one_dialog_that_the_palette_opens(pl
         await expect(page.locator("#dialog-title")).to_have_text("Back up dns")
 
 
+async def test_guests_chosen_in_the_list_are_backed_up_together(place: Place) -> None:
+    site, _ = place
+    async with site.page() as page:
+        await site.visit(page, "/")
+        for vmid in (101, 103):
+            await page.check(f"[data-select='{vmid}']")
+        await page.click("[data-bulk=backup]")
+        await expect(page.locator("input[name=vmid]:checked")).to_have_count(2)
+        await page.click("#confirm")
+        await expect(page.locator("#drawer")).to_have_attribute("data-open", "true")
+        job = backups_of(site).calls[-1][1]
+        assert isinstance(job, BackupJob)
+        assert sorted(job.guest_ids) == [101, 103]
+        await site.visit(page, "/overview")
+        await expect(page.locator("#drawer")).to_have_attribute("data-open", "false")
+
+
 async def test_notes_and_protection_are_changed_and_a_protected_backup_is_not_deleted(place: Place) -> None:
     site, _ = place
     volume = backups_of(site).add(GuestKind.LXC, 103, notes="old words")

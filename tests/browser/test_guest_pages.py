@@ -107,6 +107,19 @@ async def test_devices_come_and_go_and_only_a_destroyed_disk_asks_for_the_name(p
         await expect(page.locator("#config-unused0")).to_have_count(0)
 
 
+async def test_what_a_new_device_is_filled_in_with_is_what_it_gets(place: Place) -> None:
+    site, office = place
+    await site.world.extras.mappings.create("media", description="", paths={"testnode": "/srv/media"})
+    async with site.page() as page:
+        await site.visit(page, "/guests/100/hardware")
+        for device, key, text in (("net", "net1", "bridge=vmbr0"), ("virtiofs", "virtiofs0", "media")):
+            await page.click("#add-menu summary")
+            await page.click(f"[data-add={device}]")
+            await page.click("#confirm")
+            await expect(page.locator(f"#config-{key}")).to_contain_text(text.removeprefix("bridge="))
+            assert text in office.guests.guests[100].config[key]
+
+
 async def test_a_disk_moves_to_another_storage_and_its_source_goes_only_when_asked(place: Place) -> None:
     site, office = place
     site.world.extras.storage.documents["vault"] = StorageDocument(path="/srv/vault")

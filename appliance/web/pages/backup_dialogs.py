@@ -25,7 +25,7 @@ _SECRET: Final = re.compile(r"^(cipassword:\s*).*$", re.MULTILINE)
 
 @visited
 async def back_up(visit: Visit) -> web.StreamResponse:
-    """GET /dialogs/backup?vmid=ID&storage=ID: of one guest, or of those that are chosen in it."""
+    """GET /dialogs/backup?vmid=ID&storage=ID&chosen=ID,ID: of one guest, or of those that are chosen in it."""
     viewer, query = visit.viewer, visit.request.query
     text = query.get("vmid", "")
     guest = viewer.guest(int(text) if text.isdecimal() and len(text) <= 9 else 0) if text else None
@@ -35,7 +35,8 @@ async def back_up(visit: Visit) -> web.StreamResponse:
         "pools": () if guest else viewer.pools(),
         "targets": backups.targets(viewer),
         "usage": {each.storage_id: viewer.services.storage.cached_usage(each.storage_id) for each in viewer.storages()},
-        "chosen": query.get("storage", ""),
+        "storage": query.get("storage", ""),
+        "chosen": frozenset(query.get("chosen", "").split(",")) - {""},
         "keep": {},
         "keep_words": KEEP_WORDS,
         "node": viewer.node,

@@ -57,7 +57,7 @@ LABELS: Final[Mapping[str, str]] = {
 _NUMBERED: Final = {
     "scsi": "Disk", "virtio": "Disk", "sata": "Disk", "ide": "Disk", "net": "Network", "mp": "Mount point",
     "serial": "Serial port", "unused": "Unused disk", "ipconfig": "IP configuration", "usb": "USB", "hostpci": "PCI",
-    "dev": "Device",
+    "dev": "Device", "virtiofs": "Shared directory",
 }  # fmt: skip
 
 

@@ -40,9 +40,11 @@ BASIC_PARTS: Final[Mapping[str, Sequence[str]]] = {
     "cpu": ("cputype",),
     "efidisk": ("efitype", "pre-enrolled-keys"),
     "dev": ("path", "mode", "uid", "gid"),
+    "virtiofs": ("dirid", "cache"),
 }  # what is not here shows all of its parts at once
 ADVANCED_KEYS: Final = frozenset({"vcpus", "cpuunits", "shares", "allow-ksm", "balloon"})
 PART_LABELS: Final[Mapping[str, str]] = {
+    "dirid": "Resource mapping", "direct-io": "Direct I/O", "expose-acl": "POSIX ACLs", "expose-xattr": "Extended attributes",
     "cache": "Cache", "discard": "Discard", "ssd": "SSD emulation", "iothread": "I/O thread", "ro": "Read-only",
     "backup": "Include in backups", "replicate": "Include in replication", "serial": "Serial number", "aio": "Asynchronous I/O",
     "detect_zeroes": "Detect zeroes", "rerror": "On a read error", "werror": "On a write error", "shared": "Shared",

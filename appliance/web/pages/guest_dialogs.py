@@ -257,11 +257,14 @@ def _tray(kind: GuestKind, key: str, text: str, choices: Choices) -> Sequence[In
 
 
 async def choices_of(viewer: Viewer, kind: GuestKind) -> Choices:
-    """What inputs offer: bridges, ISO images, CPU types."""
+    """What inputs offer: bridges, ISO images, mapped directories, CPU types."""
     bridges = await dialogs.bridges_of(viewer)
     found: dict[str, Sequence[tuple[str, str]]] = {"bridge": [(name, name) for name in bridges]}
     if kind is GuestKind.QEMU:
         isos = await dialogs.volumes_of(viewer, ContentType.ISO)
         found["iso"] = [(str(info.volume_id), str(info.volume_id)) for info in isos]
+        mapped = await viewer.services.directory_mappings.all()
+        usable = [each.id for each in mapped if viewer.may(f"/mapping/dir/{each.id}", "Mapping.Use")]
+        found["dirid"] = [(name, name) for name in usable]
         found["cputype"] = [("", "Default (kvm64)"), *((name, name) for name in CPU_TYPES)]
     return found

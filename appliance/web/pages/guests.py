@@ -7,7 +7,7 @@ from urllib.parse import quote
 from aiohttp import web
 
 from appliance.errors import NotFound
-from appliance.web.pages import areas, contexts, guest_rows, guest_tabs
+from appliance.web.pages import areas, backups, contexts, guest_rows, guest_tabs
 from appliance.web.pages.guest_window import Wanted
 from appliance.web.pages.visit import Visit, visited
 from appliance.web.ws.viewers import VIEWERS
@@ -23,6 +23,7 @@ async def show_list(visit: Visit) -> web.StreamResponse:
     )
     topics = f"guests:{wanted.query}" + (" host" if viewer.sees_node else "")
     context["rows"] = await guest_rows.of_page(viewer, visit.renderer, contexts.guest_window_of(viewer, wanted).guests)
+    context["may_back_up"] = bool(backups.targets(viewer))
     return await visit.page("guests", active="guests", title="Guests", topics=topics, **context)
 
 

@@ -46,7 +46,9 @@ _HARDWARE_KEYS: Final = frozenset({
     "bios", "vga", "machine", "scsihw", "rng0", "watchdog", "vsock", "engine", "dataplane", "arch", "keyboard", "hotplug",
     "args", "kvm", "acpi",
 })  # fmt: skip
-_HARDWARE_FAMILIES: Final = frozenset({*DISK_BUSES, "efidisk", "net", "serial", "unused", "rootfs", "mp", "dev"})
+_HARDWARE_FAMILIES: Final = frozenset(
+    {*DISK_BUSES, "efidisk", "net", "serial", "unused", "rootfs", "mp", "dev", "virtiofs"}
+)
 _CLOUD_INIT: Final = (
     "ciuser",
     "cipassword",
@@ -65,6 +67,7 @@ _HIDDEN: Final = frozenset({
 _ICONS: Final[Mapping[str, str]] = {
     "net": "network", "serial": "terminal", "unused": "archive", "efidisk": "shield", "bios": "cpu", "machine": "server",
     "vga": "monitor", "scsihw": "hard-drive", "rng": "dices", "watchdog": "timer", "dev": "plug",
+    "virtiofs": "folder-symlink",
 }  # fmt: skip
 
 
@@ -126,6 +129,7 @@ def addable(kind: GuestKind, config: Mapping[str, str]) -> Sequence[Device]:
         ("disk", "Disk", "hard-drive"), ("cdrom", "CD/DVD drive", "disc"), ("net", "Network device", "network"),
         ("efidisk", "EFI disk", "shield"), ("serial", "Serial port", "terminal"), ("cloudinit", "Cloud-init drive", "cloud"),
         ("rng", "Random number device", "dices"), ("watchdog", "Watchdog", "timer"),
+        ("virtiofs", "Shared directory", "folder-symlink"),
     ]  # fmt: skip
     found = [Device(name, word, icon, free_slot(kind, config, bus.get(name, name))) for name, word, icon in devices]
     return [device for device in found if device.slot]
@@ -189,7 +193,7 @@ def _tab_of(kind: GuestKind, name: str) -> Tab:
 
 
 def _rank(name: str) -> tuple[int, int, str]:
-    order = (*DISK_BUSES, "efidisk", "mp", "net", "serial", "rng", "watchdog", "dev", "engine", "unused")
+    order = (*DISK_BUSES, "efidisk", "mp", "net", "serial", "rng", "watchdog", "virtiofs", "dev", "engine", "unused")
     stem = name.rstrip("0123456789")
     return (order.index(stem) if stem in order else len(order), _number(name), name)
 
