@@ -35,7 +35,17 @@ import msgspec
 from appliance import events as bus
 from appliance.errors import ApplianceError
 from appliance.model.guest import GuestState
-from appliance.web.pages import access_pages, contexts, datacenter, guest_rows, guest_tabs, guest_window, oci, storages, tree
+from appliance.web.pages import (
+    access_pages,
+    contexts,
+    datacenter,
+    guest_rows,
+    guest_tabs,
+    guest_window,
+    oci,
+    storages,
+    tree,
+)
 from appliance.web.pages.render import Voice
 from appliance.web.pages.viewer import Viewer
 from appliance.web.ws.viewers import ConsoleViewers
