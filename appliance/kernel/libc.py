@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
+import mmap
 import os
 import platform
 import signal
@@ -16,6 +18,7 @@ from collections.abc import Iterator
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+_libc.mmap.restype = ctypes.c_void_p
 
 Argument = int | bytes | None | ctypes.Array[ctypes.c_char]
 
@@ -64,23 +67,21 @@ def unshare(flags: int) -> None:
 def paused_child(flags: int) -> Iterator[int]:
     """clone(2) a child with `flags` that does nothing but wait; yields its pid, and ends it afterwards.
 
-    It shares our memory, for a copy of a large process costs 10 ms and more; so nothing of ours runs in it: it makes one
-    system call without arguments, pause, with every signal blocked. It sends no signal when it ends.
+    It shares our memory, for a copy of a large process costs 10 ms and more; so nothing of ours runs in it but `_WAITING`,
+    with every signal blocked. It sends no signal when it ends, and it ends with the thread that made it, however that ends:
+    one that stayed would keep all our files open, locks and listening sockets too.
     """
-    # SAFETY: the child lives on `stack`, which outlives it: it is killed and collected before this function ends.
-    # syscall(2) touches no thread-local state unless the call returns, which only a signal handler could cause; the
-    # child inherits a mask that blocks them all. The stack grows down from its 16-byte-aligned end.
+    # SAFETY: the child lives on `stack`, which outlives it: it is killed and collected before this function ends. Its code
+    # makes system calls and touches no memory. The stack grows down from its 16-byte-aligned end.
     stack = ctypes.create_string_buffer(1 << 14)
     top = (ctypes.addressof(stack) + len(stack)) & ~15
-    entry = ctypes.cast(_libc.syscall, ctypes.c_void_p)
-    number = ctypes.c_void_p(_NR_PAUSE_X86_64)
-    if platform.machine() != "x86_64":  # no such call there: libc's pause, which does use thread-local state, on a copy
-        entry, number, flags = ctypes.cast(_libc.pause, ctypes.c_void_p), ctypes.c_void_p(), flags & ~_CLONE_VM
-    else:
-        flags |= _CLONE_VM
+    if platform.machine() == "x86_64":
+        entry, argument, flags = _waiting(), ctypes.c_void_p(os.getpid()), flags | _CLONE_VM
+    else:  # libc's pause uses thread-local state: on a copy
+        entry, argument, flags = ctypes.cast(_libc.pause, ctypes.c_void_p), ctypes.c_void_p(), flags & ~_CLONE_VM
     mask = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     try:
-        pid = _libc.clone(entry, ctypes.c_void_p(top), ctypes.c_int(flags), number)
+        pid = _libc.clone(entry, ctypes.c_void_p(top), ctypes.c_int(flags), argument)
         error = ctypes.get_errno()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -93,6 +94,31 @@ def paused_child(flags: int) -> Iterator[int]:
         os.waitpid(pid, _WALL)
 
 
-_NR_PAUSE_X86_64 = 34
+@functools.cache
+def _waiting() -> ctypes.c_void_p:
+    """Where `_WAITING` can be called: mapped once, never writable and executable at the same time."""
+    fd = os.memfd_create("waiting", os.MFD_CLOEXEC)
+    try:
+        os.write(fd, _WAITING)
+        address = _libc.mmap(
+            None, ctypes.c_size_t(len(_WAITING)), ctypes.c_int(mmap.PROT_READ | mmap.PROT_EXEC),
+            ctypes.c_int(mmap.MAP_PRIVATE), ctypes.c_int(fd), ctypes.c_long(0),
+        )  # fmt: skip
+        if address == ctypes.c_void_p(-1).value:
+            raise failure("mmap", "the code of a waiting child")
+    finally:
+        os.close(fd)
+    return ctypes.c_void_p(address)
+
+
+_WAITING = bytes.fromhex(
+    "89fb"  # mov ebx, edi: the parent's pid
+    "b89d000000 bf01000000 be09000000 0f05"  # prctl(PR_SET_PDEATHSIG, SIGKILL)
+    "b86e000000 0f05"  # getppid()
+    "39d8 7509"  # cmp eax, ebx; jne to the end: it has died before we asked for the signal
+    "b822000000 0f05 ebf7"  # pause(), for ever
+    "b83c000000 31ff 0f05"  # exit(0)
+)
+"""x86-64. Of prctl(2)'s five arguments PR_SET_PDEATHSIG looks at two; the kernel keeps all registers but rax, rcx, r11."""
 _CLONE_VM = 0x100
 _WALL = 0x40000000  # linux/wait.h: also children that send no SIGCHLD
