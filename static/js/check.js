@@ -4,6 +4,7 @@ import { compose, target } from "./compose.js";
 import { at } from "./place.js";
 
 const WAIT_MS = 350;
+const EMPTY_PART = /\/(\/|$)/; // a name in the address that is not given yet: there is no such method to ask about
 const timers = new WeakMap();
 const touched = new WeakMap(); // form → names of fields somebody has typed into
 let turn = 0;
@@ -24,6 +25,7 @@ export const isTouched = (form, field) => touched.get(form)?.has(field) ?? false
 async function judge(form, show) {
   const mine = ++turn;
   const [method, path] = target(form);
+  if (!form.isConnected || form.dataset.busy || EMPTY_PART.test(path)) return;
   const { requests } = compose(form);
   const fields = new URLSearchParams(requests[0]);
   fields.set("_method", method);

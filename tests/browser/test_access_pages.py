@@ -114,6 +114,21 @@ async def test_two_factor_login_is_set_up_with_the_codes_of_the_picture(place: P
     assert (await office.access.login("admin@pve", ADMIN_PASSWORD, remote="192.0.2.2")).need_tfa
 
 
+async def test_a_name_that_is_not_given_yet_is_not_asked_about(place: Place) -> None:
+    site, _ = place
+    asked: list[str] = []
+    async with site.page() as page:
+        page.on("request", lambda request: asked.append(request.url) if request.url.endswith("/forms/check") else None)
+        await site.visit(page, "/account")
+        await page.click("#add-token")
+        async with page.expect_response("**/forms/check") as answer:
+            await page.fill("#f-tokenid", "backup")
+        assert (await answer.value).ok
+        await page.fill("#f-tokenid", "")
+        await page.wait_for_timeout(700)  # twice as long as it waits for the next key
+        assert len(asked) == 1
+
+
 async def test_a_token_is_told_once(place: Place) -> None:
     site, _ = place
     async with site.page() as page:
