@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from appliance.web.application import build_application
 from appliance.web.services import Services
+from appliance.web.static import StaticFiles
+from tests.fakes.house import furnished, settle_in
 from tests.fakes.services import World, fake_services
 
 Headers = dict[str, str]
@@ -39,4 +42,14 @@ class Site:
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
     services, world = fake_services(tmp_path)
     async with TestClient(TestServer(build_application(services))) as client:
+        yield Site(client, services, world)
+
+
+@pytest.fixture
+async def house(tmp_path: Path, repository: Path) -> AsyncIterator[Site]:
+    """The application over a furnished world, with the files its pages name."""
+    services, world = furnished(tmp_path)
+    settle_in(world)
+    static = await asyncio.to_thread(StaticFiles.scan, repository / "static")
+    async with TestClient(TestServer(build_application(services, static=static))) as client:
         yield Site(client, services, world)

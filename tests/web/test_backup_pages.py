@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
 
 from appliance.errors import HostError, InvalidParameter
 from appliance.model.guest import GuestKind
 from appliance.services.storage_config import StorageDocument
-from appliance.web.application import build_application
 from appliance.web.pages import backups
 from appliance.web.pages.render import task_title
-from appliance.web.static import StaticFiles
 from tests.fakes.backups import Entry, FakeBackups
-from tests.fakes.house import HOSTILE, furnished, settle_in
+from tests.fakes.house import HOSTILE
 from tests.web.conftest import Site
 
 CT = "local:backup/vzdump-lxc-101-"
-
-
-@pytest.fixture
-async def house(tmp_path: Path, repository: Path) -> AsyncIterator[Site]:
-    services, world = furnished(tmp_path)
-    settle_in(world)
-    static = await asyncio.to_thread(StaticFiles.scan, repository / "static")
-    async with TestClient(TestServer(build_application(services, static=static))) as client:
-        yield Site(client, services, world)
 
 
 def archive(house: Site, kind: GuestKind = GuestKind.LXC, guest_id: int = 101, **changes: Any) -> str:

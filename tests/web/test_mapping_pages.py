@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
-import pytest
-from aiohttp.test_utils import TestClient, TestServer
 
 from appliance.services.cluster_options import OPTIONS_KEY
 from appliance.services.directory_mappings import DirectoryMapping
 from appliance.state.store import Put
-from appliance.web.application import build_application
-from appliance.web.static import StaticFiles
-from tests.fakes.house import HOSTILE, furnished, settle_in
+from tests.fakes.house import HOSTILE
 from tests.web.conftest import Site
-
-
-@pytest.fixture
-async def house(tmp_path: Path, repository: Path) -> AsyncIterator[Site]:
-    services, world = furnished(tmp_path)
-    settle_in(world)
-    static = await asyncio.to_thread(StaticFiles.scan, repository / "static")
-    async with TestClient(TestServer(build_application(services, static=static))) as client:
-        yield Site(client, services, world)
 
 
 async def read(house: Site, path: str, *, user: str = "admin@pve", status: int = 200) -> str:

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
-from pathlib import Path
-
-import pytest
-from aiohttp.test_utils import TestClient, TestServer
 
 from appliance.services.images import shared_bytes
 from appliance.storage.oci.credentials import RegistryAccess, Transport
-from appliance.web.application import build_application
-from appliance.web.static import StaticFiles
-from tests.fakes.house import HOSTILE, furnished, settle_in
+from tests.fakes.house import HOSTILE
 from tests.fakes.images import MIB, FakeImages, describe, web_server
 from tests.web.conftest import Site
 
@@ -25,15 +18,6 @@ DIALOGS = [
     "/dialogs/create-app", f"/dialogs/create-app?image={IMAGE}",
     "/dialogs/oci/registry?registry=registry.lan:5000", "/dialogs/oci/forget?registry=registry.lan:5000",
 ]  # fmt: skip
-
-
-@pytest.fixture
-async def house(tmp_path: Path, repository: Path) -> AsyncIterator[Site]:
-    services, world = furnished(tmp_path)
-    settle_in(world)
-    static = await asyncio.to_thread(StaticFiles.scan, repository / "static")
-    async with TestClient(TestServer(build_application(services, static=static))) as client:
-        yield Site(client, services, world)
 
 
 def images_of(house: Site) -> FakeImages:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import AsyncIterator
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
 
 from appliance.model.guest import GuestKind, GuestState
 from appliance.model.volume import ContentType
-from appliance.web.application import build_application
-from appliance.web.static import StaticFiles
-from tests.fakes.house import CODE, HOSTILE, PASSWORD, WITH_SECOND_FACTOR, HouseAccess, furnished, settle_in
+from tests.fakes.house import CODE, HOSTILE, PASSWORD, WITH_SECOND_FACTOR, HouseAccess
 from tests.web.conftest import Site
 
 PAGES = [
@@ -38,15 +32,6 @@ DIALOGS = [
     "/dialogs/backup", "/dialogs/backup?vmid=101", "/dialogs/backup/prune?storage=local",
     "/dialogs/storage/local/delete?volume=local:iso/debian-12.7.0-amd64-netinst.iso",
 ]  # fmt: skip
-
-
-@pytest.fixture
-async def house(tmp_path: Path, repository: Path) -> AsyncIterator[Site]:
-    services, world = furnished(tmp_path)
-    settle_in(world)
-    static = await asyncio.to_thread(StaticFiles.scan, repository / "static")
-    async with TestClient(TestServer(build_application(services, static=static))) as client:
-        yield Site(client, services, world)
 
 
 async def read(house: Site, path: str, *, user: str = "admin@pve", status: int = 200) -> str:

@@ -19,6 +19,8 @@ from appliance.vmm.virtio.device import BATCH, BATCH_PIECES
 from appliance.vmm.virtio.queue import Chain, QueueBroken, VirtQueue
 
 MOST_PIECES: Final = 4 * BATCH_PIECES  # descriptors walked in one run; no driver needs a hundred for a frame
+COUNT_AT: Final = 10
+"""Where in the header num_buffers is (§5.1.6)."""
 _SCRATCH: Final = HEADER_BYTES + MAX_FRAME + 1  # one more: a frame that fills it was cut
 
 
@@ -111,7 +113,7 @@ class Receiver:
         """Copy the held frame into buffers and give them back; False, with all as it was, when there are too few."""
         length, queue = self._held, self.queue
         most = min(queue.size, MOST_PIECES - self._pieces) if self.mergeable else 1
-        if count := queue.scatter(self._scratch[:length], most=most, count_at=10):
+        if count := queue.scatter(self._scratch[:length], most=most, count_at=COUNT_AT):
             self._pieces += count
             self._delivered()
             return True
@@ -143,7 +145,7 @@ class Receiver:
         self._held = 0
 
     def _fill(self, chains: list[Chain]) -> None:
-        self._scratch[10:12] = len(chains).to_bytes(2, "little")  # num_buffers
+        self._scratch[COUNT_AT : COUNT_AT + 2] = len(chains).to_bytes(2, "little")
         position, end = 0, self._held
         used = []
         for chain in chains:
