@@ -14,7 +14,10 @@ from playwright.async_api import async_playwright
 from playwright.async_api import expect as async_expect
 from playwright.sync_api import Browser, expect, sync_playwright
 
+from tests.browser.fake_site import FakeSite, open_site
+from tests.browser.office_site import open_office_site
 from tests.e2e.busybox import write_template
+from tests.fakes.office import Office
 from tests.harness import ROOT
 
 CHROMIUM = "/usr/bin/chromium"
@@ -67,3 +70,21 @@ def screenshots() -> Path:
 def busybox_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A container template of a megabyte that starts at once."""
     return write_template(tmp_path_factory.mktemp("template") / "busybox_1_amd64.tar.gz")
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def site(file_browser: AsyncBrowser, tmp_path: Path, screenshots: Path) -> AsyncIterator[FakeSite]:
+    """The furnished world, one for each test; nothing may go wrong in any of its pages."""
+    async with open_site(file_browser, tmp_path, screenshots) as opened:
+        yield opened
+    assert not opened.faults
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def place(
+    file_browser: AsyncBrowser, tmp_path: Path, screenshots: Path
+) -> AsyncIterator[tuple[FakeSite, Office]]:
+    """The same with everything a datacenter's pages show, and what stands behind them."""
+    async with open_office_site(file_browser, tmp_path, screenshots) as opened:
+        yield opened
+    assert not opened[0].faults

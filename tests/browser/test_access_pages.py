@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pyotp
 import pytest
-import pytest_asyncio
-from playwright.async_api import Browser, expect
+from playwright.async_api import expect
 
 from tests.browser.fake_site import FakeSite
-from tests.browser.office_site import open_office_site
 from tests.fakes.access import ADMIN, ADMIN_PASSWORD
 from tests.fakes.house import HOSTILE
 from tests.fakes.office import Office
@@ -33,13 +29,6 @@ DIALOGS = {
     "totp": "/dialogs/access/totp", "recovery": "/dialogs/access/recovery",
     "delete": "/dialogs/access/delete/user?name=bob%40pve",
 }  # fmt: skip
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def place(file_browser: Browser, tmp_path: Path, screenshots: Path) -> AsyncIterator[Place]:
-    async with open_office_site(file_browser, tmp_path, screenshots) as opened:
-        yield opened
-    assert not opened[0].faults
 
 
 @pytest.mark.parametrize(("size", "scheme"), [("wide", "light"), ("phone", "dark")])

@@ -9,11 +9,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
-from playwright.async_api import Browser, Page, Route, expect
+from playwright.async_api import Page, Route, expect
 
 from appliance.model.guest import GuestKind, GuestState
-from tests.browser.fake_site import FakeSite, open_site
+from tests.browser.fake_site import FakeSite
 from tests.fakes.viewer import FakeViewer
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
@@ -80,13 +79,6 @@ class Vnc:
                     self.clipboard = await reader.readexactly(abs(size))
                 case other:
                     raise AssertionError(f"message {other}")
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def site(file_browser: Browser, tmp_path: Path, screenshots: Path) -> AsyncIterator[FakeSite]:
-    async with open_site(file_browser, tmp_path, screenshots) as opened:
-        yield opened
-    assert not opened.faults
 
 
 def console_of(site: FakeSite, guest_id: int, name: str) -> FakeViewer:

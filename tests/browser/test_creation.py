@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
-import pytest_asyncio
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Page, expect
 
 from tests.browser.fake_site import FakeSite
-from tests.browser.office_site import open_office_site
 from tests.fakes.office import Office
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 
 Place = tuple[FakeSite, Office]
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def place(file_browser: Browser, tmp_path: Path, screenshots: Path) -> AsyncIterator[Place]:
-    async with open_office_site(file_browser, tmp_path, screenshots) as opened:
-        yield opened
-    assert not opened[0].faults
 
 
 async def dialog(page: Page, path: str) -> None:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
-import pytest_asyncio
-from playwright.async_api import Browser, expect
+from playwright.async_api import expect
 
 from appliance.model.guest import GuestState
 from appliance.services.storage_config import StorageDocument
 from tests.browser.fake_site import FakeSite
-from tests.browser.office_site import open_office_site
 from tests.fakes.office import Office
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
@@ -35,13 +30,6 @@ DIALOGS = {
     "template": "/dialogs/guest/103/template", "sshkeys": "/dialogs/guest/100/edit/sshkeys",
     "boot": "/dialogs/guest/100/edit/boot", "cloudinit-preview": "/dialogs/guest/100/cloudinit",
 }  # fmt: skip
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def place(file_browser: Browser, tmp_path: Path, screenshots: Path) -> AsyncIterator[Place]:
-    async with open_office_site(file_browser, tmp_path, screenshots) as opened:
-        yield opened
-    assert not opened[0].faults
 
 
 @pytest.mark.parametrize(("size", "scheme"), [("wide", "light"), ("phone", "dark")])

@@ -5,17 +5,13 @@ from __future__ import annotations
 import asyncio
 import io
 import tarfile
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Page, expect
 
 from appliance.model.guest import GuestKind, GuestState
 from appliance.services.applications import Probe
 from tests.browser.fake_site import FakeSite
-from tests.browser.office_site import open_office_site
 from tests.fakes.guests import Said
 from tests.fakes.house import HOSTILE
 from tests.fakes.images import FakeImages, describe, web_server
@@ -32,13 +28,6 @@ DIALOGS = {
     "create-hostile": "/dialogs/create-app?image=local:vztmpl/evil.tar", "registry": "/dialogs/oci/registry",
     "hostile": "/dialogs/oci/details?volume=local:vztmpl/evil.tar",
 }  # fmt: skip
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def place(file_browser: Browser, tmp_path: Path, screenshots: Path) -> AsyncIterator[Place]:
-    async with open_office_site(file_browser, tmp_path, screenshots) as opened:
-        yield opened
-    assert not opened[0].faults
 
 
 def images_of(office: Office) -> FakeImages:

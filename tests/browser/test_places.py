@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Page, expect
 
 from appliance import events as bus
-from tests.browser.fake_site import FakeSite, open_site
+from tests.browser.fake_site import FakeSite
 from tests.fakes.services import NODE
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
@@ -23,13 +20,6 @@ PAGES = {
     "setup-password": "/setup/password", "setup-storage": "/setup/storage", "setup-network": "/setup/network",
     "setup-template": "/setup/template", "setup-done": "/setup/done",
 }  # fmt: skip
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def site(file_browser: Browser, tmp_path: Path, screenshots: Path) -> AsyncIterator[FakeSite]:
-    async with open_site(file_browser, tmp_path, screenshots) as opened:
-        yield opened
-    assert not opened.faults
 
 
 @pytest.mark.parametrize("size", ["wide", "phone"])

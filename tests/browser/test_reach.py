@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Page, expect
 
 from appliance.web import keys
-from tests.browser.fake_site import FakeSite, open_site
+from tests.browser.fake_site import FakeSite
 from tests.browser.proxy import proxied
 from tests.fakes.house import PASSWORD
 from tests.fakes.viewer import FakeViewer
@@ -33,13 +30,6 @@ GERMAN_PAGES = (
     "/", "/overview", "/guests/100", "/guests/100/hardware", "/guests/100/options", "/guests/100/cloudinit",
     "/guests/100/snapshots", "/guests/100/tasks", "/guests/101/hardware", "/guests/101/console", "/consoles", "/storage",
 )  # fmt: skip
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def site(file_browser: Browser, tmp_path: Path, screenshots: Path) -> AsyncIterator[FakeSite]:
-    async with open_site(file_browser, tmp_path, screenshots) as opened:
-        yield opened
-    assert not opened.faults
 
 
 async def test_everything_works_below_a_proxys_prefix(site: FakeSite) -> None:

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
-from playwright.async_api import Browser, expect
+from playwright.async_api import expect
 
 from appliance.model.guest import GuestKind, GuestState
 from appliance.web import keys
-from tests.browser.fake_site import FakeSite, open_site
+from tests.browser.fake_site import FakeSite
 from tests.fakes.house import HOSTILE
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 
 HOSTILE_NAMES = [HOSTILE, "\u202eevil\u202c", "tab\there\x07", "<img src=x onerror=alert(1)>"]
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def site(file_browser: Browser, tmp_path: Path, screenshots: Path) -> AsyncIterator[FakeSite]:
-    async with open_site(file_browser, tmp_path, screenshots) as opened:
-        yield opened
-    assert not opened.faults
 
 
 @pytest.mark.parametrize(("size", "scheme"), [("wide", "light"), ("phone", "dark")])
