@@ -49,7 +49,7 @@ async def test_ports_rules_and_dhcp_survive_a_killed_appliance_and_are_never_dou
     assert pids != {orphan}
     assert first.split("leased ")[1] == guest.dhcp(tmp_path).split("leased ")[1]
     guest.run("ip", "link", "set", "eth0", "address", "bc:24:11:66:66:66")
-    assert not guest.can_ping(str(state.settings.gateway)), "the firewall still guards the port"
+    assert guest.cannot_ping(str(state.settings.gateway)), "the firewall still guards the port"
 
     assert lab.interfaces() == {"vmbr0", "veth101i0", "tap102i0"}
     await backend.unplug(GuestId(101))
