@@ -1,6 +1,7 @@
 // A page's scripts and style sheets arrive whole or the page is fetched again: a browser gives up what it is loading when
 // the computer changes its network (ERR_NETWORK_CHANGED) or a connection breaks, and never asks for a module again.
-// Plain script, first in the head, so that it hears of all that follow.
+// Not while somebody types: what they have written is worth more than a missing file. `data-whole` on the root says that
+// all has arrived. Plain script, first in the head, so that it hears of all that follow.
 
 (() => {
   const KEY = "fetched-again";
@@ -8,6 +9,7 @@
   const WITHIN_MS = 60_000;
   const FIRST_WAIT_MS = 300;
   let begun = false;
+  let typed = false;
 
   function tries() {
     try {
@@ -21,10 +23,15 @@
   async function again(wait) {
     await new Promise((resolve) => setTimeout(resolve, wait));
     const answer = await fetch(location.href, { method: "HEAD", cache: "no-store" }).catch(() => null);
+    if (typed) return;
     if (answer?.ok) location.reload(); // else what is here is better than the browser's page of errors
     else if (wait < WITHIN_MS) again(2 * wait);
   }
 
+  addEventListener("input", () => (typed = true), true);
+  addEventListener("load", () => {
+    if (!begun) document.documentElement.dataset.whole = "";
+  });
   addEventListener(
     "error",
     (event) => {

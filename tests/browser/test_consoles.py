@@ -195,6 +195,31 @@ async def test_a_page_whose_script_did_not_arrive_is_fetched_again(site: FakeSit
     assert asked == 2
 
 
+async def test_a_page_is_not_fetched_again_while_somebody_types_in_it(site: FakeSite) -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        if route.request.method == "HEAD":
+            asked.set()
+            await answer.wait()
+        await route.continue_()
+
+    context = await site.browser.new_context(base_url=site.url)
+    page = await context.new_page()
+    await page.route("**/css/pages.css", lambda route: route.abort("connectionreset"))
+    await page.route("**/login", hold)
+    await page.goto("/login")
+    await asyncio.wait_for(asked.wait(), 20)
+    await page.fill("#username", "admin")
+    async with page.expect_response(lambda response: response.request.method == "HEAD"):
+        answer.set()
+    await page.fill("#password", "typed")
+    await page.wait_for_timeout(500)
+    assert await page.input_value("#username") == "admin"
+    assert await page.get_attribute("html", "data-whole") is None
+    await context.close()
+
+
 async def test_a_script_that_never_arrives_does_not_have_the_page_fetched_for_ever(site: FakeSite) -> None:
     console_of(site, 101, "console")
     asked: asyncio.Queue[None] = asyncio.Queue()

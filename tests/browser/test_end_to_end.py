@@ -53,6 +53,7 @@ def log_in(browser: Browser, appliance: Appliance) -> Page:
     )
     page = context.new_page()
     page.goto("/")
+    page.wait_for_selector("html[data-whole]")  # not one to be fetched again, as a test's network came or went
     page.fill("#username", "admin")
     page.fill("#password", appliance.password)
     page.click("#login button")
