@@ -1,4 +1,4 @@
-"""`./dev test`: linters, types and the two images, then every test, in parallel where they do not meet.
+"""`./dev test`: linters and types, then every test, in parallel where they do not meet; the two images beside them.
 
 pytest's closing line comes last, and its status is ours; a linter that fails fails the run before any test starts.
 """
@@ -13,25 +13,27 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 
 
+WORKERS = 3
+"""On two cores: browser and host tests wait for others' processes nearly half of their time."""
+
+
 def main(arguments: list[str]) -> int:
     """Run everything, or just pytest with `arguments` when some are given."""
     if arguments:
         return subprocess.run([BIN / "pytest", *arguments], cwd=ROOT, check=False).returncode
-    images = subprocess.Popen([sys.executable, "-m", "tests.images"], cwd=ROOT)  # minutes, the first time
-    try:
-        for argv in (["ruff", "format", "--check", "."], ["ruff", "check", "."], ["mypy"]):
-            print("+", *argv, flush=True)
-            status = subprocess.run([BIN / argv[0], *argv[1:]], cwd=ROOT, check=False).returncode
-            if status:
-                return status
-        if status := images.wait():
-            print("the images could not be built", flush=True)
+    for argv in (["ruff", "format", "--check", "."], ["ruff", "check", "."], ["mypy"]):
+        print("+", *argv, flush=True)
+        if status := subprocess.run([BIN / argv[0], *argv[1:]], cwd=ROOT, check=False).returncode:
             return status
+    # made beside the first tests, minutes the first time; the tests that want them are among the last and wait for a lock
+    images = subprocess.Popen([sys.executable, "-m", "tests.images"], cwd=ROOT)
+    try:
+        # by file: the tests of one may share a running appliance and build on each other there
+        argv = ["pytest", "-n", str(WORKERS), "--dist", "loadfile"]
+        return subprocess.run([BIN / argv[0], *argv[1:]], cwd=ROOT, check=False).returncode
     finally:
         images.terminate()
         images.wait()
-    # by file: the tests of one may share a running appliance and build on each other there
-    return subprocess.run([BIN / "pytest", "-n", "2", "--dist", "loadfile"], cwd=ROOT, check=False).returncode
 
 
 if __name__ == "__main__":
