@@ -12,6 +12,8 @@ from urllib.parse import quote
 
 from websockets.sync.client import ClientConnection, connect
 
+from tests.secure_socket import secured
+
 OPEN_TIMEOUT_S = 60.0
 """A machine that is busy with other guests' disks may take its time."""
 _ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[a-zA-Z]|\x1b\][^\x07]*\x07|\x1b[()][A-Z0-9]|[\x00\x0e\x0f]")
@@ -24,7 +26,7 @@ class Terminal:
         """`guest` is proxmoxer's resource of the guest, `path` "qemu/100"; `auth` the HTTP headers of the login."""
         proxy = guest.termproxy.post()
         url = (
-            f"wss://127.0.0.1:{port}/api2/json/nodes/{node}/{path}/vncwebsocket"
+            f"ws://127.0.0.1:{port}/api2/json/nodes/{node}/{path}/vncwebsocket"
             f"?port={proxy['port']}&vncticket={quote(proxy['ticket'], safe='')}"
         )
         context = ssl.create_default_context()
@@ -34,10 +36,15 @@ class Terminal:
         self._taken = 0
         self._greeting = f"{proxy['user']}:{proxy['ticket']}\n"
         self._stack = ExitStack()
-        self._connecting = connect(
-            url, ssl=context, additional_headers=auth, max_size=None, compression=None, open_timeout=OPEN_TIMEOUT_S
-        )
         self._socket: ClientConnection
+        try:
+            wire = self._stack.enter_context(secured(port, context))
+            self._connecting = connect(
+                url, sock=wire, additional_headers=auth, max_size=None, compression=None, open_timeout=OPEN_TIMEOUT_S
+            )
+        except BaseException:
+            self._stack.close()
+            raise
 
     def __enter__(self) -> Terminal:
         self._socket = self._stack.enter_context(self._connecting)

@@ -19,6 +19,7 @@ from websockets.typing import Origin
 from tests.e2e.bad_input.client import Client
 from tests.e2e.bad_input.conftest import proxmoxer_of
 from tests.harness import Appliance
+from tests.secure_socket import secured
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(180)]
 
@@ -57,16 +58,20 @@ def opened(
     client: Client, given: dict[str, Any], path: str = f"lxc/{CT}", *, cookie: str | None = None, origin: str = ""
 ) -> Iterator[ClientConnection]:
     """The websocket of a ticket that `proxy` gave."""
-    url = f"wss://127.0.0.1:{client.port}/api2/json/nodes/{client.node}/{path}/vncwebsocket"
-    with connect(
-        f"{url}?port={given['port']}&vncticket={quote(given['ticket'], safe='')}",
-        ssl=ssl.create_default_context(cafile=client.ca),
-        additional_headers={"Cookie": f"PVEAuthCookie={client.ticket if cookie is None else cookie}"},
-        origin=Origin(origin or f"https://127.0.0.1:{client.port}"),
-        compression=None,
-        open_timeout=10,
-        close_timeout=2,
-    ) as socket:
+    url = f"ws://127.0.0.1:{client.port}/api2/json/nodes/{client.node}/{path}/vncwebsocket"
+    context = ssl.create_default_context(cafile=client.ca)
+    with (
+        secured(client.port, context) as wire,
+        connect(
+            f"{url}?port={given['port']}&vncticket={quote(given['ticket'], safe='')}",
+            sock=wire,
+            additional_headers={"Cookie": f"PVEAuthCookie={client.ticket if cookie is None else cookie}"},
+            origin=Origin(origin or f"https://127.0.0.1:{client.port}"),
+            compression=None,
+            open_timeout=10,
+            close_timeout=2,
+        ) as socket,
+    ):
         yield socket
 
 
