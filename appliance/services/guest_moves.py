@@ -91,7 +91,7 @@ class GuestMoves:
         return await self._tasks.run(word, object_id=str(guest_id), user=user, work=work)
 
     async def recover(self, guest: GuestRuntime) -> None:
-        """Remove the volume of a move that a crash interrupted."""
+        """Remove the volumes that a move or a restoration left when a crash interrupted it."""
         before = guest.stored.record.moving
         if before is None:
             return
@@ -100,7 +100,8 @@ class GuestMoves:
         named = self._inventory.volumes_of_others(None)
         strays = [volume for volume in await self._volumes.of_guest(guest.guest_id)
                   if str(volume) not in before and volume not in named]  # fmt: skip
-        log.warning("%s: a move was interrupted, removing %s", guest.label, ", ".join(map(str, strays)) or "nothing")
+        names = ", ".join(map(str, strays)) or "nothing"
+        log.warning("%s: work on its volumes was interrupted, removing %s", guest.label, names)
         await self._volumes.remove(strays, log.info)
         await self._inventory.table.replace(guest.stored, moving=None)
 
@@ -133,9 +134,9 @@ class GuestMoves:
     async def _move(self, guest: GuestRuntime, move: Move, task: TaskHandle) -> None:
         disk, volume = self._check(guest, move)
         before = [str(each) for each in await self._volumes.of_guest(guest.guest_id)]
-        await self._inventory.table.replace(guest.stored, moving=before)
         made: list[VolumeId] = []
         try:
+            await self._inventory.table.replace(guest.stored, moving=before)
             if guest.kind is GuestKind.LXC:
                 copy = self._copy_tree
             else:

@@ -93,6 +93,19 @@ async def test_a_cancelled_move_has_happened_or_not(world: GuestWorld, steps: in
     await world.reaches(101, GuestState.RUNNING)
 
 
+@pytest.mark.parametrize("steps", range(12))
+async def test_a_move_cancelled_at_its_beginning_leaves_no_mark(world: GuestWorld, steps: int) -> None:
+    await world.make_vm()
+    upid = await move(world, VM, "scsi0")
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    await world.tasks.cancel(upid)
+    await world.end_of(upid)
+    document = await world.host.store.get("guests/100")
+    assert document is not None
+    assert decode(document.key, document.value).moving is None
+
+
 async def test_a_vm_of_an_engine_that_does_not_mirror_moves_while_it_is_off(
     world: GuestWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
