@@ -6,14 +6,14 @@ acknowledged it. Uniqueness of VMIDs and id ranges is the transaction's, never a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
 from appliance.errors import Conflict, HostError, NotFound
 from appliance.model.guest import GuestId, GuestKind
-from appliance.state.store import Absent, Delete, Operation, Put, RevisionIs, Store
+from appliance.state.store import Absent, Condition, Delete, Operation, Put, RevisionIs, Store
 from appliance.tasks import to_its_end
 
 GUESTS = "guests/"
@@ -46,8 +46,9 @@ class GuestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     `busy` names an operation ("create", "destroy") that the next start must undo or finish; `foreign_volumes` are those
     that carried this VMID before it was created, so that undoing never takes what was there already. `grow` are slots
     whose volume has grown while the container ran, on a host that could not grow the file system then. `returning` is the
-    snapshot a return to which is under way: it is finished at the next start. `started` is the configuration of the last
-    start: what a running guest runs with (`guest_config.pending`).
+    snapshot a return to which is under way: it is finished at the next start. `moving` are, while volumes are made beside
+    others (a move, a restoration), those that stay in any case: the next start removes what else nobody names. `started`
+    is the configuration of the last start: what a running guest runs with (`guest_config.pending`).
     """
 
     version: int = 1
@@ -155,12 +156,40 @@ class GuestTable:
 
         Memory follows the store also when the caller is cancelled, and after a conflict.
         """
-        return await to_its_end(self._replace(guest, changes), name=f"write {GUESTS}{guest.guest_id}")
-
-    async def _replace(self, guest: StoredGuest, changes: Mapping[str, object]) -> StoredGuest:
         record = msgspec.structs.replace(guest.record, **changes)
+        return await to_its_end(self._replace(guest, record), name=f"write {GUESTS}{guest.guest_id}")
+
+    async def exchange(self, guest: StoredGuest, *, own_id_range: bool, **changes: object) -> StoredGuest:
+        """`replace`; in the same transaction a range of user ids is reserved or given back, as `own_id_range` says."""
+        record = msgspec.structs.replace(guest.record, **changes)
+        base = guest.record.id_base
+        if own_id_range == bool(base):
+            return await self.replace(guest, **changes)
+        if base:
+            record = msgspec.structs.replace(record, id_base=0)
+            given_back = self._replace(guest, record, then=[Delete(f"{IDMAPS}{base}")])
+            return await to_its_end(given_back, name=f"write {GUESTS}{guest.guest_id}")
+        for free in self._free_id_bases():
+            if await self._store.get(f"{IDMAPS}{free}") is None:
+                record = msgspec.structs.replace(record, id_base=free)
+                reserved = self._replace(
+                    guest,
+                    record,
+                    when=[Absent(f"{IDMAPS}{free}")],
+                    then=[Put(f"{IDMAPS}{free}", str(record.guest_id).encode())],
+                )
+                return await to_its_end(reserved, name=f"write {GUESTS}{guest.guest_id}")
+        raise HostError(f"guest {record.guest_id}: no range of {ID_COUNT} user ids is free")
+
+    async def _replace(
+        self,
+        guest: StoredGuest,
+        record: GuestRecord,
+        when: Sequence[Condition] = (),
+        then: Sequence[Operation] = (),
+    ) -> StoredGuest:
         key = f"{GUESTS}{record.guest_id}"
-        result = await self._store.txn([RevisionIs(key, guest.revision)], [Put(key, encode(record))])
+        result = await self._store.txn([RevisionIs(key, guest.revision), *when], [Put(key, encode(record)), *then])
         if not result.succeeded:
             document = await self._store.get(key)
             if document is not None:

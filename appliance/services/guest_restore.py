@@ -1,4 +1,5 @@
-"""Guests made again from a backup, under any free VMID. What an archive says is as hostile as a template.
+"""Guests made again from a backup, under any free VMID (over a guest: `guest_replacement.py`). What an archive says is as
+hostile as a template.
 
 The configuration comes out of the archive first, is checked as a request's would be, and is what the caller's privileges are
 checked against. Then a guest is created as always: the VMID is reserved, volumes are made, filled, named; or all is undone.
@@ -42,6 +43,11 @@ class Restoration:
     config: dict[str, str]
     images: Mapping[str, tuple[DiskConfig, str]] = field(default_factory=dict)
     archived: frozenset[str] = frozenset()
+
+    @property
+    def slots(self) -> frozenset[str]:
+        """The slots whose content comes from the backup."""
+        return self.archived | self.images.keys()
 
 
 class GuestRestore:
@@ -97,6 +103,18 @@ class GuestRestore:
 
     async def start(self, guest_id: GuestId, plan: Restoration, *, user: str, pool: str | None, start: bool) -> str:
         """Make it in a task; returns the UPID."""
+        config = self.config_of(guest_id, plan)
+
+        async def build(guest: GuestRuntime, task: TaskHandle) -> None:
+            task.log(f"restoring {plan.volume}")
+            await self._creation.publish_made(guest, await self.make(guest, config, plan, task))
+            if start:
+                await self._runner.launch(guest, task.log)
+
+        return await self._creation.begin(plan.kind, guest_id, config, build, task_kind="restore", pool=pool, user=user)
+
+    def config_of(self, guest_id: GuestId, plan: Restoration) -> dict[str, str]:
+        """The whole configuration, with requests for volumes, without a VM's images. Raises `InvalidParameter`."""
         config = guest_config.create_config(
             plan.kind,
             guest_id,
@@ -105,21 +123,19 @@ class GuestRestore:
             now=self._clock.now(),
         )
         guest_config.check(plan.kind, guest_id, config | {slot: f"{each[1]}:1" for slot, each in plan.images.items()})
+        return config
+
+    async def make(self, guest: GuestRuntime, config: Mapping[str, str], plan: Restoration, task: TaskHandle) -> Made:
+        """The volumes of `config` (from `config_of`) made and filled from the backup, beside what the guest has. The caller
+        holds its lock, and undoes what was made when this fails."""
         path, _ = await self._archive(plan.volume)
-
-        async def build(guest: GuestRuntime, task: TaskHandle) -> None:
-            task.log(f"restoring {plan.volume}")
-            in_use = self._inventory.volumes_of_others(guest.guest_id)
-            made = await self._volumes.make(plan.kind, guest.guest_id, config, in_use=in_use, log_line=task.log)
-            if plan.kind is GuestKind.LXC:
-                await self._fill_ct(made, path, plan, task)
-            else:
-                await self._fill_vm(guest, made, path, plan, task)
-            await self._creation.publish_made(guest, made)
-            if start:
-                await self._runner.launch(guest, task.log)
-
-        return await self._creation.begin(plan.kind, guest_id, config, build, task_kind="restore", pool=pool, user=user)
+        in_use = self._inventory.volumes_of_others(guest.guest_id)
+        made = await self._volumes.make(plan.kind, guest.guest_id, config, in_use=in_use, log_line=task.log)
+        if plan.kind is GuestKind.LXC:
+            await self._fill_ct(made, path, plan, task)
+        else:
+            await self._fill_vm(guest, made, path, plan, task)
+        return made
 
     # --- inside: containers -------------------------------------------------------------------------------------------
 

@@ -169,13 +169,18 @@ class GuestSnapshots:
             if kept.state == PREPARE:
                 log.warning("%s: snapshot '%s' was not finished, undoing it", guest.label, name)
                 await self._undo(guest, name)
-            elif kept.state == DELETE:
-                log.warning("%s: the removal of snapshot '%s' was interrupted, finishing it", guest.label, name)
-                await self._drop_volumes(guest, name, kept)
-                await self._forget(guest, name)
+        await self.finish_removals(guest)
         if record.returning:
             log.warning("%s: the return to snapshot '%s' was interrupted, finishing it", guest.label, record.returning)
             await self._roll_back(guest, record.returning, log.info)
+
+    async def finish_removals(self, guest: GuestRuntime) -> None:
+        """Remove the snapshots whose removal is announced in the record. The caller holds the guest's lock."""
+        for name, kept in guest.stored.record.snapshots.items():
+            if kept.state == DELETE:
+                log.info("%s: removing what is left of snapshot '%s'", guest.label, name)
+                await self._drop_volumes(guest, name, kept)
+                await self._forget(guest, name)
 
     # --- inside: making -----------------------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ from appliance.services.guest_inventory import GuestInventory
 from appliance.services.guest_moves import GuestMoves
 from appliance.services.guest_notices import GuestNotices
 from appliance.services.guest_power import GuestPower
+from appliance.services.guest_replacement import GuestReplacement
 from appliance.services.guest_restore import GuestRestore
 from appliance.services.guest_runner import (
     Engines,
@@ -161,6 +162,15 @@ class GuestService:
             storage=storage,
             provisioner=provisioner,
             clock=clock,
+        )
+        self.replacements = GuestReplacement(
+            inventory=self._inventory,
+            runner=self._runner,
+            restores=self.restores,
+            snapshots=self.snapshots,
+            volumes=self._volumes,
+            tasks=tasks,
+            events=events,
         )
         self._power = GuestPower(inventory=self._inventory, runner=self._runner, tasks=tasks, clock=clock)
         self._sampler = GuestSampler(

@@ -145,6 +145,83 @@ def test_a_vm_is_backed_up_and_restored(appliance: Appliance, api: Any) -> None:
         appliance.finish(api, node.qemu(vmid).delete())
 
 
+def image_bytes(path: Path, pattern: int) -> bool:
+    """Whether the image begins with 64 KiB of this byte."""
+    read = ["qemu-io", "-f", "qcow2", "-c", f"read -P {pattern} 0 64k", str(path)]
+    return b"failed" not in subprocess.run(read, check=True, capture_output=True).stdout
+
+
+def test_a_vm_is_restored_over_itself_and_its_snapshots_and_old_disk_go(appliance: Appliance, api: Any) -> None:
+    node = appliance.node(api)
+    vm = node.qemu(715)
+    images = appliance.data_dir / "storage/local/images/715"
+    appliance.finish(
+        api, node.qemu.post(vmid=715, name="saved", scsi0="local:0.01", scsi1="local:0.01,backup=0", memory=64)
+    )
+    write = ["qemu-io", "-f", "qcow2", "-c"]
+    subprocess.run([*write, "write -P 7 0 64k", images / "vm-715-disk-0.qcow2"], check=True, capture_output=True)
+    volume = back_up(appliance, api, 715)
+    subprocess.run([*write, "write -P 9 0 64k", images / "vm-715-disk-0.qcow2"], check=True, capture_output=True)
+    subprocess.run([*write, "write -P 5 0 64k", images / "vm-715-disk-1.qcow2"], check=True, capture_output=True)
+    appliance.finish(api, vm.snapshot.post(snapname="one"))
+    vm.config.put(name="changed", memory=128)
+    with pytest.raises(ResourceException) as refused:
+        node.qemu.post(vmid=715, archive=volume)
+    assert "already exists" in str(refused.value)
+    appliance.finish(api, node.qemu.post(vmid=715, archive=volume, force=1))
+    config = vm.config.get()
+    assert (config["name"], config["memory"], config["unused0"]) == ("saved", "64", "local:715/vm-715-disk-1.qcow2")
+    assert [row["name"] for row in vm.snapshot.get()] == ["current"]
+    (new,) = set(images.iterdir()) - {images / "vm-715-disk-1.qcow2"}
+    assert config["scsi0"].startswith(f"local:715/{new.name},")
+    assert image_bytes(new, 7)
+    assert image_bytes(images / "vm-715-disk-1.qcow2", 5), "what the backup does not have is kept"
+    kept = subprocess.run(
+        ["qemu-img", "snapshot", "-l", images / "vm-715-disk-1.qcow2"], check=True, capture_output=True
+    )
+    assert b"one" not in kept.stdout
+    appliance.finish(api, vm.status.start.post())
+    with pytest.raises(ResourceException) as refused:
+        node.qemu.post(vmid=715, archive=volume, force=1)
+    assert "running" in str(refused.value)
+    appliance.finish(api, vm.status.stop.post())
+    appliance.finish(api, vm.delete())
+    assert not list(images.glob("*"))
+
+
+@pytest.mark.parametrize("rootfs", ["local:0", "local:0.1"])
+def test_a_container_is_restored_over_itself_and_a_damaged_backup_changes_nothing(
+    appliance: Appliance, api: Any, template: str, rootfs: str
+) -> None:
+    node = appliance.node(api)
+    container = node.lxc(716)
+    appliance.finish(
+        api, node.lxc.post(vmid=716, ostemplate=template, rootfs=rootfs, memory=64, hostname="saved", start=1)
+    )
+    say(appliance, api, 716, "echo first >/file; sync; echo wri''tten", "written")
+    volume = back_up(appliance, api, 716, compress="zstd")
+    say(appliance, api, 716, "echo second >/file; sync; echo aga''in", "again")
+    appliance.finish(api, container.status.stop.post())
+    before = container.config.get()
+    old = set((appliance.data_dir / "storage/local/images/716").iterdir())
+    damaged = place(appliance, "vzdump-lxc-716-2026_01_01-00_00_00.tar",
+                    {"etc/vzdump/pct.conf": f"hostname: evil\nunprivileged: 1\nrootfs: {before['rootfs']}\n".encode(),
+                     "fine": b"x", "../../escaped": b"x"})  # fmt: skip
+    with pytest.raises(TaskFailed, match="refused"):
+        appliance.finish(api, node.lxc.post(vmid=716, ostemplate=damaged, restore=1, force=1))
+    assert container.config.get() == before
+    assert set((appliance.data_dir / "storage/local/images/716").iterdir()) == old
+    appliance.finish(api, container.status.start.post())
+    say(appliance, api, 716, "cat /file", "second")
+    appliance.finish(api, container.status.stop.post())
+    appliance.finish(api, node.lxc.post(vmid=716, ostemplate=volume, restore=1, force=1, start=1))
+    assert container.config.get()["hostname"] == "saved"
+    assert not set((appliance.data_dir / "storage/local/images/716").iterdir()) & old
+    say(appliance, api, 716, "cat /file", "first")
+    appliance.finish(api, container.status.stop.post())
+    appliance.finish(api, container.delete())
+
+
 def test_a_running_container_moves_to_another_storage(
     appliance: Appliance, api: Any, template: str, tmp_path: Path
 ) -> None:
@@ -297,3 +374,33 @@ def test_a_killed_appliance_leaves_no_half_archive_and_no_snapshot(tmp_path: Pat
         assert len(list(volume.iterdir())) == 2
         appliance.finish(api, node.lxc(730).status.stop.post())
         appliance.finish(api, node.lxc(730).delete())
+
+
+def test_a_kill_while_a_guest_is_restored_over_leaves_the_old_one(tmp_path: Path) -> None:
+    with Appliance() as appliance:
+        api = appliance.api()
+        path = write_template(tmp_path / "busybox_1_amd64.tar.gz")
+        template = appliance.upload(api, path, "vztmpl", path.name)
+        node = appliance.node(api)
+        appliance.finish(api, node.lxc.post(vmid=731, ostemplate=template, rootfs="local:1", memory=64, start=1))
+        say(appliance, api, 731, "head -c 300000000 /dev/urandom >/big; md5sum /big >/sum; echo rea''dy", "ready")
+        volume = back_up(appliance, api, 731, mode="suspend", compress="zstd")
+        appliance.finish(api, node.lxc(731).status.stop.post())
+        before = node.lxc(731).config.get()
+        images = appliance.data_dir / "storage/local/images/731"
+        old = set(images.iterdir())
+        upid = node.lxc.post(vmid=731, ostemplate=volume, restore=1, force=1)
+        while not {each for each in set(images.iterdir()) - old if not each.name.startswith(".tmp-")}:
+            time.sleep(0.02)
+        assert node.tasks(upid).status.get()["status"] == "running"
+        appliance.kill()
+        appliance.start()
+        api = appliance.api()
+        node = appliance.node(api)
+        assert set(images.iterdir()) == old
+        assert node.lxc(731).config.get() == before
+        appliance.finish(api, node.lxc(731).status.start.post())
+        say(appliance, api, 731, "md5sum -c /sum", "big: OK")
+        appliance.finish(api, node.lxc(731).status.stop.post())
+        appliance.finish(api, node.lxc.post(vmid=731, ostemplate=volume, restore=1, force=1))
+        appliance.finish(api, node.lxc(731).delete())

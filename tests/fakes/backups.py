@@ -12,6 +12,7 @@ from appliance.model.guest import GuestId, GuestKind
 from appliance.model.volume import ContentType, VolumeId, VolumeInfo
 from appliance.services import backup_names
 from appliance.services.guest_backup import BackupJob
+from appliance.services.guest_replacement import Exchange
 from appliance.services.guest_restore import Restoration
 from tests.fakes.services import FakeTasks
 
@@ -131,3 +132,29 @@ class FakeRestores:
             """It is made."""
 
         return await self.backups.tasks.run("vzrestore", object_id=str(guest_id), user=user, work=work)
+
+
+@dataclass(slots=True)
+class FakeReplacements:
+    """`GuestReplacement` of a house: what was planned is asked for over the guest. `exchange` is what would become of it."""
+
+    backups: FakeBackups
+    exchange: Exchange = field(
+        default_factory=lambda: Exchange(
+            config={"unused0": "local:101/vm-101-disk-1.raw"},
+            removed=(VolumeId("local", "101/vm-101-disk-0.raw"),),
+            snapshots={},
+        )
+    )
+
+    def preview(self, guest_id: GuestId, plan: Restoration) -> Exchange:
+        return self.exchange
+
+    async def start(self, guest_id: GuestId, plan: Restoration, *, user: str, start: bool) -> str:
+        self.backups.calls.append(("restore over", {"vmid": int(guest_id), "start": start}))
+
+        async def work(task: object) -> None:
+            """It is replaced."""
+
+        word = "vzrestore" if plan.kind is GuestKind.LXC else "qmrestore"
+        return await self.backups.tasks.run(word, object_id=str(guest_id), user=user, work=work)

@@ -17,7 +17,8 @@ from appliance.errors import ApplianceError, HostError, NotFound
 from appliance.events import Event, EventBus, GuestStateChanged
 from appliance.model.application import PublishedPort
 from appliance.model.guest import CtCredentials, CtTree, GuestId, GuestKind, GuestState, NicSpec
-from appliance.model.volume import ContentType, OpenedVolume
+from appliance.model.volume import ContentType, OpenedVolume, VolumeId
+from appliance.services import backup_names
 from appliance.services.access import AccessService
 from appliance.services.console import ConsoleService
 from appliance.services.guest_runner import Engines
@@ -114,13 +115,16 @@ class FakeTreeCopy:
 
 
 class FakeProvisioner:
-    """Fulfils `CtProvisioner`. `failure` plays a template that is refused, `may_finish` a long one."""
+    """Fulfils `CtProvisioner`. `failure` plays a template or archive that is refused, `may_finish` a long one. `archived` are
+    the configurations in backups by their file's name, `filled` what was filled out of one: where, below which directory."""
 
     def __init__(self) -> None:
         self.populated: list[tuple[Path, CtCredentials]] = []
         self.unpacked: list[Path] = []
         self.copies: list[tuple[bool, Path, FakeTreeCopy]] = []
         self.failing_pass = 0
+        self.archived: dict[str, str] = {}
+        self.filled: list[tuple[Path, str]] = []
         self.failure: ApplianceError | None = None
         self.may_finish = asyncio.Event()
         self.may_finish.set()
@@ -169,10 +173,16 @@ class FakeProvisioner:
     async def unpack_backup(
         self, root: OpenedVolume, archive: Path, *, below: str, exclude: Sequence[str], log: LogLine
     ) -> None:
-        raise HostError("nothing is unpacked here")
+        self.begun.set()
+        await self.may_finish.wait()
+        if self.failure is not None:
+            raise self.failure
+        self.filled.append((root.path, below))
 
     async def read_archived(self, archive: Path, name: str) -> bytes:
-        raise NotFound(f"'{name}' in {archive.name}")
+        if archive.name not in self.archived:
+            raise NotFound(f"'{name}' in {archive.name}")
+        return self.archived[archive.name].encode()
 
     async def archived_files(self, archive: Path) -> Sequence[ArchivedFile]:
         return ()
@@ -215,6 +225,12 @@ class GuestHost:
         self.volumes = FakeVolumes("local")
         self.big, self.isos = FakeVolumes("big"), FakeVolumes("isos", frozenset({ContentType.ISO}))
         self.volumes.put(TEMPLATE.partition(":")[2], content=ContentType.VZTMPL)
+
+    def back_up(self, kind: GuestKind, guest_id: int, config: str) -> VolumeId:
+        """A backup with this configuration, a line a key."""
+        name = backup_names.file_name(kind, guest_id, self.clock.now(), "zstd")
+        self.provisioner.archived[name] = config
+        return self.volumes.put(f"backup/{name}", content=ContentType.BACKUP, guest_id=guest_id)
 
 
 @dataclass(slots=True)

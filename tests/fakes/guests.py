@@ -122,6 +122,7 @@ class FakeGuestService:
     backups: object = None
     backup_files: object = None
     restores: object = None
+    replacements: object = None
     moves: object = None
 
     def add(self, guest_id: int, kind: GuestKind = GuestKind.QEMU, **config: object) -> FakeGuest:

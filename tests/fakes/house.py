@@ -29,7 +29,7 @@ from appliance.services.storage_config import StorageConfig, StorageDocument
 from appliance.services.templates import Template
 from appliance.storage.recipes.recipe import RECIPES, ImageKind
 from appliance.web.services import Services
-from tests.fakes.backups import Entry, FakeBackups, FakeRestores
+from tests.fakes.backups import Entry, FakeBackups, FakeReplacements, FakeRestores
 from tests.fakes.images import FakeBuilder, FakeImages, describe, web_server
 from tests.fakes.services import FakeAccess, FakeTasks, World, fake_services
 
@@ -221,7 +221,9 @@ def furnished(directory: Path) -> tuple[Services, World]:
     world.extras.storage = storage
     world.extras.mappings = services.directory_mappings
     world.extras.backups = backups = FakeBackups(storage, world.tasks)
-    vars(world.guests).update(backups=backups, backup_files=backups, restores=FakeRestores(backups))
+    vars(world.guests).update(
+        backups=backups, backup_files=backups, restores=FakeRestores(backups), replacements=FakeReplacements(backups)
+    )
     images = world.extras.images = FakeImages(world.tasks, world.events, directory)
     world.extras.builder = FakeBuilder(world.tasks)
     configs: dict[int, dict[str, str]] = {}

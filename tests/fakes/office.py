@@ -22,7 +22,7 @@ from appliance.services.guests import GuestService
 from appliance.services.users import UserChange
 from appliance.web.services import Services
 from tests.fakes.access import ADMIN, ADMIN_PASSWORD, CHEAP
-from tests.fakes.backups import FakeRestores
+from tests.fakes.backups import FakeReplacements, FakeRestores
 from tests.fakes.guests import FakeGuestService, FakeMoves
 from tests.fakes.house import HOSTILE, furnished, settle_in
 from tests.fakes.services import World
@@ -75,6 +75,7 @@ async def open_office(directory: Path) -> AsyncIterator[Office]:
     guests.moves = FakeMoves(guests)
     backups = world.extras.backups
     guests.backups, guests.backup_files, guests.restores = backups, backups, FakeRestores(backups)
+    guests.replacements = FakeReplacements(backups)
     await audit.start()
     try:
         await access.start()

@@ -94,6 +94,19 @@ class FakeVolumes:
     ) -> VolumeId:
         return await self._make(guest_id, format, source.size_bytes, content, label, None if full else source.volume_id)
 
+    @property
+    def backups(self) -> FakeVolumes:
+        """As `VolumeBackend.backups`."""
+        return self
+
+    @contextlib.asynccontextmanager
+    async def scratch(self) -> AsyncIterator[Path]:
+        yield Path("/storage") / self.storage_id / "scratch"
+
+    async def adopt_image(self, source: Path, guest_id: GuestId, *, format: VolumeFormat, log: LogLine) -> VolumeId:
+        await asyncio.sleep(0)
+        return await self._make(guest_id, format, 8 << 30, ContentType.IMAGES, "disk", None)
+
     async def resize(self, volume_id: VolumeId, size_bytes: int) -> None:
         self.resized.append(volume_id)
         self.infos[volume_id] = replace(self.infos[volume_id], size_bytes=size_bytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
@@ -14,7 +15,9 @@ from appliance.model.guest import DeviceStats, GuestKind, GuestState, GuestStats
 from appliance.web import openapi
 from appliance.web.application import build_application
 from appliance.web.table import ApiTable
+from tests.fakes.backups import FakeBackups, FakeReplacements, FakeRestores
 from tests.fakes.guests import AgentVm
+from tests.fakes.house import HouseStorage
 from tests.services.guest_config.strategies import HOSTILE_TEXT
 from tests.web.guest_site import RESOURCES, GuestSite, guest_services
 
@@ -91,6 +94,7 @@ async def test_every_bad_key_of_a_creation_is_named_and_nothing_is_made(site: Gu
         ("qemu", {"live-restore": 1}, "live-restore"),
         ("qemu", {"ha-managed": 1}, "ha-managed"),
         ("qemu", {"force": 1}, "force"),
+        ("lxc", {"ostemplate": "local:vztmpl/x.tar", "force": 1}, "force"),
         ("lxc", {"ostemplate": "local:../../x", "restore": 1}, "ostemplate"),
         ("lxc", {"ostemplate": "/etc/passwd"}, "ostemplate"),
         ("lxc", {"ostemplate": "local:../../x"}, "ostemplate"),
@@ -113,6 +117,55 @@ async def test_a_taken_vmid_already_exists(site: GuestSite) -> None:
     answer = await site.call("POST", "qemu", {"vmid": 100})
     assert answer.status == 409
     assert "already exists" in answer.reason
+
+
+# --- restoring over -----------------------------------------------------------------------------------------------
+
+BACKUP = "local:backup/vzdump-qemu-100-2026_01_01-00_00_00.tar.zst"
+
+
+@pytest.fixture
+def backups(site: GuestSite) -> FakeBackups:
+    """Backups of which nothing but the calls is looked at."""
+    made = FakeBackups(cast(HouseStorage, None), site.world.tasks)
+    site.guests.restores, site.guests.replacements = FakeRestores(made), FakeReplacements(made)
+    return made
+
+
+async def test_a_backup_goes_over_a_guest_only_when_told_to(site: GuestSite, backups: FakeBackups) -> None:
+    define(site, GuestKind.QEMU)
+    await site.do("POST", "qemu", vmid=100, archive=BACKUP, force=1, start=1, memory=700, storage="fast")
+    assert backups.calls == [
+        ("plan", {"volume": BACKUP, "memory": "700", "storage": "fast", "unique": False}),
+        ("restore over", {"vmid": 100, "start": True}),
+    ]
+    define(site, GuestKind.LXC)
+    archive = BACKUP.replace("qemu", "lxc")
+    await site.do("POST", "lxc", vmid=101, ostemplate=archive, restore=1, force=1)
+    await site.do("POST", "qemu", vmid=100, archive=BACKUP)  # the id is taken: creation refuses it
+    assert [asked for asked, _ in backups.calls] == ["plan", "restore over"] * 2 + ["plan", "restore"]
+
+
+async def test_force_on_a_free_id_restores_as_always(site: GuestSite, backups: FakeBackups) -> None:
+    define(site, GuestKind.LXC)
+    await site.do("POST", "qemu", vmid=100, archive=BACKUP, force=1)
+    assert backups.calls[-1] == ("restore", {"vmid": 100, "pool": None, "start": False})
+    await site.do("POST", "qemu", vmid=101, archive=BACKUP, force=1)  # a container has it: creation refuses the id
+    assert backups.calls[-1][0] == "restore"
+
+
+async def test_who_may_back_a_guest_up_may_restore_it_and_nobody_else(site: GuestSite, backups: FakeBackups) -> None:
+    define(site, GuestKind.QEMU)
+    order = {"vmid": 100, "archive": BACKUP, "force": 1}
+    site.grant("/storage/local", "Datastore.Allocate")
+    site.grant("/vms/100", "VM.Audit", "VM.Config.Memory")
+    assert (await site.call("POST", "qemu", order, user="eve@pve")).status == 403
+    site.grant("/vms/100", "VM.Backup")
+    assert (await site.call("POST", "qemu", order, user="eve@pve")).status == 200
+    assert (await site.call("POST", "qemu", order | {"memory": 700}, user="eve@pve")).status == 403
+    answer = await site.call("POST", "qemu", order | {"pool": "dev"})
+    assert list(answer.errors) == ["pool"]
+    assert [asked for asked, _ in backups.calls].count("restore over") == 1
 
 
 # --- reading ------------------------------------------------------------------------------------------------------

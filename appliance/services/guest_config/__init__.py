@@ -50,6 +50,7 @@ from appliance.services.guest_config.privileges import (
     bridge_requirements,
     copy_requirements,
     required,
+    restored_over,
     space_requirement,
     volume_requirement,
 )
@@ -125,6 +126,7 @@ __all__ = [
     "referenced_volumes",
     "required",
     "resize_target",
+    "restored_over",
     "revert",
     "rolled_back",
     "snapshot_config",

@@ -14,7 +14,7 @@ another confinement: Sys.Modify on / as well (PVE: root@pam only)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from appliance.model.guest import GuestKind
@@ -64,6 +64,27 @@ def required(
         for requirement in rules.of_key(key, old.get(key, ""), ""):
             found[requirement] = None
     return list(found)
+
+
+def restored_over(
+    kind: GuestKind, guest_id: int, *, old: Mapping[str, str], new: Mapping[str, str], asked: Collection[str]
+) -> list[Requirement]:
+    """What replacing `old` by `new` out of a backup needs, besides VM.Backup on the guest.
+
+    With that a guest may become again what it was, as in PVE: what the backup changes needs no VM.Config.* on the guest.
+    What the host gives (space, bridges, directories), what is the system's, and the keys that the request `asked` for need what
+    they always need. Raises as `required` does.
+    """
+    changed = {key: text for key, text in new.items() if old.get(key) != text}
+    gone = [key for key in old if key not in new and (known := key_table(kind).find(key)) and not known.read_only]
+    of_all = {key: new[key] for key in ("unprivileged",) if key in new}
+    archived = required(kind, guest_id, old=old, put=of_all | changed, delete=gone)
+    own = required(kind, guest_id, old=old, put={key: changed[key] for key in asked if key in changed})
+    return list(dict.fromkeys([*(need for need in archived if not _is_config_of(guest_id, need)), *own]))
+
+
+def _is_config_of(guest_id: int, need: Requirement) -> bool:
+    return all(path == f"/vms/{guest_id}" and word.startswith("VM.Config.") for path, word in need.alternatives)
 
 
 def volume_requirement(guest_id: int, volume_id: VolumeId) -> Requirement | None:

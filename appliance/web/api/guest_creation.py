@@ -50,7 +50,7 @@ class CreateParams(NodeParams, kw_only=True):
     pool: PoolName | None = None
     storage: StorageName | None = None
     start: Annotated[PveBool, Meta(description="start it when it is made")] = False
-    force: Annotated[PveBool, Meta(description="replace an existing one from a backup")] = False
+    force: Annotated[PveBool, Meta(description="restore over the guest that has this id")] = False
     unique: PveBool = False
     bwlimit: BandwidthLimit | None = None
     ha_managed: PveBool = msgspec.field(name="ha-managed", default=False)
@@ -147,13 +147,15 @@ def declare_for_vms(api: Resource) -> None:
     @api.post("/nodes/{node}/qemu", summary="Create a VM", allow=LOGGED_IN, returns=Upid,
               rest_schema=lambda: config_schema(kind))  # fmt: skip
     async def create(call: Call, params: CreateVmParams) -> str:
-        """VM.Allocate on the id or the pool, and the privilege of each key. Volumes are made in the task."""
-        refuse(
-            "restoring into a running guest, or over one", {"live-restore": params.live_restore, "force": params.force}
-        )
+        """VM.Allocate on the id or the pool, and the privilege of each key. Volumes are made in the task.
+
+        With `archive` and `force` over a VM that is there: stopped, not protected; VM.Backup on it does, too. Its disks in
+        the backup's slots are removed once the new ones are whole, other disks become unused, snapshots are lost.
+        """
+        refuse("restoring into a running guest", {"live-restore": params.live_restore})
         if params.archive:
             return await _restore(call, kind, params, archive=params.archive)
-        refuse("only of a backup", {"unique": params.unique})
+        _only_of_backups(params)
         config = await _prepare(call, kind, params, params.config)
         return await call.services.guests.create(
             kind, params.vmid, config, user=call.user, start=params.start, pool=params.pool
@@ -173,11 +175,14 @@ def declare_for_containers(api: Resource) -> None:
     @api.post("/nodes/{node}/lxc", summary="Create a container", allow=LOGGED_IN, returns=Upid,
               rest_schema=lambda: config_schema(kind))  # fmt: skip
     async def create(call: Call, params: CreateCtParams) -> str:
-        """VM.Allocate on the id or the pool, and the privilege of each key. Unprivileged unless told otherwise."""
-        refuse("restoring over a guest", {"force": params.force})
+        """VM.Allocate on the id or the pool, and the privilege of each key. Unprivileged unless told otherwise.
+
+        With `restore` and `force` over a container that is there: stopped, not protected; VM.Backup on it does, too. Its
+        volumes are removed once the new ones are whole, what is not in the backup becomes unused, snapshots are lost.
+        """
         if params.restore:
             return await _restore(call, kind, params, ostemplate=params.ostemplate)
-        refuse("only of a backup", {"unique": params.unique})
+        _only_of_backups(params)
         refuse("a damaged template is never used", {"ignore-unpack-errors": params.ignore_unpack_errors})
         template = _template(call, params)
         _check_password(params.password)
@@ -219,7 +224,12 @@ async def _prepare(call: Call, kind: GuestKind, params: CreateParams, raw: dict[
 async def _restore(call: Call, kind: GuestKind, params: CreateParams, **named: str) -> str:
     """A guest from a backup, with the request's keys in place of the backup's; each key needs its privilege all the same."""
     refuse("high availability", {"ha-managed": params.ha_managed})
-    check_allocate(call, params.vmid, params.pool)
+    over = params.force and any(guest.guest_id == params.vmid for guest in call.services.guests.list(kind))
+    if over:
+        call.check(f"/vms/{params.vmid}", "VM.Allocate", "VM.Backup", any_of=True)
+        refuse("a guest that is restored over stays in its pool", {"pool": params.pool})
+    else:
+        check_allocate(call, params.vmid, params.pool)
     ((name, text),) = named.items()
     try:
         volume = VolumeId.parse(text)
@@ -231,10 +241,21 @@ async def _restore(call: Call, kind: GuestKind, params: CreateParams, **named: s
     put = dict(plan.config)
     for slot, (_, storage) in plan.images.items():
         put[slot] = f"{storage}:1"  # its privileges are those of a new disk there
+    if over:
+        old, _ = stored_config(call, kind, params.vmid)
+        for needed in guest_config.restored_over(kind, params.vmid, old=old, new=put, asked=own):
+            call.check_any(*needed.alternatives)
+        return await call.services.guests.replacements.start(
+            GuestId(params.vmid), plan, user=call.user, start=params.start
+        )
     check_config_change(call, kind, params.vmid, old={}, put=put, pool=params.pool)
     return await call.services.guests.restores.start(
         GuestId(params.vmid), plan, user=call.user, pool=params.pool, start=params.start
     )
+
+
+def _only_of_backups(params: CreateParams) -> None:
+    refuse("only of a backup", {"unique": params.unique, "force": params.force})
 
 
 async def _clone(call: Call, kind: GuestKind, params: CloneParams, *, name: str | None, format_: str | None) -> str:

@@ -94,6 +94,37 @@ def test_a_bridge_needs_its_use_and_only_when_it_changes() -> None:
     assert needs(VM, {"net0": f"{nic},rate=5"}, old={"net0": nic}) == {(GUEST, "VM.Config.Network")}
 
 
+def over(
+    old: dict[str, object], new: dict[str, object], asked: tuple[str, ...] = (), kind: GuestKind = VM
+) -> set[tuple[str, str]]:
+    """What restoring `new` over `old` needs."""
+    parsed = [guest_config.parse(kind, each) for each in (old, new)]
+    found = guest_config.restored_over(kind, 100, old=parsed[0], new=parsed[1], asked=asked)
+    return {each.alternatives[0] for each in found}
+
+
+def test_who_may_back_a_guest_up_may_return_it_to_what_it_was() -> None:
+    old: dict[str, object] = {"memory": 512, "net0": "virtio,bridge=vmbr0", "scsi1": DISK, "name": "new"}
+    new: dict[str, object] = {"memory": 1024, "net0": "e1000,bridge=vmbr0", "cores": 2, "ipconfig0": "ip=dhcp"}
+    assert over(old, new) == set()
+    assert over({"unprivileged": 0}, {"unprivileged": 0, "hostname": "a"}, kind=CT) == set()
+
+
+def test_a_restored_guest_gets_nothing_of_the_host_that_its_restorer_may_not_give() -> None:
+    assert over({}, {"scsi0": "fast:1"}) == {("/storage/fast", "Datastore.AllocateSpace")}
+    assert over({}, {"net0": "virtio,bridge=vmbr1"}) == {("/sdn/zones/localnetwork/vmbr1", "SDN.Use")}
+    assert over({}, {"args": "-S"}) == over({"args": "-S"}, {}) == {SYSTEM}
+    assert over({"args": "-S"}, {"args": "-S"}) == set()
+    assert over({"unprivileged": 1}, {"unprivileged": 0}, kind=CT) == {SYSTEM}
+    both: dict[str, object] = {"unprivileged": 0}
+    assert over(both, {**both, "features": "nesting=1"}, kind=CT) == {(GUEST, "VM.Allocate"), SYSTEM}
+
+
+def test_what_a_request_asks_for_besides_the_backup_needs_its_privilege() -> None:
+    assert over({"memory": 512}, {"memory": 1024, "cores": 2}, asked=("memory",)) == {(GUEST, "VM.Config.Memory")}
+    assert over({"memory": 512}, {"memory": 512}, asked=("memory",)) == set()
+
+
 def test_what_reaches_the_host_needs_the_right_to_modify_it() -> None:
     system = (SYSTEM[0], SYSTEM[1])
     assert needs(VM, {"args": "-S"}) == {(GUEST, "VM.Config.HWType"), system}
