@@ -41,6 +41,7 @@ async def test_every_page_and_dialog_of_backups_fits_and_is_accessible(place: Pl
     site, _ = place
     volume = backups_of(site).add(GuestKind.LXC, 101, days=40)
     protected = backups_of(site).add(GuestKind.QEMU, 100, days=41, protected=True)
+    stopped = backups_of(site).add(GuestKind.LXC, 103, days=42)
     pages = {
         "backups-guest": "/guests/101/backups", "backups-none": "/guests/104/backups",
         "backups-storage": "/storage/local?content=backup", "backups-files": f"/backup-files?volume={volume}",
@@ -51,6 +52,7 @@ async def test_every_page_and_dialog_of_backups_fits_and_is_accessible(place: Pl
         "restore": f"/dialogs/backup/restore?volume={volume}", "config": f"/dialogs/backup/config?volume={volume}",
         "delete": f"/dialogs/backup/delete?volume={volume}", "protected": f"/dialogs/backup/delete?volume={protected}",
         "prune": "/dialogs/backup/prune?storage=local",
+        "over": f"/dialogs/backup/replace?volume={stopped}", "over-running": f"/dialogs/backup/replace?volume={volume}",
     }  # fmt: skip
     async with site.page(size, "dark" if scheme == "dark" else "light") as page:
         for name, path in pages.items():
@@ -224,3 +226,30 @@ async def test_a_guest_is_restored_under_another_id_with_other_words(place: Plac
     assert isinstance(plan, dict)
     assert (plan["hostname"], plan["memory"], plan["storage"], plan["unique"]) == ("second", "700", None, True)
     assert made == {"vmid": vmid, "pool": None, "start": True}
+
+
+async def test_a_backup_goes_over_its_guest_once_the_guests_name_is_typed(place: Place) -> None:
+    site, _ = place
+    volume = backups_of(site).add(GuestKind.LXC, 103, days=2)
+    async with site.page("phone") as page:
+        await site.visit(page, "/guests/103/backups")
+        await page.locator(f"[data-volume='{volume}'] [data-backup=restore]").click()
+        await page.click("#restore-over")
+        await expect(page.locator("#dialog-title")).to_have_text("Restore over staging-database?")
+        await expect(page.locator("#replaced")).to_contain_text("vm-101-disk-0.raw")
+        await page.check("[name=start]")
+        await page.fill("#confirm-name", "staging")
+        await expect(page.locator("#confirm")).to_be_disabled()
+        await page.fill("#confirm-name", "staging-database")
+        await page.click("#dialog .equivalent summary")
+        await expect(page.locator("[data-equivalent=cli]")).to_contain_text("--force 1")
+        await page.click("#confirm")
+        await expect(page.locator("#dialog[open]")).to_have_count(0)
+        await expect(page.locator("#task-head")).to_contain_text("Restore")  # its log is followed there
+        await site.visit(page, "/guests/101/backups")
+        await page.locator("[data-backup=replace]").first.click()
+        await expect(page.locator("#dialog .notice")).to_contain_text("is running")
+    (_, plan), (asked, over) = backups_of(site).calls[-2:]
+    assert isinstance(plan, dict)
+    assert (plan["volume"], plan["storage"], plan["unique"]) == (volume, None, False)
+    assert (asked, over) == ("restore over", {"vmid": 103, "start": True})

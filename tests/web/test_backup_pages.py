@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from appliance.errors import HostError, InvalidParameter
-from appliance.model.guest import GuestKind
+from appliance.model.guest import GuestKind, GuestState
 from appliance.services.storage_config import StorageDocument
 from appliance.web.pages import backups
 from appliance.web.pages.render import task_title
@@ -80,14 +80,18 @@ async def test_what_one_may_not_do_is_not_offered_and_not_shown(house: Site) -> 
     assert "data-backup" not in html
     assert 'id="back-up"' not in html
     volume = archive(house)
-    for path in ("restore", "config", "notes", "delete"):
+    for path in ("restore", "replace", "config", "notes", "delete"):
         await read(house, f"/dialogs/backup/{path}", volume=volume, user="bob@pve", status=403)
     await read(house, "/backup-files", volume=volume, user="bob@pve", status=403)
     assert "You need VM.Backup on /vms/101" in await read(house, "/parts/backup-files", volume=volume, user="bob@pve")
     access.grant("bob@pve", "/vms/101", "VM.Audit", "VM.Backup")
     access.grant("bob@pve", "/storage/local", "Datastore.AllocateSpace")
     html = await read(house, "/guests/101/backups", user="bob@pve")
-    assert set(re.findall(r'data-backup="(\w+)"', html)) == {"config", "delete"}  # notes are the storage's owner's
+    assert set(re.findall(r'data-backup="(\w+)"', html)) == {
+        "replace",
+        "config",
+        "delete",
+    }  # notes are the storage's owner's
     assert 'id="back-up"' in html
 
 
@@ -115,6 +119,42 @@ async def test_dialogs_say_the_calls_they_make(house: Site) -> None:
     html = await read(house, "/dialogs/backup/restore", volume=archive(house, GuestKind.QEMU, 100))
     assert 'data-api="POST /nodes/testnode/qemu"' in html
     assert 'name="archive"' in html
+
+
+async def test_restoring_over_a_guest_says_what_is_lost_and_wants_its_name(
+    house: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = SimpleNamespace(list=lambda kind, guest_id: [{"name": HOSTILE}, {"name": "current"}])
+    monkeypatch.setattr(type(house.world.guests), "snapshots", kept)
+    stopped = next(view for view in house.world.guests.list(GuestKind.LXC) if view.state is GuestState.STOPPED)
+    volume = archive(house, guest_id=stopped.guest_id)
+    html = await read(house, "/dialogs/backup/replace", volume=volume)
+    assert 'data-api="POST /nodes/testnode/lxc"' in html
+    assert {f'name="vmid" value="{stopped.guest_id}"', 'name="force" value="1"'} <= set(
+        re.findall(r'name="\w+" value="\w+"', html)
+    )
+    assert f'data-must-equal="{stopped.name}"' in html
+    lost, staying = html[html.index("These volumes are replaced") :].split("not in the backup and stay")
+    assert "local:101/vm-101-disk-0.raw" in lost
+    assert "local:101/vm-101-disk-1.raw" in staying
+    assert "All its snapshots are lost" in lost
+    assert "<script>alert" not in html
+    assert "/dialogs/backup/replace?" in await read(house, "/dialogs/backup/restore", volume=volume)
+
+
+async def test_a_guest_that_runs_is_protected_or_gone_is_not_offered_to_be_restored_over(house: Site) -> None:
+    running = next(view for view in house.world.guests.list(GuestKind.LXC) if view.state is GuestState.RUNNING)
+    html = await read(house, "/dialogs/backup/replace", volume=archive(house, guest_id=running.guest_id))
+    assert "Shut it down first" in html
+    assert "data-api" not in html
+    stopped = next(view for view in house.world.guests.list(GuestKind.LXC) if view.state is GuestState.STOPPED)
+    house.world.extras.configs[stopped.guest_id] = {"protection": "1"}
+    html = await read(house, "/dialogs/backup/replace", volume=archive(house, guest_id=stopped.guest_id))
+    assert "is protected" in html
+    assert "data-api" not in html
+    for gone in (archive(house, guest_id=999), archive(house, GuestKind.QEMU, int(stopped.guest_id))):
+        await read(house, "/dialogs/backup/replace", volume=gone, status=404)
+        assert "/dialogs/backup/replace" not in await read(house, "/dialogs/backup/restore", volume=gone)
 
 
 async def test_a_protected_backup_is_refused_by_the_dialog_in_words(house: Site) -> None:

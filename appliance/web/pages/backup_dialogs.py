@@ -7,8 +7,8 @@ from typing import Final
 
 from aiohttp import web
 
-from appliance.errors import ApplianceError, InvalidParameter, NotFound
-from appliance.model.guest import GuestId, GuestKind
+from appliance.errors import ApplianceError, NotFound
+from appliance.model.guest import GuestKind, GuestState
 from appliance.model.volume import ContentType, VolumeId
 from appliance.services import backup_names, guest_config
 from appliance.web.pages import areas, backups, contexts, dialogs
@@ -63,6 +63,36 @@ async def restore(visit: Visit) -> web.StreamResponse:
         "node": viewer.node,
     }
     return await visit.part("dialogs/restore.html", context)
+
+
+@visited
+async def replace(visit: Visit) -> web.StreamResponse:
+    """GET /dialogs/backup/replace?volume=VOLID: over the guest it is of, saying what that loses."""
+    viewer = visit.viewer
+    row = await backups.find(viewer, visit.request.query.get("volume", ""))
+    if not row.may_replace or row.guest_id is None:
+        raise NotFound(f"guest {row.guest_id} to restore over")
+    guest, kind = viewer.guest(row.guest_id), backups.kind_of(row)
+    config, _ = viewer.services.guests.config(guest.guest_id, kind)
+    content = ContentType.IMAGES if kind is GuestKind.QEMU else ContentType.ROOTDIR
+    context: contexts.Context = {
+        "row": row, "kind": kind, "guest": guest, "node": viewer.node, "problem": "", "removed": (), "kept": (),
+        "is_stopped": guest.state is GuestState.STOPPED,
+        "is_protected": config.get("protection") == "1",
+        "snapshots": [each["name"] for each in viewer.services.guests.snapshots.list(kind, guest.guest_id)
+                      if each["name"] != "current"],
+        "storages": [each.storage_id for each in dialogs.storages_for(viewer, content)],
+    }  # fmt: skip
+    if context["is_stopped"] and not context["is_protected"]:
+        try:
+            volume = VolumeId.parse(row.volume)
+            plan = await viewer.services.guests.restores.plan(kind, volume, {}, storage=None, unique=False)
+            exchange = viewer.services.guests.replacements.preview(guest.guest_id, plan)
+            context["removed"] = exchange.removed
+            context["kept"] = [text for key, text in exchange.config.items() if key.startswith("unused")]
+        except ApplianceError as error:  # it would not be restored, either
+            context["problem"] = words(error)
+    return await visit.part("dialogs/restore_over.html", context)
 
 
 @visited
@@ -174,12 +204,3 @@ async def _saved(viewer: Viewer, row: backups.BackupRow, kind: GuestKind) -> dic
         return dict(guest_config.conf_text.from_text(text))
     except ApplianceError:
         return {}
-
-
-def existing(viewer: Viewer, guest_id: int | None, kind: GuestKind) -> object | None:
-    """The guest a backup is of, where it is still there and the viewer may replace it."""
-    try:
-        guest = viewer.services.guests.get(GuestId(guest_id or 0), kind)
-    except (NotFound, InvalidParameter):
-        return None
-    return guest if viewer.may(f"/vms/{guest_id}", "VM.Allocate") else None

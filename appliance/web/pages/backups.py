@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlencode
 
-from appliance.errors import ApplianceError, InvalidParameter, PermissionDenied, TimedOut
-from appliance.model.guest import GuestKind
+from appliance.errors import ApplianceError, InvalidParameter, NotFound, PermissionDenied, TimedOut
+from appliance.model.guest import GuestId, GuestKind
 from appliance.model.volume import ContentType, VolumeId, VolumeInfo
 from appliance.services import backup_names
 from appliance.services.ports import ArchivedFile
@@ -30,7 +30,8 @@ ROOT: Final = "/"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackupRow:
-    """One backup. `kind` is "" for a file that is not named as backups are; `made_at` in epoch seconds."""
+    """One backup. `kind` is "" for a file that is not named as backups are; `made_at` in epoch seconds. `may_replace`: it may
+    be restored over its guest, which is there."""
 
     volume: str
     storage: str
@@ -43,6 +44,7 @@ class BackupRow:
     protected: bool
     may_read: bool
     may_restore: bool
+    may_replace: bool
     may_change: bool
     may_delete: bool
 
@@ -81,9 +83,20 @@ def row_of(viewer: Viewer, info: VolumeInfo) -> BackupRow:
         protected=info.protected,
         may_read=readable,
         may_restore=readable and backup is not None and may_make,
+        may_replace=readable and backup is not None and _may_replace(viewer, backup.kind, backup.guest_id),
         may_change=owns,
         may_delete=owns or (backs_up and may_fill),
     )
+
+
+def _may_replace(viewer: Viewer, kind: GuestKind, guest_id: int) -> bool:
+    path = f"/vms/{guest_id}"
+    if not viewer.may(path, "VM.Audit") or not (viewer.may(path, "VM.Allocate") or viewer.may(path, "VM.Backup")):
+        return False
+    try:
+        return viewer.services.guests.get(GuestId(guest_id)).kind is kind
+    except NotFound:
+        return False
 
 
 def rows(viewer: Viewer, infos: Iterable[VolumeInfo]) -> Sequence[BackupRow]:

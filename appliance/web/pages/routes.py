@@ -79,6 +79,7 @@ def routes() -> list[web.RouteDef]:
         web.get("/parts/backup-files", backup_dialogs.list_files),
         web.get("/dialogs/backup", backup_dialogs.back_up),
         web.get("/dialogs/backup/restore", backup_dialogs.restore),
+        web.get("/dialogs/backup/replace", backup_dialogs.replace),
         web.get("/dialogs/backup/notes", backup_dialogs.edit_notes),
         web.get("/dialogs/backup/config", backup_dialogs.show_config),
         web.get("/dialogs/backup/delete", backup_dialogs.delete),
