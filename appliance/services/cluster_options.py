@@ -5,11 +5,13 @@ Written by PUT /cluster/options; services read from it what concerns them.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
 
-from appliance.errors import HostError
+from appliance.errors import Conflict, HostError
 from appliance.model.guest import GUEST_ID_MAX, GUEST_ID_MIN
 from appliance.services.guest_config.property_string import PropertySchema
 from appliance.services.guest_config.values import integer
@@ -45,6 +47,17 @@ async def read(store: Store) -> tuple[dict[str, object], int]:
     if document is None:
         return {}, 0
     return msgspec.json.decode(document.value, type=dict[str, object]), document.mod_revision
+
+
+def digest(options: Mapping[str, object]) -> str:
+    """What tells one state of the options from another (SHA-1, hex, as of guests' configurations)."""
+    return hashlib.sha1(msgspec.json.encode(options, order="sorted"), usedforsecurity=False).hexdigest()
+
+
+def check_digest(options: Mapping[str, object], expected: str | None) -> None:
+    """Raises `Conflict` when `expected` is given and the options are others by now."""
+    if expected and expected != digest(options):
+        raise Conflict("detected modified configuration - file changed by other user? Try again.")
 
 
 async def next_id_range(store: Store) -> NextIdRange:

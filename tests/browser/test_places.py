@@ -111,6 +111,24 @@ async def test_a_setting_is_changed_and_colours_tags(site: FakeSite) -> None:
         await expect(page.locator('#guest-row-100 [data-tag="web"]')).to_have_css("background-color", "rgb(18, 52, 86)")
 
 
+async def test_two_people_editing_the_notes_get_a_conflict_and_not_a_lost_update(site: FakeSite) -> None:
+    async with site.page("phone", quiet=True) as page, site.page() as other:
+        for each in (page, other):
+            await site.visit(each, "/overview")
+            await each.click("[aria-label='Edit the notes']")
+        await other.fill("#f-description", "theirs")
+        await other.click("#dialog .primary")
+        await expect(other.locator("#notes")).to_contain_text("theirs")
+        await page.fill("#f-description", "mine")
+        await page.click("#dialog .primary")
+        await expect(page.locator("[data-form-error]")).to_contain_text("Somebody else has changed this meanwhile")
+        await site.look(page, "notes-conflict-phone")
+        await site.visit(other, "/overview")
+        await expect(other.locator("#notes")).to_contain_text("theirs")
+        await page.click("text=Save mine over it")
+        await expect(page.locator("#notes")).to_contain_text("mine")
+
+
 async def test_the_chain_of_the_audit_log_is_checked_on_demand(site: FakeSite) -> None:
     await site.world.audit.record(
         who="bob@pve", remote="x", action="PUT", target="/y", outcome="<b>403</b>", detail="no"

@@ -88,6 +88,28 @@ async def test_options_are_kept_and_set_back(site: Site) -> None:
     assert "next-id" not in dict(await get(site, "/cluster/options", "eve@pve"))  # type: ignore[call-overload]  # JSON
 
 
+async def test_options_changed_on_the_ground_of_older_ones_are_refused(site: Site) -> None:
+    async def put(**options: str) -> tuple[int, str]:
+        async with site.client.put("/api2/json/cluster/options", headers=site.as_user(), data=options) as reply:
+            return reply.status, reply.reason or ""
+
+    async def digest() -> str:
+        options = await get(site, "/cluster/options")
+        assert isinstance(options, dict)
+        return str(options["digest"])
+
+    first = await digest()
+    assert await digest() == first
+    assert (await put(description="mine", digest=first))[0] == 200
+    status, reason = await put(description="yours", digest=first)
+    assert (status, "modified configuration" in reason) == (409, True)
+    assert (await put(delete="description", digest=first))[0] == 409
+    assert (await put(delete="description", digest=await digest()))[0] == 200
+    assert await digest() == first, "the same options have the same digest"
+    assert (await put(description="without"))[0] == 200
+    assert "digest" not in dict(await get(site, "/cluster/options", "eve@pve"))  # type: ignore[call-overload]  # JSON
+
+
 async def test_the_log_is_the_audit_trail(site: Site) -> None:
     async with site.client.put("/api2/json/cluster/options", headers=site.as_user(), data={"keyboard": "fr"}):
         pass

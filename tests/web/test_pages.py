@@ -97,6 +97,7 @@ async def test_a_viewer_sees_only_the_guests_and_storages_they_may(house: Site) 
     assert "Host CPU" not in html
     await read(house, "/guests/100", user="bob@pve", status=403)
     await read(house, "/node", user="bob@pve", status=403)
+    await read(house, "/dialogs/settings/description", user="bob@pve", status=403)
     await read(house, "/guests/101/console", user="bob@pve", status=404)
     await read(house, "/storage/local", user="bob@pve", status=403)
 

@@ -91,10 +91,19 @@ class Options(msgspec.Struct, kw_only=True):
     user_tag_access: Text | None = msgspec.field(name="user-tag-access", default=None)
 
 
+class OptionsNow(Options, kw_only=True):
+    """The settings in force, and what tells them from others."""
+
+    digest: Annotated[str, Meta(description="for `digest` of a change; not without Sys.Audit")] | None = None
+
+
 class SetOptions(Options, kw_only=True):
     """New values; what is not named stays."""
 
     delete: Annotated[PveList, Meta(description="options to set back to their defaults")] = ()
+    digest: Annotated[str, Meta(max_length=40, description="refuse if the options are not these any more")] | None = (
+        None
+    )
 
 
 @api.get("/cluster/status", summary="The cluster and its nodes", allow=Allow("/", "Sys.Audit"), returns=list[StatusRow])
@@ -156,19 +165,19 @@ async def read_log(call: Call, params: LogParams) -> list[LogRow]:
     ]
 
 
-@api.get("/cluster/options", summary="Settings of the whole cluster", allow=LOGGED_IN, returns=Options)
+@api.get("/cluster/options", summary="Settings of the whole cluster", allow=LOGGED_IN, returns=OptionsNow)
 async def read_options(call: Call) -> dict[str, object]:
     """Without Sys.Audit on / only what pages need: console, keyboard, language, tags."""
     stored, _ = await cluster_options.read(call.services.store)
     options = {**DEFAULT_OPTIONS, **stored}
     if call.has("/", "Sys.Audit"):
-        return options
+        return options | {"digest": cluster_options.digest(stored)}
     return {name: value for name, value in options.items() if name in OPTIONS_FOR_ALL}
 
 
 @api.put("/cluster/options", summary="Change settings of the whole cluster", allow=Allow("/", "Sys.Modify"))
 async def write_options(call: Call, params: SetOptions) -> None:
-    """All or nothing."""
+    """All or nothing. With the `digest` that was read, only while nobody else has changed them."""
     names = {info.encode_name: info.name for info in msgspec.structs.fields(Options)}
     if unknown := [name for name in params.delete if name not in names]:
         raise InvalidParameter({"delete": f"unknown option '{unknown[0][:40]}'"})
@@ -177,6 +186,7 @@ async def write_options(call: Call, params: SetOptions) -> None:
     changes = {name: value for name, attribute in names.items() if (value := getattr(params, attribute)) is not None}
     for _ in range(OPTIONS_ATTEMPTS):
         stored, revision = await cluster_options.read(call.services.store)
+        cluster_options.check_digest(stored, params.digest)
         new = {name: value for name, value in stored.items() if name not in params.delete} | changes
         write: Operation = Put(OPTIONS_KEY, json.dumps(new).encode()) if new else Delete(OPTIONS_KEY)
         condition = RevisionIs(OPTIONS_KEY, revision) if revision else Absent(OPTIONS_KEY)

@@ -78,6 +78,8 @@ async def edit_setting(visit: Visit) -> web.StreamResponse:
     setting = by_name().get(visit.request.match_info["name"])
     if setting is None:
         raise NotFound("this setting")
+    if not visit.viewer.may("/", "Sys.Modify"):
+        raise PermissionDenied("You need Sys.Modify on / for this.")
     stored, _ = await cluster_options.read(visit.viewer.services.store)
     next_page = "/overview" if visit.request.query.get("next") == "overview" else "/settings"
     return await visit.part(
@@ -86,6 +88,7 @@ async def edit_setting(visit: Visit) -> web.StreamResponse:
             "setting": setting,
             "value": stored.get(setting.name, ""),
             "exists": setting.name in stored,
+            "digest": cluster_options.digest(stored),
             "next": next_page,
         },
     )
