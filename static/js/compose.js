@@ -5,7 +5,7 @@ import { call } from "./api.js";
 import { config } from "./config_form.js";
 import * as oci from "./oci.js";
 import * as tasks from "./tasks.js";
-import { mounts } from "./widgets.js";
+import { mounts, valueOf } from "./widgets.js";
 
 /** [method, path] of a form's call; {names} in the path are the form's own fields. */
 export function target(form) {
@@ -116,6 +116,7 @@ function vm(fields, params, form) {
   params.serial0 = "socket";
   params.rng0 = "source=/dev/urandom";
   network(fields, params, { model: fields.get("_model") || "virtio" });
+  params.boot = valueOf(form.querySelector("[data-widget=boot]"));
   if (params.bios === "ovmf") params.efidisk0 = `${storage}:1,efitype=4m`;
   const options = ["cache", "discard", "ssd", "iothread"]
     .filter((name) => fields.get(`_disk_${name}`))
@@ -123,16 +124,11 @@ function vm(fields, params, form) {
     .join("");
   if (source !== "image") {
     params[bus] = `${storage}:${disk}${options}`;
-    params.boot = `order=${bus}`;
-    if (source === "iso") {
-      params.ide2 = `${fields.get("_iso")},media=cdrom`;
-      params.boot = `order=${bus};ide2`;
-    }
+    if (source === "iso") params.ide2 = `${fields.get("_iso")},media=cdrom`;
     return undefined;
   }
   params[bus] = `${storage}:0,import-from=${fields.get("_image") ?? ""}${options}`;
   params.ide2 = `${storage}:cloudinit`;
-  params.boot = `order=${bus}`;
   params.agent ??= "1";
   if (params.net0) params.ipconfig0 ||= "ip=dhcp";
   if (fields.get("_sshkeys")) params.sshkeys = encodeURIComponent(fields.get("_sshkeys").trim());

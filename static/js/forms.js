@@ -47,12 +47,13 @@ export function prepare(form) {
   equivalent.add(form);
 }
 
-/** Parts of a form that apply only for some choices: data-when="name=value". */
+/** Parts of a form that apply only for some choices: data-when="name=value|value", or "name" for any that is not empty. */
 export function showParts(form) {
   for (const part of form.querySelectorAll("[data-when]")) {
     const [name, value] = part.dataset.when.split("=");
     const given = form.elements[name];
-    const shown = !given || value.split("|").includes(new FormData(form).get(name) ?? "");
+    const now = new FormData(form).get(name) ?? "";
+    const shown = !given || (value === undefined ? now !== "" : value.split("|").includes(now));
     part.hidden = !shown;
     for (const input of part.querySelectorAll("input, select, textarea")) input.disabled = !shown;
   }

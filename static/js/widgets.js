@@ -50,14 +50,20 @@ function sorting() {
 }
 
 function move(row, by, focused) {
-  const other = by < 0 ? row.previousElementSibling : row.nextElementSibling;
+  const next = (each) => (by < 0 ? each.previousElementSibling : each.nextElementSibling);
+  let other = next(row);
+  while (other?.hidden) other = next(other); // what is not there now is no place to move to
   if (!other) return;
   other[by < 0 ? "before" : "after"](row);
   focused.focus(); // moving an element takes its focus
   row.dispatchEvent(new Event("input", { bubbles: true }));
 }
 
-const boot = (list) => `order=${[...list.querySelectorAll("[data-boot]:checked")].map((box) => box.value).join(";")}`;
+/** The devices that are chosen; which slot a new VM's disk is in is another field's to say. */
+function boot(list) {
+  const chosen = [...list.querySelectorAll("[data-boot]:checked:enabled")];
+  return `order=${chosen.map((box) => (box.dataset.of ? box.form.elements[box.dataset.of].value : box.value)).join(";")}`;
+}
 
 /** Remember what the widgets of a form are now. */
 export function prepare(form) {

@@ -62,6 +62,40 @@ async def test_a_vm_is_judged_as_it_is_typed_and_made_with_what_was_set(place: P
     assert (config["tags"], config["boot"]) == ("web", "order=virtio0")
 
 
+async def test_a_new_vm_boots_in_the_order_that_was_chosen_from_what_it_will_have(place: Place) -> None:
+    site, office = place
+    async with site.page("phone") as page:
+        await site.visit(page, "/overview")
+        await dialog(page, "/dialogs/create-vm")
+        await page.check("[name=_source][value=iso]", force=True)
+        await page.fill("#f-name", "ordered")
+        await page.fill("#f-vmid", "210")
+        await page.click(".all-settings > summary")
+        shown = page.locator(".boot-row:visible strong")
+        await expect(shown).to_have_text(["Disk", "ISO image", "Network"])
+        await page.select_option("#f-bus", "virtio0")
+        await page.click("[aria-label='Move ISO image up']")
+        await page.locator("[data-boot][value=net0]").check()
+        await page.focus("[data-boot][value=net0]")
+        await page.keyboard.press("ArrowUp")
+        await expect(shown).to_have_text(["ISO image", "Network", "Disk"])
+        command = page.locator("[data-equivalent=cli]")
+        await page.click(".equivalent summary")
+        await expect(command).to_contain_text("order=ide2;net0;virtio0")
+        await page.locator(".boot-order").scroll_into_view_if_needed()
+        await site.look(page, "create-vm-boot-phone")
+        await page.check("[name=_source][value=empty]", force=True)
+        await expect(shown).to_have_text(["Network", "Disk"])
+        await expect(command).to_contain_text("order=net0;virtio0")
+        await page.click("[aria-label='Move Disk up']")  # past what is not there now
+        await page.select_option("#f-net0", "")
+        await expect(shown).to_have_text(["Disk"])
+        await page.select_option("#f-net0", "vmbr0")
+        await page.click("#create")
+        await page.wait_for_url("**/guests/210")
+    assert office.guests.guests[210].config["boot"] == "order=virtio0;net0"
+
+
 async def test_five_containers_like_one_get_names_and_free_ids(place: Place) -> None:
     site, office = place
     async with site.page(quiet=True) as page:
