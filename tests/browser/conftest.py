@@ -20,7 +20,8 @@ from tests.e2e.busybox import write_template
 from tests.fakes.office import Office
 from tests.harness import ROOT
 
-CHROMIUM = "/usr/bin/chromium"
+CHROMIUM = "/usr/bin/chromium-headless-shell"
+"""The engine without the windows around it: a quarter less work than the whole browser with its window hidden."""
 ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
 SCREENSHOTS = ROOT / ".build" / "screenshots"
 PATIENCE_MS = 30_000
