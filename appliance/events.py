@@ -104,6 +104,11 @@ class AccessChanged(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OptionsChanged(Event):
+    """Settings of the whole cluster were written, its notes among them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConsoleViewersChanged(Event):
     """Somebody began or ceased to look at a guest's console or display."""
 

@@ -93,6 +93,14 @@ async def test_the_stream_ends_with_the_session(site: Site, monkeypatch: pytest.
         assert socket.close_code == events.SESSION_ENDED
 
 
+async def test_changed_options_are_told(site: Site) -> None:
+    async with listening(site) as socket:
+        options = {"description": "new"}
+        async with site.client.put("/api2/json/cluster/options", headers=site.as_user(), data=options) as reply:
+            assert reply.status == 200
+        assert await message(socket) == {"type": "options"}
+
+
 async def test_a_page_that_fell_behind_is_told_to_read_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "QUEUE_LIMIT", 8)
     async with listening(site) as socket:

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from appliance.errors import Conflict, InvalidParameter
+from appliance.events import OptionsChanged
 from appliance.services import cluster_options
 from appliance.services.cluster_options import OPTIONS_KEY, NextIdRange
 from appliance.state.store import Absent, Delete, Operation, Put, RevisionIs
@@ -191,6 +192,7 @@ async def write_options(call: Call, params: SetOptions) -> None:
         write: Operation = Put(OPTIONS_KEY, json.dumps(new).encode()) if new else Delete(OPTIONS_KEY)
         condition = RevisionIs(OPTIONS_KEY, revision) if revision else Absent(OPTIONS_KEY)
         if (await call.services.store.txn([condition], [write])).succeeded:
+            call.services.events.publish(OptionsChanged())
             return
     raise Conflict("cluster options: changed by others at the same time, try again")
 

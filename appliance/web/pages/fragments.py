@@ -169,7 +169,7 @@ class PageFeed:
             case "overview":
 
                 def whole(event: bus.Event) -> bool:
-                    return isinstance(event, (*_GUEST_EVENTS, *_NOTICE_EVENTS))
+                    return isinstance(event, (*_GUEST_EVENTS, *_NOTICE_EVENTS, bus.OptionsChanged))
             case "host" | "node":
 
                 def whole(event: bus.Event) -> bool:

@@ -165,6 +165,8 @@ def describe(event: bus.Event) -> dict[str, object]:
             return {"type": "storage-content", "storage": event.storage}
         case bus.AccessChanged():
             return {"type": "access"}
+        case bus.OptionsChanged():
+            return {"type": "options"}
         case bus.ConsoleViewersChanged():
             return {"type": "console-viewers", "vmid": int(event.guest_id)}
     return {"type": "resync"}
