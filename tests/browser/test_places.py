@@ -118,7 +118,8 @@ async def test_two_people_editing_the_notes_get_a_conflict_and_not_a_lost_update
             await each.click("[aria-label='Edit the notes']")
         await other.fill("#f-description", "theirs")
         await other.click("#dialog .primary")
-        await expect(other.locator("#notes")).to_contain_text("theirs")
+        for each in (page, other):
+            await expect(each.locator("#notes")).to_contain_text("theirs")
         await page.fill("#f-description", "mine")
         await page.click("#dialog .primary")
         await expect(page.locator("[data-form-error]")).to_contain_text("Somebody else has changed this meanwhile")
@@ -126,7 +127,52 @@ async def test_two_people_editing_the_notes_get_a_conflict_and_not_a_lost_update
         await site.visit(other, "/overview")
         await expect(other.locator("#notes")).to_contain_text("theirs")
         await page.click("text=Save mine over it")
-        await expect(page.locator("#notes")).to_contain_text("mine")
+        for each in (page, other):
+            await expect(each.locator("#notes")).to_contain_text("mine")
+
+
+@pytest.mark.parametrize("size", ["wide", "phone"])
+async def test_all_guests_of_the_node_are_started_and_shut_down_as_one_task(site: FakeSite, size: str) -> None:
+    asked = site.world.guests.asked_of_all
+    async with site.page(size) as page:
+        await site.visit(page, "/node")
+        await page.click("#start-all")
+        await site.look(page, f"node-start-all-{size}")
+        await page.check("[name=force]")
+        await page.click("#confirm")
+        await expect(page.locator("#task-head")).to_contain_text("Start all guests")
+        await expect(page.locator("#dialog[open]")).to_have_count(0)
+        await page.click("#drawer-bar")
+        await page.click("#stop-all")
+        await expect(page.locator("#dialog .notice.warn")).to_contain_text("3 guests run now")
+        await site.look(page, f"node-stop-all-{size}")
+        await page.uncheck("[name=force-stop]")
+        await page.click("#confirm")
+        await expect(page.locator("#task-head")).to_contain_text("Stop all guests")
+    assert asked[-2:] == [
+        ("startall", {"guest_ids": None, "force": True}), ("stopall", {"guest_ids": None, "force_stop": False}),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", ["wide", "phone"])
+async def test_the_bridge_that_the_appliance_made_is_changed_on_the_networks_page(site: FakeSite, size: str) -> None:
+    async with site.page(size) as page:
+        await site.visit(page, "/node/network")
+        await page.click("#edit-bridge")
+        await site.look(page, f"node-bridge-{size}")
+        await page.fill("#f-cidr", "10.99.0.1/24")
+        await page.fill("#f-mtu", "1400")
+        await page.fill("#f-comments", "of the guests")
+        await page.click("#confirm")
+        await expect(page.locator("tr", has_text="vmbr0")).to_contain_text("10.99.0.1/24")
+        await page.click("#edit-bridge")
+        await expect(page.locator("#f-comments")).to_have_value("of the guests")
+        await page.fill("#f-comments", "")
+        await page.fill("#f-cidr", "10.64.0.1/22")
+        await page.click("#confirm")
+        await expect(page.locator("tr", has_text="vmbr0")).to_contain_text("10.64.0.1/22")
+        await page.click("#edit-bridge")
+        await expect(page.locator("#f-comments")).to_have_value("")
 
 
 async def test_the_chain_of_the_audit_log_is_checked_on_demand(site: FakeSite) -> None:

@@ -23,6 +23,7 @@ from appliance.model.network import HostInterface
 from appliance.model.volume import ContentType, StorageUsage, VolumeId, VolumeInfo
 from appliance.services import storage_config
 from appliance.services.login import Login
+from appliance.services.network import BridgeChange
 from appliance.services.node import NodeStatus
 from appliance.services.node_sample import CpuInfo, HostInfo, KernelInfo
 from appliance.services.storage_config import StorageConfig, StorageDocument
@@ -84,6 +85,32 @@ class HouseAccess(FakeAccess):
 
     async def logout(self, ticket: str) -> None:
         self.ended.add(ticket)
+
+
+class HouseNetwork:
+    """The bridge `vmbr0`, which is the appliance's own, and an interface of the host."""
+
+    def __init__(self) -> None:
+        self.problem, self.comment = "", ""
+        self._found = [_interface("vmbr0", "bridge", "10.64.0.1/22"), _interface("eth0", "", "192.0.2.7/24")]
+
+    def is_managed(self, name: str) -> bool:
+        return name == "vmbr0"
+
+    async def interfaces(self) -> Sequence[HostInterface]:
+        return self._found
+
+    async def interface(self, name: str) -> HostInterface:
+        return next(each for each in self._found if each.name == name)
+
+    async def update_bridge(self, name: str, change: BridgeChange) -> None:
+        bridge = await self.interface(name)
+        self.comment = self.comment if change.comment is None else change.comment
+        self._found[0] = dataclasses.replace(
+            bridge,
+            addresses=bridge.addresses if change.cidr is None else (change.cidr,),
+            mtu=bridge.mtu if change.mtu is None else change.mtu,
+        )
 
 
 class HouseStorage:
@@ -234,11 +261,10 @@ def furnished(directory: Path) -> tuple[Services, World]:
         return dict(configs.get(guest_id, {"cores": "2", "memory": "512"})), "0" * 40
 
     vars(world.guests)["config"] = config
-    interfaces = [_interface("vmbr0", "bridge", "10.64.0.1/22"), _interface("eth0", "", "192.0.2.7/24")]
     others: dict[str, Any] = {
         "access": access,
         "storage": storage,
-        "network": SimpleNamespace(interfaces=_answer(interfaces), problem=""),
+        "network": HouseNetwork(),
         "node": SimpleNamespace(status=_answer(_status())),
         "engines": ENGINES,
         "images": images,

@@ -228,13 +228,15 @@ class FakeTasks:
 
 
 class FakeGuests:
-    """Guests that start and stop at once. `add` defines one; `consoles` are by (id, name), `displays` by id."""
+    """Guests that start and stop at once. `add` defines one; `consoles` are by (id, name), `displays` by id.
+    `asked_of_all` is what was asked of all of them, with its options."""
 
     def __init__(self, events: EventBus, tasks: FakeTasks) -> None:
         self._events = events
         self._tasks = tasks
         self.views: dict[int, GuestView] = {}
         self.named: frozenset[VolumeId] = frozenset()
+        self.asked_of_all: list[tuple[str, dict[str, object]]] = []
         self.consoles: dict[tuple[int, str], FakeViewer] = {}
         self.displays: dict[int, Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]] = {}
 
@@ -293,6 +295,18 @@ class FakeGuests:
 
     async def stop(self, kind: GuestKind, guest_id: int, *, user: str, **options: object) -> str:
         return await self._power("stop", kind, guest_id, user, GuestState.STOPPED)
+
+    async def start_all(self, *, user: str, guest_ids: Sequence[int] | None = None, force: bool = False) -> str:
+        return await self._all("startall", user, {"guest_ids": guest_ids, "force": force})
+
+    async def stop_all(self, *, user: str, guest_ids: Sequence[int] | None = None, force_stop: bool = True) -> str:
+        return await self._all("stopall", user, {"guest_ids": guest_ids, "force_stop": force_stop})
+
+    async def _all(self, verb: str, user: str, options: dict[str, object]) -> str:
+        async def work(task: SimpleNamespace) -> None:
+            self.asked_of_all.append((verb, options))
+
+        return await self._tasks.run(verb, object_id="", user=user, work=work)
 
     async def _power(self, verb: str, kind: GuestKind, guest_id: int, user: str, state: GuestState) -> str:
         self.get(guest_id, kind)

@@ -23,7 +23,7 @@ PAGES = [
 ]  # fmt: skip
 DIALOGS = [
     "/dialogs/settings/tag-style", "/dialogs/settings/description", "/dialogs/settings/console", "/dialogs/add-storage",
-    "/dialogs/guest/100/move/scsi0",
+    "/dialogs/guest/100/move/scsi0", "/dialogs/node/all/start", "/dialogs/node/all/stop", "/dialogs/node/bridge",
     "/dialogs/storage/local/edit", "/dialogs/storage/local/remove",
     "/dialogs/create-vm", "/dialogs/create-ct", "/dialogs/guest/103/delete", "/dialogs/guest/100/confirm/stop",
     "/dialogs/guest/100/confirm/reset", "/dialogs/guest/100/edit/memory", "/dialogs/guest/100/notes",
@@ -97,7 +97,9 @@ async def test_a_viewer_sees_only_the_guests_and_storages_they_may(house: Site) 
     assert "Host CPU" not in html
     await read(house, "/guests/100", user="bob@pve", status=403)
     await read(house, "/node", user="bob@pve", status=403)
-    await read(house, "/dialogs/settings/description", user="bob@pve", status=403)
+    for dialog in ("settings/description", "node/all/start", "node/bridge"):
+        await read(house, f"/dialogs/{dialog}", user="bob@pve", status=403)
+    await read(house, "/dialogs/node/all/destroy", status=404)
     await read(house, "/guests/101/console", user="bob@pve", status=404)
     await read(house, "/storage/local", user="bob@pve", status=403)
 

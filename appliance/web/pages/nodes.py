@@ -26,7 +26,8 @@ async def show_node(visit: Visit) -> web.StreamResponse:
     tabs = [(name, word) for name, word in areas.NODE_TABS.items() if name != "shell" or may_open_shell]
     if tab not in dict(tabs):
         raise NotFound(f"page '{tab[:40]}' of node {viewer.node}")
-    context = await contexts.node(viewer) | await _tab(visit, tab)
+    may_power_all = viewer.may("/", "VM.PowerMgmt")
+    context = await contexts.node(viewer) | {"may_power_all": may_power_all} | await _tab(visit, tab)
     crumbs = areas.trail((viewer.node, "/node"), here=areas.NODE_TABS[tab])
     topics = "node" if tab == "summary" else ""
     return await visit.page(
@@ -49,7 +50,12 @@ async def _tab(visit: Visit, tab: str) -> contexts.Context:
         case "network":
             found = await _read("interfaces", services.network.interfaces())
             found["interfaces"] = [each for each in found["interfaces"] if not each.loopback]  # type: ignore[attr-defined]
-            return found | {"network_problem": services.network.problem, "bridge": services.config.bridge}
+            managed = services.network.is_managed(services.config.bridge)
+            return found | {
+                "network_problem": services.network.problem,
+                "bridge": services.config.bridge,
+                "may_edit": managed and visit.viewer.may(f"/nodes/{visit.viewer.node}", "Sys.Modify"),
+            }
         case "system":
             return await _system(visit)
         case "tasks":
