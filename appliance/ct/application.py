@@ -138,6 +138,17 @@ def write_files(spec: CtSpec, around: Surroundings, bundle: Path) -> None:
             raise HostError.from_os_error(error, f"write {bundle / name}") from error
 
 
+def rewrite_resolver(bundle: Path, text: str) -> None:
+    """Change the resolver's file of a container that runs: in place, as it is bound in. Blocking. Raises `HostError`."""
+    path = bundle / "resolv.conf"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(fd, "wb", buffering=0) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise HostError.from_os_error(error, f"write {path}") from error
+
+
 def _file_mounts(bundle: Path) -> list[dict[str, object]]:
     options = ["bind", "nosuid", "nodev", "noexec"]
     return [

@@ -87,9 +87,12 @@ def hosts_lines(spec: CtSpec) -> list[str]:
 def resolv_conf(spec: CtSpec, host_resolver: str) -> str:
     """The container's name servers, else the host's that are not its own loopback; empty: leave the file alone."""
     servers = re.split(r"[\s,;]+", spec.nameserver.strip()) if spec.nameserver.strip() else _host_servers(host_resolver)
-    if not servers:
-        return ""
-    search = [f"search {spec.search_domain}"] if spec.search_domain else []
+    return resolver_text(servers, spec.search_domain) if servers else ""
+
+
+def resolver_text(servers: Sequence[str], search_domain: str) -> str:
+    """resolv.conf(5)."""
+    search = [f"search {search_domain}"] if search_domain else []
     return "\n".join([BEGIN, *search, *(f"nameserver {server}" for server in servers), END, ""])
 
 

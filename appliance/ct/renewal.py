@@ -38,6 +38,11 @@ async def renew(files: Files, executions: Executions, spec: CtSpec, names: Colle
     return "addresses are left to the container: it has neither ifupdown nor systemd-networkd"
 
 
+async def resolver(files: Files, text: str) -> None:
+    """Replace what the container resolves names by. Raises what `Files.write` does."""
+    await _write(files, "/etc/resolv.conf", text)
+
+
 async def _ifupdown(files: Files, executions: Executions, nics: Sequence[NicSpec], changed: Sequence[NicSpec]) -> None:
     present = await _read(files, interior.INTERFACES)
     await _write(files, interior.INTERFACES, interior.interfaces(present, nics))

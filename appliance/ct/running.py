@@ -18,7 +18,7 @@ from pathlib import Path
 
 from appliance import command
 from appliance.command import Completed
-from appliance.ct import limits, renewal, rootfs, shim
+from appliance.ct import application, interior, limits, renewal, rootfs, shim
 from appliance.ct.console import ConmonConsole
 from appliance.ct.execution import Executions, ShellConsole, kill_by_file
 from appliance.ct.files import Files
@@ -130,8 +130,8 @@ class RunningCt:
 
     async def shutdown(self) -> None:
         self._asked = self._asked or "shutdown"
-        if (application := self._parts.application) is not None:
-            self._signal_init(signal_number(application.stop_signal or "SIGTERM"))
+        if (made_of := self._parts.application) is not None:
+            self._signal_init(signal_number(made_of.stop_signal or "SIGTERM"))
             return
         init = await asyncio.to_thread(program_of, self.pid)
         program = _HALT_PROGRAMS.get(init)
@@ -211,6 +211,14 @@ class RunningCt:
     async def renew_network(self, spec: CtSpec, names: Collection[str]) -> str:
         """Let the distribution inside take over what `spec` says of its interfaces `names`; a line about it."""
         return await renewal.renew(self.files, self.executions, spec, names)
+
+    async def renew_resolver(self, servers: Sequence[str], search_domain: str) -> None:
+        """Have names resolved by these addresses inside. Raises what `Files.write` does, `HostError`."""
+        text = interior.resolver_text(servers, search_domain)
+        if self._parts.application is None:
+            await renewal.resolver(self.files, text)
+        else:
+            await asyncio.to_thread(application.rewrite_resolver, self._parts.bundle, text)
 
     async def execute(self, argv: Sequence[str], *, timeout_s: float, stdin: bytes | None = None) -> Completed:
         """Run a program inside as its root and return what it said, whatever its status.

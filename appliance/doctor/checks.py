@@ -24,6 +24,7 @@ _PROGRAM_COSTS = {
     "qemu-storage-daemon": ("qemu-system-common", "native machines have raw disks only"),
     "mkfs.ext4": ("e2fsprogs", "containers have no volumes of a size"),
     "dnsmasq": ("dnsmasq-base", "no DHCP and DNS on the managed bridge"),
+    "dhcpcd": ("dhcpcd-base", "no ip=dhcp or ip6=dhcp of containers the host addresses, on bridges of yours"),
     "mmdebstrap": ("mmdebstrap", "no templates can be built on this host"),
     "sfdisk": ("fdisk", "no templates of virtual machines can be built"),
     "mkfs.vfat": ("dosfstools", "no templates of virtual machines can be built"),
@@ -147,7 +148,9 @@ def _network(facts: Facts) -> Iterator[Finding]:
             make = broken if device in _NEEDED_DEVICES else lacks
             module = device.rpartition("/")[2].replace("-", "_")
             yield make(device, error, _DEVICE_COSTS[device], f"modprobe {module}")
-    yield from _libraries_and_programs(facts, ("libnftables.so.1", "libpam.so.0", "libcrypt.so.1"), ("dnsmasq",))
+    yield from _libraries_and_programs(
+        facts, ("libnftables.so.1", "libpam.so.0", "libcrypt.so.1"), ("dnsmasq", "dhcpcd")
+    )
 
 
 def _storage(facts: Facts) -> Iterator[Finding]:

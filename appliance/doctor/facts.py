@@ -32,7 +32,8 @@ CONTROLLERS = ("cpu", "memory", "pids", "io")
 DEVICES = ("/dev/net/tun", "/dev/vhost-net", "/dev/vhost-vsock", "/dev/fuse")
 LIBRARIES = ("libnftables.so.1", "libpam.so.0", "libcrypt.so.1")
 PROGRAMS = (
-    "apparmor_parser", "conmon", "crun", "dnsmasq", "grub-bios-setup", "grub-mkimage", "lxcfs", "mcopy", "mkfs.ext4", "mkfs.vfat",
+    "apparmor_parser", "conmon", "crun", "dhcpcd", "dnsmasq", "grub-bios-setup", "grub-mkimage", "lxcfs", "mcopy", "mkfs.ext4",
+    "mkfs.vfat",
     "mmdebstrap", "qemu-img", "qemu-storage-daemon", "runc", "sfdisk", "xz", "zstd",
 )  # fmt: skip
 ADMIN_PATHS = ("/usr/local/sbin", "/usr/sbin", "/sbin")

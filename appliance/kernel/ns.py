@@ -6,6 +6,7 @@ the path of its descriptors: its network can be made ready while the container i
 
 from __future__ import annotations
 
+import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from appliance.kernel import libc
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
 _CLONE_FILES = 0x400
+_NS_GET_USERNS = 0xB701
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,20 @@ def user_namespace(id_base: int, id_count: int) -> int:
     with libc.paused_child(CLONE_NEWUSER | _CLONE_FILES) as pid:
         _map_ids(pid, id_base, id_count)
         return _open(pid, "user")
+
+
+def owner_of(fd: int) -> int | None:
+    """A descriptor of the user namespace that owns the namespace behind `fd`; None when that is ours (ioctl_ns(2)).
+
+    The caller closes it. Raises `OSError` (EPERM: it is none of ours to enter).
+    """
+    owner = fcntl.ioctl(fd, _NS_GET_USERNS)
+    theirs, ours = os.fstat(owner), Path("/proc/self/ns/user").stat()
+    if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino):
+        os.close(owner)
+        return None
+    os.set_inheritable(owner, False)
+    return owner
 
 
 def guest_namespaces(id_base: int, id_count: int) -> GuestNamespaces:

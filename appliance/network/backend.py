@@ -2,6 +2,7 @@
 
     backend (loop)  →  home.NetworkThread  →  bridge, ports  →  kernel.rtnetlink, nftables, tuntap, netns
                     →  dnsmasq.Dnsmasq (supervised process)
+                    →  dhcp_clients.DhcpClients (supervised processes in containers' namespaces)
     names, addresses, rules: pure
 
 What is made: the managed bridge (NAT, DHCP, DNS), a tap or veth port for each NIC, the nft tables `inet` and `bridge`
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from appliance.clock import Clock
@@ -27,6 +28,7 @@ from appliance.model.guest import GuestId, NicSpec
 from appliance.model.network import DEFAULT_BRIDGE, BridgeSettings, BridgeState, HostInterface
 from appliance.network import bridge, dnsmasq, names
 from appliance.network.addresses import Reservations, pool_of
+from appliance.network.dhcp_clients import DhcpClients
 from appliance.network.dnsmasq import Dnsmasq, DnsmasqFiles
 from appliance.network.home import Home, NetworkThread
 from appliance.network.interfaces import describe
@@ -69,6 +71,7 @@ class NetworkBackend:
         self._dnsmasq: Dnsmasq | None = None
         self._supervision: asyncio.Task[None] | None = None
         self._applying = asyncio.Lock()
+        self._clients = DhcpClients(self._directory, tag=self.tag, clock=clock, scope=scope)
 
     # --- life
 
@@ -94,6 +97,7 @@ class NetworkBackend:
             await self._stop_dnsmasq()
             try:
                 self._ports = await self._thread.call(f"bridge {settings.name}", self._establish, settings)
+                await self._clients.adopt(set(self._ports.known))
                 return self._ports.state
             finally:
                 if self._ports is not None:  # after an error those of before: the guests on them keep their DHCP
@@ -158,6 +162,7 @@ class NetworkBackend:
         ports = self._ports
         if ports is not None and not ports.known:
             await self.teardown()
+        await self._clients.let_go()
         await self._stop_supervision()
         process, self._dnsmasq = self._dnsmasq, None
         if process is not None:  # in the thread: after a start that may be under way there
@@ -172,6 +177,7 @@ class NetworkBackend:
         """
         await self._thread.open()
         await self._stop_dnsmasq()
+        await self._clients.end_all()
         self._ports = self._published = None
 
         def remove(home: Home) -> list[str]:
@@ -205,10 +211,20 @@ class NetworkBackend:
         return names.port_name("tap", guest_id, nic.slot, space=self._port_space)
 
     async def plug_ct(self, guest_id: GuestId, nic: NicSpec, namespace: Path) -> None:
-        """Make the veth pair of this NIC, its far end inside the network `namespace`, up, named `nic.name`."""
+        """Make the veth pair of this NIC, its far end inside the network `namespace`, up, named `nic.name`.
+
+        Addresses that a DHCP server gives (`DhcpClients`) are asked for from now on, and not waited for.
+        """
         ports = self._ready()
+        await self._clients.end(guest_id, nic.slot)
         if await self._thread.call(f"ct {guest_id}: {nic.slot}", lambda _: ports.plug_ct(guest_id, nic, namespace)):
             self._reload_dnsmasq()
+        name = names.port_name("veth", guest_id, nic.slot, space=self._port_space)
+        try:
+            await self._clients.begin(name, guest_id, nic, namespace, reserved=ports.reserves(nic))
+        except ApplianceError:
+            await self._thread.call(f"ct {guest_id}: {nic.slot}", lambda _: ports.remove(name))
+            raise
 
     def _reload_dnsmasq(self) -> None:
         if self._dnsmasq is not None:
@@ -220,6 +236,14 @@ class NetworkBackend:
         if state is None or not state.managed or state.settings.name != bridge:
             return ""
         return str(state.settings.gateway) if state.settings.dns and state.settings.dhcp else ""
+
+    def learned_resolvers(self, guest_id: GuestId) -> Sequence[str]:
+        """The name servers that DHCP servers told the host for this guest; none where it asks itself, or not yet."""
+        return self._clients.resolvers(guest_id)
+
+    def on_learned(self, heard: Callable[[GuestId], None]) -> None:
+        """Have `heard` called on the loop whenever `learned_resolvers` of a guest has changed. For one listener."""
+        self._clients.heard = heard
 
     async def publish(self, guest_id: GuestId, wanted: Sequence[PublishedPort]) -> None:
         """Let ports of the host lead to this guest, which is plugged, until it is unplugged.
@@ -240,6 +264,7 @@ class NetworkBackend:
         ports, published = self._ports, self._published
         if ports is None or published is None:
             return
+        await self._clients.end(guest_id)
 
         def work(_: Home) -> None:
             published.remove(guest_id)
@@ -250,12 +275,14 @@ class NetworkBackend:
     async def unplug_one(self, guest_id: GuestId, slot: str) -> None:
         """Remove one port of this guest; not an error when there is none."""
         ports = self._ready()
+        await self._clients.end(guest_id, slot)
         await self._thread.call(f"guest {guest_id}: {slot}", lambda _: ports.unplug_one(guest_id, slot))
 
     async def reconcile(self, keep: Collection[tuple[GuestId, str]]) -> Sequence[str]:
         """Remove the ports of guests that do not run: all but (guest, slot) in `keep`; the names removed."""
         ports, published = self._ready(), self._published
         assert published is not None
+        await self._clients.keep(keep)
 
         def work(_: Home) -> Sequence[str]:
             published.keep({guest_id for guest_id, _ in keep})

@@ -20,8 +20,9 @@ from appliance.kernel import netns, rtnetlink, tuntap
 from appliance.kernel.rtnetlink import Link, LinkChange, VethPeer
 from appliance.model.guest import GuestId, NicSpec
 from appliance.model.network import BridgeState, check_interface_name
-from appliance.network import addresses, bridge, dnsmasq, names, rules
+from appliance.network import addresses, bridge, dhcp_process, dnsmasq, names, rules
 from appliance.network.addresses import Reservations
+from appliance.network.dhcp_clients import needs_client
 from appliance.network.home import Home
 from appliance.network.names import Port
 
@@ -84,18 +85,31 @@ class Ports:
         if nic.vlan is not None and not link.vlan_filtering:
             text = "is not VLAN aware, or this kernel has no bridge VLAN filtering"
             raise Unsupported(f"{nic.slot}: VLAN tag {nic.vlan}: bridge {nic.bridge} {text}")
-        if nic.host_managed and nic.ip == "dhcp" and (self.reservations is None or nic.bridge != self.managed):
-            text = "the host knows the address on its managed bridge only; give a fixed one, or host-managed=0"
-            raise Unsupported(f"{nic.slot}: ip=dhcp on bridge {nic.bridge}: {text}")
-        if nic.host_managed and nic.ip6 == "dhcp":
-            raise Unsupported(
-                f"{nic.slot}: ip6=dhcp needs a client inside: use auto or a fixed address, or host-managed=0"
-            )
+        self._check_dhcp(nic)
         if not addresses.is_unicast_mac(nic.mac):
             raise InvalidParameter({nic.slot: f"{nic.mac!r} is not a unicast MAC address"})
         if nic.mtu not in (None, INHERIT_MTU) and (nic.mtu or 0) > link.mtu:
             raise InvalidParameter({nic.slot: f"MTU {nic.mtu} is larger than the {link.mtu} of bridge {nic.bridge}"})
         return link
+
+    def _check_dhcp(self, nic: NicSpec) -> None:
+        """Whether somebody can answer, and ask, for the addresses the host is to set."""
+        four, six = needs_client(nic, reserved=self.reserves(nic))
+        if not (four or six):
+            return
+        if nic.bridge == self.managed:
+            key, lack = ("ip", "DHCP is off there") if four else ("ip6", "it has no IPv6")
+            raise Unsupported(
+                f"{nic.slot}: {key}=dhcp on the managed bridge {nic.bridge}: {lack}; give a fixed address"
+            )
+        try:
+            dhcp_process.program()
+        except Unsupported as error:
+            raise Unsupported(f"{nic.slot}: {'ip' if four else 'ip6'}=dhcp: {error}") from error
+
+    def reserves(self, nic: NicSpec) -> bool:
+        """Whether the IPv4 address of this NIC is one of our choosing, when it asks by DHCP."""
+        return self.reservations is not None and nic.bridge == self.managed
 
     def of_guest(self, guest_id: GuestId) -> list[Port]:
         """The guest's ports, in order of name."""
@@ -149,13 +163,13 @@ class Ports:
     def _addressing(self, port: Port, nic: NicSpec) -> Addressing:
         """What the host sets inside for a NIC that is host-managed; `check` has refused what it cannot."""
         subnet = self.state.settings.subnet
-        if nic.ip == "dhcp" and subnet is not None:
+        if nic.ip == "dhcp" and self.reserves(nic) and subnet is not None:
             four = (f"{port.address}/{subnet.prefixlen}", str(self.state.settings.gateway))
         else:
             four = (nic.ip, nic.gateway)
         fixed = tuple((address, gateway) for address, gateway in (four, (nic.ip6, nic.gateway6)) if "/" in address)
         # what neither is fixed nor learned is left to the kernel's own habit
-        advertised = True if nic.ip6 == "auto" else False if "/" in nic.ip6 else None
+        advertised = True if nic.ip6 in ("auto", "dhcp") else False if "/" in nic.ip6 else None
         return Addressing(fixed=fixed, advertised=advertised)
 
     def reachable(self, guest_id: GuestId) -> tuple[Port, str]:
@@ -184,7 +198,7 @@ class Ports:
             raise Conflict(f"{nic.slot}: address {address} is in use by guest {others[address].guest_id}")
         if address and nic.bridge == self.managed and address == str(self.state.settings.gateway):
             raise Conflict(f"{nic.slot}: address {address} is the gateway of bridge {nic.bridge}")
-        if not address and self.reservations is not None and nic.bridge == self.managed:
+        if not address and self.reservations is not None and self.reserves(nic):
             before = self.reservations.items()
             in_use = {port.mac for port in self.known.values()}
             address = str(self.reservations.reserve(mac, avoid=others.keys(), in_use=in_use))

@@ -43,6 +43,10 @@ class GuestInventory:
         stored = self.table.get(guest_id, kind)
         return self._runtimes[stored.guest_id]
 
+    def find(self, guest_id: GuestId) -> GuestRuntime | None:
+        """None when there is no such guest."""
+        return self._runtimes.get(guest_id)
+
     def add(self, stored: StoredGuest) -> GuestRuntime:
         """Make the runtime of a guest that has just been stored."""
         label = f"{stored.kind.prefix} {stored.guest_id}"

@@ -48,6 +48,7 @@ from appliance.services.guest_usage import RootUsage
 from appliance.services.guest_view import GuestView, view
 from appliance.services.guest_volumes import GuestVolumes
 from appliance.services.images import ImageService
+from appliance.services.learned_resolvers import LearnedResolvers
 from appliance.services.live_changes import LiveChanges
 from appliance.services.ports import CtProvisioner, LogLine, LogPiece, LogStore, NetworkBackend, RunningGuest
 from appliance.services.storage import StorageService
@@ -93,6 +94,7 @@ class GuestService:
         self.applications = ApplicationSupervisor(
             store=store, events=events, clock=clock, scope=scope, logs=app_logs, launch=self._launch_application
         )
+        self._resolvers = LearnedResolvers(network, scope, self._inventory.find)
         self._runner = GuestRunner(
             engines=engines,
             storage=storage,
@@ -102,7 +104,7 @@ class GuestService:
             clock=clock,
             scope=scope,
             before_start=self._before_start,
-            started=self.applications.started,
+            started=self._has_started,
             ended=self.applications.ended,
             shared_directory=shared_directory,
             tell_end=self._notices.crashed,
@@ -456,6 +458,10 @@ class GuestService:
 
     async def _launch_application(self, guest: GuestRuntime) -> None:
         await self._runner.launch(guest, lambda line: log.info("%s: %s", guest.label, line))
+
+    def _has_started(self, guest: GuestRuntime, running: RunningGuest) -> None:
+        self.applications.started(guest, running)
+        self._resolvers.started(guest, running)
 
     async def _before_start(self, guest: GuestRuntime, log_line: LogLine) -> None:
         script = guest.stored.record.config.get("hookscript", "")

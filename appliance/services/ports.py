@@ -464,6 +464,12 @@ class NetworkBackend(Protocol):
     def resolver(self, bridge: str) -> str:
         """The name server for guests on this bridge that do not ask by DHCP; "" where we know none."""
 
+    def learned_resolvers(self, guest_id: GuestId) -> Sequence[str]:
+        """The name servers that DHCP servers told the host for this guest; none where it asks itself, or not yet."""
+
+    def on_learned(self, heard: Callable[[GuestId], None]) -> None:
+        """Have `heard` called on the loop whenever `learned_resolvers` of a guest has changed. For one listener."""
+
     async def publish(self, guest_id: GuestId, wanted: Sequence[PublishedPort]) -> None:
         """Let ports of the host lead to this guest, which is plugged, until it is unplugged. Raises `Conflict` for a port that
         is taken, `Unsupported` when its address is not known here, `InvalidParameter`."""

@@ -223,6 +223,9 @@ class FakeRunningGuest(FakeMirrors):
         self.asked.append(f"network {' '.join(sorted(names))}")
         return "done"
 
+    async def renew_resolver(self, servers: Sequence[str], search_domain: str) -> None:
+        self.asked.append(f"resolve by {' '.join(servers)}{f' in {search_domain}' if search_domain else ''}")
+
     async def detach(self) -> None:
         self.held = False
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -49,6 +49,8 @@ class FakePorts:
         self.published: dict[int, tuple[PublishedPort, ...]] = {}
         self.broken: HostError | None = None
         self.links: dict[tuple[int, str], bool] = {}
+        self.learned: dict[int, tuple[str, ...]] = {}
+        self._heard: Callable[[GuestId], None] = lambda guest_id: None
 
     async def check(self, nic: NicSpec) -> None:
         if nic.bridge in self.missing:
@@ -64,6 +66,17 @@ class FakePorts:
 
     def resolver(self, bridge: str) -> str:
         return "192.0.2.53" if bridge == "vmbr0" else ""
+
+    def learned_resolvers(self, guest_id: GuestId) -> Sequence[str]:
+        return self.learned.get(guest_id, ())
+
+    def on_learned(self, heard: Callable[[GuestId], None]) -> None:
+        self._heard = heard
+
+    def learn(self, guest_id: int, *servers: str) -> None:
+        """A DHCP server says something of this guest's name servers."""
+        self.learned[guest_id] = servers
+        self._heard(GuestId(guest_id))
 
     async def publish(self, guest_id: GuestId, wanted: Sequence[PublishedPort]) -> None:
         self.published[guest_id] = tuple(wanted)

@@ -109,9 +109,9 @@ class Lab:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def guest(self) -> Guest:
+    def guest(self, *, enter: tuple[str, ...] = ("unshare", "--net")) -> Guest:
         """A new guest, ended with the lab."""
-        guest = Guest()
+        guest = Guest(enter=enter)
         self._stack.callback(guest.end)
         return guest
 
