@@ -135,14 +135,14 @@ class GuestCreation:
         user: str,
         snapshot: str = "",
     ) -> str:
-        """A copy under a new VMID. A linked clone needs a template; a running guest cannot be cloned, but its `snapshot` can,
-        in full. Returns the UPID."""
+        """A copy under a new VMID. A linked clone is of a template, or of a container's `snapshot`; a running guest cannot be
+        cloned, but its snapshots can. Returns the UPID."""
         source = self._inventory.get(source_id, kind)
         self._inventory.require_unlocked(source)
-        if not full and not self._inventory.summary(source).template:
-            raise Conflict(f"{source.label}: linked clones are made of templates only")
-        if not full and snapshot:
-            raise Conflict(f"{source.label}: a clone of a snapshot is a full one")
+        if not full and not snapshot and not self._inventory.summary(source).template:
+            raise Conflict(f"{source.label}: linked clones are made of templates and of containers' snapshots")
+        if not full and snapshot and kind is GuestKind.QEMU:
+            raise Conflict(f"{source.label}: a clone of a machine's snapshot, which is inside its disks, is a full one")
         described = {} if description is None else guest_config.parse(kind, {"description": description})
         config = self._clone_config(source, snapshot, name) | described
         # the original's disks are not the clone's: until it has its own, the record names none

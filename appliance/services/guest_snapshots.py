@@ -14,7 +14,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -360,6 +360,8 @@ class GuestSnapshots:
 
     async def _remove(self, guest: GuestRuntime, name: str, *, force: bool, task: TaskHandle) -> None:
         record = guest.stored.record
+        if not force:
+            await self._check_removal(guest, name)
         kept = msgspec.structs.replace(record.snapshots[name], state=DELETE)
         locked = record.config | {"lock": "snapshot-delete"}
         try:
@@ -371,6 +373,12 @@ class GuestSnapshots:
                 raise
             task.warn(str(error))
         await to_its_end(self._forget(guest, name), name=f"forget snapshot {name} of {guest.label}")
+
+    async def _check_removal(self, guest: GuestRuntime, name: str) -> None:
+        """Before anything is touched: of several volumes a later one may refuse. Raises `Conflict`."""
+        for volume in (await self._parts(guest, guest.stored.record.snapshots[name].config)).volumes:
+            with suppress(NotFound):
+                await self._storage.backend(volume.storage).check_snapshot_removal(volume, name)
 
     async def _unlock(self, guest: GuestRuntime) -> None:
         await self._write(guest, config=_without_lock(guest.stored.record.config))

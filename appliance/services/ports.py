@@ -404,7 +404,8 @@ class VolumeBackend(Protocol):
     async def clone(
         self, source: OpenedVolume, guest_id: GuestId, *, format: VolumeFormat, full: bool, log: LogLine
     ) -> VolumeId:
-        """A new volume for `guest_id` with the content of `source`; `full=False` makes a linked (copy-on-write) clone."""
+        """A new volume for `guest_id` with the content of `source`; `full=False` makes a linked (copy-on-write) clone. What that
+        stands on cannot be deleted before it. Raises `Unsupported` where there can be none."""
 
     async def resize(self, volume_id: VolumeId, size_bytes: int) -> None:
         """Grow; shrinking is refused (`InvalidParameter`). For ROOTDIR/RAW the file system grows too (offline)."""
@@ -421,8 +422,11 @@ class VolumeBackend(Protocol):
     async def roll_back(self, volume_id: VolumeId, name: str) -> None:
         """Give the volume the content and size kept as `name`, which stays. May be repeated after an interruption."""
 
+    async def check_snapshot_removal(self, volume_id: VolumeId, name: str) -> None:
+        """Raises `Conflict` naming the linked clones that stand on it."""
+
     async def delete_snapshot(self, volume_id: VolumeId, name: str) -> None:
-        """Forget it; not an error when there is none."""
+        """Forget it; not an error when there is none. Raises as `check_snapshot_removal`."""
 
     async def snapshots(self, volume_id: VolumeId) -> Sequence[str]:
         """The names of the volume's snapshots, sorted."""

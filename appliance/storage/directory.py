@@ -6,6 +6,7 @@
     publication.py    how a volume appears and vanishes at one moment
     inspection.py     measuring, and judging images before QEMU sees them; qcow2_header.py reads their first bytes
     trees.py          counting and removing what a container made of a directory volume; what kind a file system offers
+    cloning.py        volumes made of other volumes, in full or linked
     backups.py        archives of guests, and what is made and taken apart on the way
     overlays.py       directory volumes in layers; layers.py: unpacked templates, which many of them stand on
     receiving.py      streams with a checksum
@@ -38,12 +39,13 @@ from appliance.model.volume import ContentType, OpenedVolume, StorageUsage, Volu
 from appliance.storage import inspection, naming, overlays, receiving, sparse, tools, trees
 from appliance.storage.backups import BackupArea
 from appliance.storage.catalog import DISK_CONTENT, Catalog
+from appliance.storage.cloning import Cloning, NewClone
 from appliance.storage.layers import Fill, LayerStore
 from appliance.storage.oci.store import ImageStore
 from appliance.storage.publication import BeforeEffect, Maker, Publisher
 from appliance.storage.qcow2_header import SIZE_LIMIT_BYTES
 from appliance.storage.records import OVERLAY, Records, VolumeRecord
-from appliance.storage.snapshots import VolumeSnapshots, copy_directory
+from appliance.storage.snapshots import VolumeSnapshots
 from appliance.storage.trees import TreeKind
 
 log = logging.getLogger(__name__)
@@ -85,6 +87,7 @@ class DirectoryBackend:
         self._catalog = Catalog(storage_id, root, self._records)
         self._publisher = Publisher(storage_id, root, self._records, before_effect, on_change)
         self._snapshots = VolumeSnapshots(storage_id, root, self._records, before_effect)
+        self._cloning = Cloning(storage_id, root, self._records, self._publisher, self._snapshots)
         self._layers = LayerStore(storage_id, root, self._records, before_effect)
         self._trees = TreeKind.PLAIN
         self.backups = BackupArea(self, root, self._publisher)
@@ -223,67 +226,10 @@ class DirectoryBackend:
     ) -> VolumeId:
         """See `VolumeBackend.clone`. `content` defaults to the source's own (an imported file becomes `images`).
 
-        Raises `Unsupported` for a pair of formats that cannot be, `NoSpace`, `HostError`.
+        Raises `Unsupported` for a pair of formats that cannot be, and for linked clones there cannot be, `NoSpace`, `HostError`.
         """
-        if source.snapshot and not full:
-            raise Unsupported(f"volume {source.volume_id}: there are no linked clones of a snapshot")
-        if (source.format is VolumeFormat.SUBVOL) != (format is VolumeFormat.SUBVOL):
-            raise Unsupported(f"a {source.format} volume cannot become a {format} volume")
-        if source.layers is not None:
-            return await self._clone_layers(source, guest_id, full=full, log=log, label=label)
-        parent = "" if full else self._linkable(source, format)
-        record = VolumeRecord(content=content or await self._content_of(source), size=source.size_bytes, parent=parent)
-        async with self._publisher.new_disk(guest_id, label, format) as name:
-
-            async def copy(path: Path) -> None:
-                if parent and format is VolumeFormat.SUBVOL:
-                    await copy_directory(source.path, path)
-                elif parent:
-                    await tools.create_overlay(path, inspection.backing_path(name, parent), source.format)
-                elif format is VolumeFormat.SUBVOL:
-                    await copy_directory(source.path, path)
-                elif source.snapshot:
-                    await tools.convert_snapshot(source.path, source.format, path, format, snapshot=source.snapshot)
-                else:
-                    await tools.convert(source.path, source.format, path, format)
-
-            log(f"{'copying' if full else 'linking'} {source.volume_id or source.path} to {self._id}:{name}")
-            return await self._publisher.make(name, record, copy)
-
-    async def _clone_layers(
-        self, source: OpenedVolume, guest_id: GuestId, *, full: bool, log: Callable[[str], None], label: str
-    ) -> VolumeId:
-        if source.volume_id is None or source.volume_id.storage != self._id:
-            raise Unsupported(f"volume {source.volume_id}: its layers are on another storage than {self._id}")
-        old = source.volume_id.name
-        old_record = await asyncio.to_thread(self._records.get, old)
-        if source.snapshot:
-            old_record = overlays.kept_record(old, old_record, source.snapshot)
-        async with self._publisher.new_disk(guest_id, label, VolumeFormat.SUBVOL) as name:
-            if full:
-                record = overlays.copied_record(name, old_record)
-            else:
-                record = overlays.linked_record(old, old_record)
-
-            async def copy(path: Path) -> None:
-                if full:
-                    await overlays.copy(self._root, old, old_record, path)
-                else:
-                    await self._publisher.in_thread(f"create {name}", overlays.make, self._root, path, record)
-
-            log(f"{'copying' if full else 'linking'} {source.volume_id} to {self._id}:{name}")
-            return await self._publisher.make(name, record, copy)
-
-    def _linkable(self, source: OpenedVolume, image_format: VolumeFormat) -> str:
-        if source.volume_id is None or source.volume_id.storage != self._id:
-            raise Unsupported(f"storage {self._id}: a linked clone must be on the storage of its parent")
-        if image_format is VolumeFormat.SUBVOL and self._trees is TreeKind.BTRFS:
-            return ""  # a snapshot of a subvolume shares its blocks, and stands on nothing
-        if image_format is not VolumeFormat.QCOW2:
-            raise Unsupported(f"storage {self._id}: a linked clone must be qcow2, not {image_format}")
-        if not naming.locate(source.volume_id.name).is_disk:
-            raise Unsupported(f"volume {source.volume_id}: only a guest's disk can have linked clones")
-        return source.volume_id.name
+        made = NewClone(guest_id, format, label, content or await self._content_of(source), log)
+        return await self._cloning.clone(source, made, full=full, subvolumes=self._trees is TreeKind.BTRFS)
 
     async def _content_of(self, source: OpenedVolume) -> ContentType:
         if source.volume_id is not None and source.volume_id.storage == self._id:
@@ -363,8 +309,12 @@ class DirectoryBackend:
             await self._snapshots.roll_back(volume_id, name)
         self._on_change()
 
+    async def check_snapshot_removal(self, volume_id: VolumeId, name: str) -> None:
+        """Raises `Conflict` naming the linked clones that stand on it."""
+        await self._snapshots.check_removal(volume_id, name)
+
     async def delete_snapshot(self, volume_id: VolumeId, name: str) -> None:
-        """Not an error when there is none."""
+        """Not an error when there is none. Raises what `check_snapshot_removal` does."""
         async with self._publisher.reserve(volume_id.name):
             await self._snapshots.remove(volume_id, name)
 

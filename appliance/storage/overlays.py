@@ -15,7 +15,7 @@ import contextlib
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -67,6 +67,21 @@ def kept_record(volume: str, record: VolumeRecord, name: str) -> VolumeRecord:
     if layers is None:
         raise NotFound(f"volume {volume}: snapshot '{name}'")
     return msgspec.structs.replace(record, upper=PurePosixPath(layers[0]).name, layers=layers[1:])
+
+
+def clones_of_snapshot(volume: str, record: VolumeRecord, name: str, children: Mapping[str, VolumeRecord]) -> list[str]:
+    """Those of the linked clones `children` of `volume` that stand on its snapshot `name` and on nothing that stays without it.
+
+    Pure. What other snapshots keep stays; what only the present state has does not, as a return drops it. Clones of the present
+    state (of a template) stand on that.
+    """
+    others = {layer for each, layers in record.kept.items() if each != name for layer in layers}
+    only = {layer for layer in record.kept.get(name, ()) if _is_of(layer, volume)} - others
+    return [
+        child
+        for child, made in children.items()
+        if own(volume, record.upper) not in made.layers and not only.isdisjoint(made.layers)
+    ]
 
 
 def opened(root: Path, volume: str, record: VolumeRecord) -> OverlayLayers:
@@ -196,6 +211,10 @@ def sweep(root: Path, records: Records) -> Iterator[str]:
         if record.layout == OVERLAY and (root / naming.locate(volume).path).is_dir():
             for name in collect(root, volume, records):
                 yield f"removed the layer {name} of {volume}, which nothing stands on"
+
+
+def _is_of(layer: str, volume: str) -> bool:
+    return PurePosixPath(layer).parent == PurePosixPath(naming.locate(volume).path)
 
 
 def _own_layers(place: Path, root: Path, layers: list[str]) -> list[str]:

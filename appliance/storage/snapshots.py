@@ -88,7 +88,7 @@ class VolumeSnapshots:
         path, volume_format = await self._find(volume_id)
         if volume_format is VolumeFormat.QCOW2 or await self._is_overlay(volume_id):
             return
-        if await self._shares_blocks():
+        if await self.shares_blocks():
             return
         if volume_format is VolumeFormat.RAW:
             if (await self._thread(path.stat)).st_size > SMALL_BYTES:
@@ -152,10 +152,11 @@ class VolumeSnapshots:
             await to_the_end(remove_any, fresh)
 
     async def remove(self, volume_id: VolumeId, name: str) -> None:
-        """Not an error when there is none. Raises `Conflict` while QEMU has the image open."""
+        """Not an error when there is none. Raises `Conflict` while QEMU has the image open, or clones stand on it."""
         path, volume_format = await self._find(volume_id)
         if name not in await self.names(volume_id):
             return
+        await self.check_removal(volume_id, name)
         self._before_effect("remove the snapshot")
         if await self._is_overlay(volume_id):
             await self._overlays.remove(volume_id.name, name)
@@ -168,6 +169,18 @@ class VolumeSnapshots:
         await self._to_the_end((directory / name).rename, gone)
         self._before_effect("remove its data")
         await self._to_the_end(remove_any, gone)
+
+    async def check_removal(self, volume_id: VolumeId, name: str) -> None:
+        """Raises `Conflict` naming the linked clones that stand on the snapshot."""
+        record = await asyncio.to_thread(self._records.get, volume_id.name)
+        if record.layout != OVERLAY:
+            return  # its snapshots are the volume's alone
+        children = await self._thread(
+            lambda: {each: self._records.get(each) for each in self._records.children(volume_id.name)}
+        )
+        if clones := overlays.clones_of_snapshot(volume_id.name, record, name, children):
+            names = ", ".join(f"{self._id}:{clone}" for clone in sorted(clones)[:5])
+            raise Conflict(f"volume {volume_id}: linked clones stand on snapshot '{name}': {names}")
 
     async def names(self, volume_id: VolumeId) -> list[str]:
         """The snapshots there are, sorted."""
@@ -221,7 +234,8 @@ class VolumeSnapshots:
             raise Unsupported(f"volume {volume_id}: only a guest's volume has snapshots")
         return path, VolumeFormat(place.format)
 
-    async def _shares_blocks(self) -> bool:
+    async def shares_blocks(self) -> bool:
+        """Whether the storage's file system copies by reference."""
         if self._can_clone is None:
             self._can_clone = await to_the_end(reflink.can_clone, self._root / naming.IMAGES_DIRECTORY)
         return self._can_clone

@@ -138,6 +138,11 @@ class FakeVolumes:
         self.infos[volume_id] = self.kept[volume_id][name]
         self.returned.append((volume_id, name))
 
+    async def check_snapshot_removal(self, volume_id: VolumeId, name: str) -> None:
+        clones = [str(info.volume_id) for info in self.infos.values() if info.parent == volume_id]
+        if clones:
+            raise Conflict(f"volume {volume_id}: linked clones stand on snapshot '{name}': {', '.join(clones)}")
+
     async def delete_snapshot(self, volume_id: VolumeId, name: str) -> None:
         await asyncio.sleep(0)
         if volume_id in self.stuck:

@@ -352,9 +352,9 @@ async def test_a_clone_to_a_storage_that_cannot_hold_it_leaves_nothing(world: Gu
     assert [view.guest_id for view in world.guests.list()] == [100]
 
 
-async def test_linked_clones_are_made_of_templates_only_and_templates_never_start(world: GuestWorld) -> None:
+async def test_linked_clones_are_made_of_templates_and_templates_never_start(world: GuestWorld) -> None:
     await world.make_vm()
-    with pytest.raises(Conflict, match="templates only"):
+    with pytest.raises(Conflict, match="templates and of containers"):
         await clone(world, full=False)
     await world.succeed(await world.guests.make_template(GuestKind.QEMU, 100, user=ADMIN))
     await world.succeed(await clone(world, full=False))
@@ -393,6 +393,23 @@ async def test_a_clone_of_a_snapshot_that_is_not_there_or_shall_be_linked_is_ref
     with pytest.raises(Conflict, match="a full one"):
         await world.guests.clone(GuestKind.QEMU, 100, new_id=200, full=False, user=ADMIN, snapshot="one")
     assert [view.guest_id for view in world.guests.list()] == [100]
+
+
+async def test_a_containers_snapshot_has_linked_clones_and_stays_while_they_do(world: GuestWorld) -> None:
+    await world.make_ct(start=True)
+    await world.succeed(
+        await world.guests.snapshots.create(GuestKind.LXC, 101, "one", description="", with_state=False, user=ADMIN)
+    )
+    await world.succeed(
+        await world.guests.clone(GuestKind.LXC, 101, new_id=200, full=False, user=ADMIN, snapshot="one")
+    )
+    (linked,) = (info.volume_id for info in world.host.volumes.infos.values() if info.guest_id == 200)
+    said = await world.fail(await world.guests.snapshots.remove(GuestKind.LXC, 101, "one", force=False, user=ADMIN))
+    assert str(linked) in said
+    assert "lock" not in world.guests.config(101)[0]
+    assert [row["name"] for row in world.guests.snapshots.list(GuestKind.LXC, 101)] == ["one", "current"]
+    await world.succeed(await world.guests.destroy(GuestKind.LXC, 200, user=ADMIN))
+    await world.succeed(await world.guests.snapshots.remove(GuestKind.LXC, 101, "one", force=False, user=ADMIN))
 
 
 async def test_a_running_guest_does_not_become_a_template(world: GuestWorld) -> None:

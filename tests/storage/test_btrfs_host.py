@@ -104,6 +104,28 @@ async def test_a_clone_shares_blocks_and_nothing_else(backend: DirectoryBackend)
     assert (copy / "file").read_text() == "old"
 
 
+async def test_a_linked_clone_of_a_snapshot_stands_on_nothing(backend: DirectoryBackend) -> None:
+    volume, path = await tree(backend)
+    (path / "file").write_text("old")
+    await backend.snapshot(volume, "one", in_use=True)
+    (path / "file").write_text("new")
+    disk = await backend.create(GUEST, format=VolumeFormat.RAW, size_bytes=65 * MIB, content=ContentType.ROOTDIR)
+    await backend.snapshot(disk, "one")
+    clones = [
+        await backend.clone(
+            await backend.open_snapshot(each, "one"), GuestId(102), format=kind, full=False, log=lambda line: None
+        )
+        for each, kind in ((volume, VolumeFormat.SUBVOL), (disk, VolumeFormat.RAW))
+    ]
+    for each in (volume, disk):
+        await backend.delete_snapshot(each, "one")
+        await backend.delete(each)
+    copy = (await backend.open(clones[0])).path
+    assert await asyncio.to_thread(btrfs.is_subvolume, copy)
+    assert (copy / "file").read_text() == "old"
+    assert (await backend.open(clones[1])).size_bytes == 65 * MIB
+
+
 async def test_its_size_is_a_limit(backend: DirectoryBackend) -> None:
     volume, path = await tree(backend, 16 * MIB)
     with pytest.raises(OSError, match="quota") as caught:

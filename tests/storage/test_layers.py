@@ -213,6 +213,100 @@ async def test_a_clone_of_a_snapshot_shows_what_it_kept(
     assert await backend.snapshots(clone) == []
 
 
+async def linked(backend: DirectoryBackend, volume: VolumeId, name: str, guest_id: GuestId = OTHER) -> VolumeId:
+    source = await backend.open_snapshot(volume, name)
+    return await backend.clone(source, guest_id, format=VolumeFormat.SUBVOL, full=False, log=lambda line: None)
+
+
+@pytest.mark.parametrize("in_use", [False, True])
+async def test_a_linked_clone_of_a_snapshot_shows_what_it_kept_whatever_becomes_of_the_volume(
+    backend: DirectoryBackend, archive: Path, tmp_path: Path, *, in_use: bool
+) -> None:
+    volume, place = await make(backend, archive), tmp_path / "m"
+    await write(backend, volume, place, "first", "1")
+    await backend.snapshot(volume, "zero")
+    await write(backend, volume, place, "first", "2")
+    await backend.snapshot(volume, "one", in_use=in_use)
+    clone = await linked(backend, volume, "one")
+    seen = {"etc/hostname": "template", "first": "2"}
+    await write(backend, volume, place, "first", "3")
+    await backend.snapshot(volume, "two")
+    await backend.roll_back(volume, "zero")
+    await backend.delete_snapshot(volume, "two")
+    await backend.delete_snapshot(volume, "zero")
+    assert await backend.recover() == []
+    assert await read(backend, clone, place) == seen
+    await write(backend, clone, place, "mine", "x")
+    assert await read(backend, volume, place) == {"etc/hostname": "template", "first": "1"}
+    assert await read(backend, clone, place) == seen | {"mine": "x"}
+
+
+async def test_a_snapshot_and_its_volume_stay_while_a_linked_clone_stands_on_them(
+    backend: DirectoryBackend, archive: Path, tmp_path: Path
+) -> None:
+    volume, place = await make(backend, archive), tmp_path / "m"
+    await write(backend, volume, place, "first", "1")
+    await backend.snapshot(volume, "one")
+    clone = await linked(backend, volume, "one")
+    for refused in (backend.check_snapshot_removal, backend.delete_snapshot):
+        with pytest.raises(Conflict, match=f"linked clones stand on snapshot 'one': {clone}"):
+            await refused(volume, "one")
+    with pytest.raises(Conflict, match=f"linked clones stand on it: {clone.name}"):
+        await backend.delete(volume)
+    await backend.snapshot(clone, "of-the-clone")
+    third = await linked(backend, clone, "of-the-clone", GuestId(103))
+    with pytest.raises(Conflict, match="linked clones"):
+        await backend.delete(clone)
+    await backend.delete(third)
+    await backend.delete(clone)
+    await backend.delete_snapshot(volume, "one")
+    await backend.delete(volume)
+    assert await backend.recover() == []
+
+
+async def test_what_a_later_snapshot_keeps_as_well_is_enough_for_a_linked_clone(
+    backend: DirectoryBackend, archive: Path, tmp_path: Path
+) -> None:
+    volume, place = await make(backend, archive), tmp_path / "m"
+    await write(backend, volume, place, "first", "1")
+    await backend.snapshot(volume, "one")
+    clone = await linked(backend, volume, "one")
+    await backend.snapshot(volume, "two")
+    await backend.delete_snapshot(volume, "one")
+    with pytest.raises(Conflict, match="linked clones stand on snapshot 'two'"):
+        await backend.delete_snapshot(volume, "two")
+    assert await read(backend, clone, place) == {"etc/hostname": "template", "first": "1"}
+
+
+async def test_a_snapshot_of_a_template_goes_although_linked_clones_stand_on_the_template(
+    backend: DirectoryBackend, archive: Path, tmp_path: Path
+) -> None:
+    template, place = await make(backend, archive), tmp_path / "m"
+    await write(backend, template, place, "first", "1")
+    await backend.snapshot(template, "one")
+    source = await backend.open(template)
+    clone = await backend.clone(source, OTHER, format=VolumeFormat.SUBVOL, full=False, log=lambda line: None)
+    await backend.delete_snapshot(template, "one")
+    assert await read(backend, clone, place) == {"etc/hostname": "template", "first": "1"}
+
+
+async def test_a_snapshot_is_not_removed_while_a_clone_of_it_is_made(
+    backend: DirectoryBackend, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = await make(backend, archive)
+    await backend.snapshot(volume, "one")
+    removals: list[BaseException | None] = []
+
+    def remove(line: str) -> None:
+        removal = asyncio.ensure_future(backend.delete_snapshot(volume, "one"))
+        removal.add_done_callback(lambda done: removals.append(done.exception()))
+
+    source = await backend.open_snapshot(volume, "one")
+    clone = await backend.clone(source, OTHER, format=VolumeFormat.SUBVOL, full=False, log=remove)
+    assert isinstance(removals[0], Conflict)
+    await backend.delete(clone)
+
+
 @pytest.mark.parametrize("full", [False, True])
 async def test_a_clone_is_a_volume_of_its_own(
     backend: DirectoryBackend, archive: Path, tmp_path: Path, *, full: bool

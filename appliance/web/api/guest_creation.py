@@ -86,9 +86,13 @@ class CloneParams(GuestParams, kw_only=True):
     description: Annotated[str, Meta(max_length=8192)] | None = None
     full: Annotated[PveBool, Meta(description="a copy of its own; default unless it is a template")] | None = None
     pool: PoolName | None = None
-    snapname: Annotated[SnapshotName, Meta(description="the snapshot to clone, in full, also while it runs")] | None = (
-        None
-    )
+    snapname: (
+        Annotated[
+            SnapshotName,
+            Meta(description="the snapshot to clone, also while it runs; linked (full=0) of containers only"),
+        ]
+        | None
+    ) = None
     storage: StorageName | None = None
     target: Annotated[str, Meta(max_length=63)] | None = None
     bwlimit: BandwidthLimit | None = None
@@ -164,7 +168,7 @@ def declare_for_vms(api: Resource) -> None:
     @api.post("/nodes/{node}/qemu/{vmid}/clone", summary="Clone a VM", returns=Upid,
               allow=Allow("/vms/{vmid}", "VM.Clone"))  # fmt: skip
     async def clone(call: Call, params: CloneVmParams) -> str:
-        """A full copy, or a linked one of a template."""
+        """A full copy, or a linked one: of a template, or of a container's snapshot."""
         return await _clone(call, kind, params, name=params.name, format_=params.format)
 
 
@@ -206,7 +210,7 @@ def declare_for_containers(api: Resource) -> None:
     @api.post("/nodes/{node}/lxc/{vmid}/clone", summary="Clone a container", returns=Upid,
               allow=Allow("/vms/{vmid}", "VM.Clone"))  # fmt: skip
     async def clone(call: Call, params: CloneCtParams) -> str:
-        """A full copy, or a linked one of a template."""
+        """A full copy, or a linked one: of a template, or of a container's snapshot."""
         return await _clone(call, kind, params, name=params.hostname, format_=None)
 
 
