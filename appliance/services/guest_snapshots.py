@@ -15,7 +15,6 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -24,12 +23,13 @@ from appliance.clock import Clock
 from appliance.errors import ApplianceError, Conflict, GuestFault, HostError, InvalidParameter, NotFound, Unsupported
 from appliance.events import EventBus, GuestConfigChanged
 from appliance.model.guest import GuestKind, GuestState, SavedState
-from appliance.model.volume import VolumeFormat, VolumeId
+from appliance.model.volume import VolumeFormat
 from appliance.services import guest_config, lifecycle
 from appliance.services.guest_inventory import GuestInventory
 from appliance.services.guest_records import SnapshotRecord
 from appliance.services.guest_runner import EngineState, GuestRunner, GuestRuntime
 from appliance.services.ports import LogLine, RunningGuest
+from appliance.services.snapshot_parts import Parts, parts_of
 from appliance.services.storage import StorageService
 from appliance.services.tasks import TaskHandle, TaskService
 from appliance.tasks import to_its_end
@@ -44,14 +44,6 @@ SNAPSHOTS_LIMIT = 128
 FREEZE_LIMIT_S = 10.0
 
 Act = Callable[[GuestRuntime, TaskHandle], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """A guest's volumes by who keeps their content: slots whose image an engine has open, and volumes left to storage."""
-
-    open_slots: tuple[str, ...] = ()
-    volumes: tuple[VolumeId, ...] = ()
 
 
 class GuestSnapshots:
@@ -411,23 +403,7 @@ class GuestSnapshots:
     # --- inside: all --------------------------------------------------------------------------------------------------
 
     async def _parts(self, guest: GuestRuntime, config: Mapping[str, str], *, check: bool = False) -> Parts:
-        """The volumes of `config` by who keeps them now. With `check`, raises `Unsupported` for one that cannot be kept."""
-        in_use = guest.running is not None
-        runs_with = guest.stored.record.started or guest.stored.record.config
-        open_now = set(guest_config.snapshot_volumes(guest.kind, guest.guest_id, runs_with))
-        slots: list[str] = []
-        volumes: list[VolumeId] = []
-        for slot, volume in guest_config.snapshot_volumes(guest.kind, guest.guest_id, config):
-            is_image = volume.name.endswith(f".{VolumeFormat.QCOW2}") and guest.kind is GuestKind.QEMU
-            if in_use and is_image and (slot, volume) in open_now:
-                if slot == "efidisk0":
-                    raise Unsupported(f"{guest.label}: {slot} is a qcow2 image: shut it down first")
-                slots.append(slot)
-                continue
-            if check:
-                await self._storage.backend(volume.storage).check_snapshot(volume, in_use=in_use)
-            volumes.append(volume)
-        return Parts(open_slots=tuple(slots), volumes=tuple(volumes))
+        return await parts_of(guest, config, self._storage, check=check)
 
     def _find(self, guest: GuestRuntime, name: str) -> SnapshotRecord:
         kept = guest.stored.record.snapshots.get(name)

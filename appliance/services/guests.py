@@ -25,6 +25,7 @@ from appliance.services.access import AccessService
 from appliance.services.applications import ApplicationSupervisor
 from appliance.services.backup_files import BackupFiles
 from appliance.services.console import ConsoleClient, ConsoleService
+from appliance.services.guest_addresses import GuestAddresses
 from appliance.services.guest_backup import GuestBackups
 from appliance.services.guest_configuration import GuestConfiguration
 from appliance.services.guest_creation import GuestCreation
@@ -59,7 +60,6 @@ from appliance.tasks import TaskScope
 log = logging.getLogger(__name__)
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-LEASES_ROUND_S = 10.0
 
 
 class GuestService:
@@ -178,7 +178,7 @@ class GuestService:
         self._sampler = GuestSampler(
             lambda: self._inventory, network=network, events=events, clock=clock, tell_oom=self._notices.out_of_memory
         )
-        self._leases: Mapping[str, str] = {}
+        self._addresses = GuestAddresses(network, clock)
 
     # --- start and end of the appliance -------------------------------------------------------------------------------
 
@@ -202,7 +202,7 @@ class GuestService:
             log.error("guest %d runs on this host, but is not defined here; it is left alone", guest_id)
         self._scope.start(self._tell_unreferenced(), name="volumes nobody names")
         self._scope.start(self._sampler.run(), name="guest figures")
-        self._scope.start(self._watch_leases(), name="guest addresses")
+        self._scope.start(self._addresses.watch(), name="guest addresses")
         usage = RootUsage(lambda: self._inventory, storage=self._storage, clock=self._clock)
         self._scope.start(usage.run(), name="sizes of roots")
 
@@ -477,7 +477,7 @@ class GuestService:
             now=now,
             lock=lock,
             pool=self._access.pool_of(guest.guest_id),
-            addresses=tuple(self._leases[mac] for mac in summary.macs if mac in self._leases),
+            addresses=self._addresses.of(summary.macs),
         )
 
     async def _tell_unreferenced(self) -> None:
@@ -491,11 +491,3 @@ class GuestService:
             strays = [str(volume) for owner, volume in found if owner == guest.guest_id and volume not in named]
             if strays and guest.lock.holder is None:  # who holds it may be about to name them
                 log.warning("%s: volumes of its id that no configuration names: %s", guest.label, ", ".join(strays))
-
-    async def _watch_leases(self) -> None:
-        while True:
-            try:
-                self._leases = await self._network.leases()
-            except ApplianceError as error:
-                log.debug("addresses of guests: %s", error)
-            await self._clock.sleep(LEASES_ROUND_S)
