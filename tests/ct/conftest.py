@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -150,13 +151,47 @@ def runtimes_test_themselves_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "self_test", remembered)
 
 
+each_runtime = pytest.mark.parametrize("runtime_name", ["runc", "crun"], indirect=True)
+"""What a container does must not depend on who runs it: the test is run with every runtime that is installed."""
+
+_CRUN_WITHOUT_V2 = """#!/bin/sh
+exec unshare --mount --propagation slave sh -c 'umount /sys/fs/cgroup/unified && exec {crun} "$@"' crun "$@"
+"""
+
+
+@pytest.fixture(scope="session")
+def programs_here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of programs that work on this host as they do elsewhere: crun refuses cgroups of both versions at once, which
+    are seen in laboratories only, and so sees those of version 1 alone there."""
+    directory = tmp_path_factory.mktemp("programs")
+    crun = shutil.which("crun")
+    layout = CgroupLayout.detect()
+    if crun is not None and not layout.pure_v2 and Path("/sys/fs/cgroup/unified/cgroup.procs").exists():
+        (directory / "crun").write_text(_CRUN_WITHOUT_V2.format(crun=crun))
+        (directory / "crun").chmod(0o755)
+    return directory
+
+
 @pytest.fixture
-async def host(run_dir: Path, make_root: Callable[[str], OpenedVolume]) -> AsyncIterator[Host]:
+def runtime_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, programs_here: Path) -> str:
+    """The runtime under test where a test is for each; else "", and the engine chooses."""
+    name: str = getattr(request, "param", "")
+    if name:
+        if shutil.which(name) is None:
+            pytest.skip(f"{name} is not installed")
+        monkeypatch.setenv("PATH", f"{programs_here}:{os.environ['PATH']}")
+        monkeypatch.setattr(runtime, "candidates", lambda layout: [name])
+    return name
+
+
+@pytest.fixture
+async def host(runtime_name: str, run_dir: Path, make_root: Callable[[str], OpenedVolume]) -> AsyncIterator[Host]:
     """The engine, probed. Afterwards every container it still knows is stopped, and nothing of it may be left."""
     scope = TaskScope("test")
     engine = CtEngine(run_dir, run_dir, scope, SystemClock(), pids_limit=40)
     capabilities = await engine.probe()
     assert capabilities.usable, capabilities.missing
+    assert runtime_name in ("", capabilities.version.split()[0]), capabilities.version
     yield Host(engine, scope, make_root("root"))
     for guest_id in await engine.running_ids():
         left = await engine.adopt(replace(SPEC, guest_id=guest_id), on_state=lambda state, reason: None)

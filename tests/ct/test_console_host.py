@@ -11,7 +11,7 @@ import pytest
 from appliance.ct import console as console_module
 from appliance.errors import HostError, NotFound
 from appliance.services.ports import ConsoleSource
-from tests.ct.conftest import SPEC, Host, shell
+from tests.ct.conftest import SPEC, Host, each_runtime, shell
 
 pytestmark = pytest.mark.host
 MIB = 1 << 20
@@ -34,6 +34,7 @@ def big_file(host: Host, size: int) -> bytes:
     return lines.replace(b"\n", b"\r\n")
 
 
+@each_runtime
 async def test_every_byte_of_a_long_output_arrives_in_order(host: Host) -> None:
     expected = await asyncio.to_thread(big_file, host, 12 * MIB)
     guest = await host.start(shell("read go; cat /big; echo -END-; exec sleep 1000"))
@@ -76,6 +77,7 @@ async def test_a_reader_that_never_reads_does_not_stop_the_container(
     await stalled.close()
 
 
+@each_runtime
 async def test_the_terminal_has_the_size_it_is_told(host: Host) -> None:
     guest = await host.start(shell("while read go; do stty size; done"))
     console = await guest.open_console("console")
@@ -88,6 +90,7 @@ async def test_the_terminal_has_the_size_it_is_told(host: Host) -> None:
     await console.close()
 
 
+@each_runtime
 async def test_the_console_ends_with_the_container(host: Host) -> None:
     guest = await host.start()
     console = await guest.open_console("console")

@@ -26,7 +26,7 @@ from appliance.kernel import mount
 from appliance.model.guest import CtMount, CtResources, ExitReason, GuestId, GuestState
 from appliance.model.volume import OpenedVolume, VolumeFormat
 from appliance.tasks import TaskScope
-from tests.ct.conftest import SPEC, Host, is_alive, leftovers, opening, shell
+from tests.ct.conftest import SPEC, Host, each_runtime, is_alive, leftovers, opening, shell
 
 pytestmark = pytest.mark.host
 
@@ -52,6 +52,7 @@ async def console_text(guest: RunningCt, until: str) -> str:
 # --- life -------------------------------------------------------------------------------------------------------------
 
 
+@each_runtime
 async def test_a_container_starts_runs_as_its_own_root_and_stops_without_a_trace(host: Host, run_dir: Path) -> None:
     guest = await host.start()
     assert guest.state is GuestState.RUNNING
@@ -69,12 +70,14 @@ async def test_a_container_starts_runs_as_its_own_root_and_stops_without_a_trace
     assert await leftovers(run_dir) == []
 
 
+@each_runtime
 async def test_an_init_that_ends_by_itself_is_told_with_its_status(host: Host) -> None:
     assert (await ended(await host.start(shell("exit 0")))).kind == "shutdown"
     crashed = await ended(await host.start(shell("exit 3")))
     assert (crashed.kind, crashed.detail) == ("crashed", "init ended with status 3")
 
 
+@each_runtime
 async def test_a_shutdown_request_reaches_init_as_its_own_signal(host: Host) -> None:
     guest = await host.start(shell("trap 'exit 0' USR2; echo up; while :; do sleep 0.05; done"))
     await console_text(guest, "up")
@@ -82,6 +85,7 @@ async def test_a_shutdown_request_reaches_init_as_its_own_signal(host: Host) -> 
     assert (await ended(guest)).kind == "shutdown"
 
 
+@each_runtime
 async def test_a_paused_container_does_not_execute_and_can_be_stopped(host: Host) -> None:
     guest = await host.start(shell("while :; do echo tick; sleep 0.01; done"))
     await guest.pause()
@@ -118,6 +122,7 @@ async def test_a_second_start_of_a_running_container_is_a_conflict_and_leaves_it
     assert await is_alive(guest.pid)
 
 
+@each_runtime
 async def test_many_start_and_stop_at_the_same_time(
     host: Host, make_root: Callable[[str], OpenedVolume], run_dir: Path
 ) -> None:
@@ -133,6 +138,7 @@ async def test_many_start_and_stop_at_the_same_time(
 # --- limits and confinement -------------------------------------------------------------------------------------------
 
 
+@each_runtime
 async def test_the_memory_limit_kills(host: Host) -> None:
     guest = await host.start(shell("exec tail /dev/zero", memory_mib=32))
     reason = await ended(guest)
@@ -140,6 +146,7 @@ async def test_the_memory_limit_kills(host: Host) -> None:
     assert not Path("oom").exists(), "the shim writes into its own directory, not into ours"
 
 
+@each_runtime
 async def test_the_process_limit_holds(host: Host) -> None:
     guest = await host.start(shell("(for i in $(seq 100); do sleep 60 & done); exec sleep 1000"))
     await console_text(guest, "can't fork")
@@ -156,6 +163,7 @@ async def test_figures_are_of_this_container(host: Host) -> None:
     assert stats.processes == 1
 
 
+@each_runtime
 async def test_what_root_inside_must_not_do_fails(host: Host) -> None:
     guest = await host.start()
     attempts = {
@@ -185,6 +193,7 @@ async def test_nesting_allows_a_user_namespace_with_its_own_proc(host: Host) -> 
     assert done.text == "fine", done.stderr
 
 
+@each_runtime
 async def test_a_privileged_container_has_no_user_namespace(host: Host) -> None:
     guest = await host.start(replace(SPEC, id_base=0))
     assert Path(f"/proc/{guest.pid}/uid_map").read_text().split() == ["0", "0", "4294967295"]
@@ -285,12 +294,14 @@ async def test_a_hostile_root_writes_nothing_outside(host: Host, tmp_path: Path)
 # --- failures leave nothing -------------------------------------------------------------------------------------------
 
 
+@each_runtime
 async def test_an_init_that_is_missing_is_a_clear_error(host: Host, run_dir: Path) -> None:
     with pytest.raises(HostError, match=r"container 101: create: .*/sbin/nothing"):
         await host.start(replace(SPEC, command=("/sbin/nothing",)))
     assert await leftovers(run_dir) == []
 
 
+@each_runtime
 async def test_a_network_that_fails_undoes_the_start(host: Host, run_dir: Path) -> None:
     async def fail(namespace: Path) -> None:
         raise NotFound("bridge vmbr9")
@@ -317,6 +328,7 @@ async def test_a_volume_that_is_no_file_system_is_named(host: Host, tmp_path: Pa
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.002, 0.01, 0.03, 0.05])
+@each_runtime
 async def test_a_start_cancelled_at_any_moment_leaves_nothing(host: Host, run_dir: Path, delay_s: float) -> None:
     start = asyncio.ensure_future(host.start())
     await asyncio.sleep(delay_s)
@@ -326,6 +338,7 @@ async def test_a_start_cancelled_at_any_moment_leaves_nothing(host: Host, run_di
     assert await leftovers(run_dir) == []
 
 
+@each_runtime
 async def test_a_start_cancelled_once_its_container_runs_still_yields_it(
     host: Host, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,6 +356,7 @@ async def test_a_start_cancelled_once_its_container_runs_still_yields_it(
     assert await leftovers(run_dir) == []
 
 
+@each_runtime
 async def test_a_start_cancelled_at_any_of_its_first_steps_leaves_nothing(host: Host, run_dir: Path) -> None:
     for steps in range(20):
         start = asyncio.ensure_future(host.start())
@@ -354,6 +368,7 @@ async def test_a_start_cancelled_at_any_of_its_first_steps_leaves_nothing(host: 
     assert await leftovers(run_dir) == []
 
 
+@each_runtime
 async def test_a_shim_that_is_killed_takes_its_container_with_it(host: Host, run_dir: Path) -> None:
     guest = await host.start()
     os.kill(int((run_dir / "ct/101/shim.pid").read_text()), signal.SIGKILL)
@@ -450,6 +465,7 @@ async def test_what_a_start_interrupted_by_kill_9_left_is_removed(host: Host, ru
     assert await leftovers(run_dir) == []
 
 
+@each_runtime
 async def test_a_detached_container_goes_on_and_is_found_paused_when_it_is(host: Host) -> None:
     guest = await host.start()
     await guest.pause()

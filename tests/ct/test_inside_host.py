@@ -15,7 +15,7 @@ from appliance.ct.execution import LIMIT
 from appliance.ct.running import RunningCt
 from appliance.errors import Conflict, GuestFault, InvalidParameter, NoSpace, NotFound, TooManyRequests
 from appliance.model.guest import ExecRequest, FileWrite
-from tests.ct.conftest import SPEC, Host, is_alive, leftovers
+from tests.ct.conftest import SPEC, Host, each_runtime, is_alive, leftovers
 
 pytestmark = pytest.mark.host
 
@@ -47,6 +47,7 @@ async def content_of(guest: RunningCt, path: str) -> bytes:
         return b"".join([each async for each in content])
 
 
+@each_runtime
 async def test_a_program_is_told_apart_by_its_streams_and_status(host: Host) -> None:
     guest = await host.start()
     script = "echo out; echo err >&2; cat; id -u; exit 7"
@@ -57,6 +58,7 @@ async def test_a_program_is_told_apart_by_its_streams_and_status(host: Host) -> 
     await guest.stop()
 
 
+@each_runtime
 async def test_output_comes_while_the_program_runs_and_it_dies_with_its_reader(host: Host, run_dir: Path) -> None:
     guest = await host.start()
     async with guest.executions.run(ExecRequest(argv=("/bin/sh", "-c", "echo first; sleep 1000"))) as execution:
@@ -69,6 +71,7 @@ async def test_output_comes_while_the_program_runs_and_it_dies_with_its_reader(h
     await guest.stop()
 
 
+@each_runtime
 async def test_what_cannot_be_started_says_why(host: Host) -> None:
     guest = await host.start()
     for argv, cwd in ((("/bin/absent",), "/"), (("/etc",), "/"), (("/bin/sh",), "/proc/self/fd/7")):
@@ -101,6 +104,7 @@ async def test_a_paused_or_ended_container_executes_nothing(host: Host) -> None:
         await content_of(guest, "/etc/hostname")
 
 
+@each_runtime
 async def test_a_shell_is_a_terminal_that_ends_with_exit(host: Host, run_dir: Path) -> None:
     guest = await host.start()
     shell = await guest.open_console("shell")
@@ -117,6 +121,7 @@ async def test_a_shell_is_a_terminal_that_ends_with_exit(host: Host, run_dir: Pa
     await guest.stop()
 
 
+@each_runtime
 async def test_a_closed_shell_is_gone_with_what_it_holds(host: Host, run_dir: Path) -> None:
     guest = await host.start()
     shell = await guest.open_console("shell")
@@ -129,6 +134,7 @@ async def test_a_closed_shell_is_gone_with_what_it_holds(host: Host, run_dir: Pa
     assert await leftovers(run_dir) == []
 
 
+@each_runtime
 async def test_files_go_in_and_out_with_the_containers_own_ids(host: Host) -> None:
     guest = await host.start()
     data = os.urandom(3 << 20)

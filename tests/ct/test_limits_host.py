@@ -14,7 +14,7 @@ from appliance.ct.running import RunningCt
 from appliance.kernel.cgroup_update import disk_of, io_files
 from appliance.model.guest import IoLimit
 from appliance.model.volume import OpenedVolume, VolumeFormat
-from tests.ct.conftest import SPEC, Host
+from tests.ct.conftest import SPEC, Host, each_runtime
 
 MIB = 1 << 20
 
@@ -34,6 +34,7 @@ async def inside(guest: RunningCt, script: str) -> str:
 
 
 @pytest.mark.host
+@each_runtime
 async def test_memory_grows_and_shrinks_while_it_runs(host: Host) -> None:
     guest = await host.start()
     for memory_mib in (256, 32):
@@ -55,6 +56,7 @@ async def test_less_memory_than_is_in_use_is_refused_and_nobody_is_killed(host: 
 
 
 @pytest.mark.host
+@each_runtime
 async def test_processor_time_and_processes_are_limited_while_it_runs(host: Host) -> None:
     guest = await host.start()
     spec = replace(SPEC, cpu_limit=0.1, pids=12)

@@ -15,7 +15,7 @@ from appliance.ct.running import RunningCt
 from appliance.errors import InvalidParameter
 from appliance.kernel import mount
 from appliance.model.guest import CtDevice, CtMount, CtSecurity, MountKind
-from tests.ct.conftest import SPEC, Host, leftovers
+from tests.ct.conftest import SPEC, Host, each_runtime, leftovers
 
 pytestmark = pytest.mark.host
 
@@ -57,6 +57,7 @@ async def test_a_directory_of_the_host_has_the_hosts_owners_unless_ids_are_mappe
     await guest.stop()
 
 
+@each_runtime
 async def test_with_mapped_ids_roots_files_are_roots_outside(host: Host, share: Path) -> None:
     guest = await host.start(replace(SPEC, mounts=(shared(share, map_ids=True),)))
     assert await inside(guest, "busybox stat -c %u /in/note; touch /in/x && busybox chown 7:8 /in/x") == "0"
@@ -116,6 +117,7 @@ async def test_memory_is_a_file_system_of_the_size_asked_for(host: Host) -> None
     await guest.stop()
 
 
+@each_runtime
 async def test_a_device_has_the_owner_and_mode_asked_for_and_works(host: Host, run_dir: Path) -> None:
     tun = CtDevice(slot="dev0", path="/dev/net/tun", mode=0o640, gid=12)
     zero = CtDevice(slot="dev1", path="/dev/full", read_only=True)
@@ -127,6 +129,7 @@ async def test_a_device_has_the_owner_and_mode_asked_for_and_works(host: Host, r
     assert await leftovers(run_dir) == []
 
 
+@each_runtime
 async def test_a_device_that_was_not_given_cannot_be_opened_even_by_a_node_of_it(host: Host) -> None:
     """The second wall: were a container to get at a node, its device rules would still refuse it."""
     denied = CtDevice(slot="dev0", path="/dev/fuse", mode=0o666, read_only=True)
