@@ -26,6 +26,7 @@ from appliance.kernel import loop, mount, ns
 from appliance.model.volume import OpenedVolume, VolumeFormat
 
 _EXT4_IOC_RESIZE_FS = 0x40086610
+CAP_SYS_RESOURCE = 24
 _NO_IDMAP = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM)
 _NAMESPACES_KEPT = 16
 WRITER_LIMIT_S = 5.0
@@ -214,7 +215,12 @@ def undo_shifts(volumes: Mapping[str, VolumeRecord], bundle: Path, *, id_base: i
 
 
 def grow(mounted: Path, device: Path, *, about: str) -> None:
-    """Make a mounted ext4 fill its image, which has grown. Raises `Unsupported` where the kernel refuses it online."""
+    """Make a mounted ext4 fill its image, which has grown. Raises `Unsupported` where the kernel refuses it online.
+
+    What it takes (linux fs/ext4/resize.c, ioctl.c; drivers/block/loop.c): a loop device open for writing, whose size is read
+    anew by LOOP_SET_CAPACITY; CAP_SYS_RESOURCE in the first user namespace; a mount that can be written to; a file system
+    without noted errors. Whether the descriptor is of an idmapped mount or not makes no difference.
+    """
     try:
         loop.set_capacity(device)
         fd = os.open(mounted, os.O_RDONLY | os.O_CLOEXEC)
@@ -226,9 +232,21 @@ def grow(mounted: Path, device: Path, *, about: str) -> None:
         finally:
             os.close(fd)
     except PermissionError as error:
+        # the kernel says the same of a file system with noted errors (ext4_resize_begin)
+        lack = (
+            "it has errors, which are mended"
+            if _has_capability(CAP_SYS_RESOURCE)
+            else "this host lacks CAP_SYS_RESOURCE"
+        )
         raise Unsupported(
-            f"{about}: the volume has grown, its file system cannot while mounted: this host lacks CAP_SYS_RESOURCE; "
-            "it grows when the container is stopped and resized again"
+            f"{about}: the volume has grown, its file system cannot while mounted: {lack}; it grows when the container is "
+            "stopped and resized again"
         ) from error
     except OSError as error:
         raise HostError.from_os_error(error, f"{about}: grow the file system") from error
+
+
+def _has_capability(number: int) -> bool:
+    status = Path("/proc/thread-self/status").read_text()
+    mask = next((line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), "0")
+    return bool(int(mask, 16) >> number & 1)
