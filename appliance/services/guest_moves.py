@@ -19,7 +19,7 @@ from appliance.clock import Clock
 from appliance.errors import Conflict, HostError, InvalidParameter, Unsupported
 from appliance.events import EventBus, GuestConfigChanged
 from appliance.model.guest import CtTree, GuestKind, GuestState
-from appliance.model.volume import ContentType, VolumeFormat, VolumeId
+from appliance.model.volume import ContentType, OpenedVolume, VolumeFormat, VolumeId
 from appliance.services import guest_config
 from appliance.services.guest_config import DiskConfig, Existing
 from appliance.services.guest_inventory import GuestInventory
@@ -153,6 +153,11 @@ class GuestMoves:
         await self._volumes.remove(made, log_line)
         await self._inventory.table.replace(guest.stored, moving=None)
 
+    async def _image(self, volume: VolumeId, move: Move) -> tuple[OpenedVolume, VolumeFormat]:
+        """A disk image to be moved, and the format it shall have."""
+        opened = await self._storage.open(volume)
+        return opened, VolumeFormat(move.format) if move.format else opened.format
+
     async def _copy_image(
         self,
         guest: GuestRuntime,
@@ -162,9 +167,8 @@ class GuestMoves:
         made: list[VolumeId],
         task: TaskHandle,
     ) -> None:
-        opened = await self._storage.open(volume)
+        opened, format_ = await self._image(volume, move)
         backend = self._storage.backend(move.storage)
-        format_ = VolumeFormat(move.format) if move.format else opened.format
         made.append(
             await backend.clone(
                 opened, guest.guest_id, format=format_, full=True, log=task.log, content=ContentType.IMAGES
@@ -181,9 +185,8 @@ class GuestMoves:
         made: list[VolumeId],
         task: TaskHandle,
     ) -> None:
-        opened = await self._storage.open(volume)
+        opened, format_ = await self._image(volume, move)
         backend = self._storage.backend(move.storage)
-        format_ = VolumeFormat(move.format) if move.format else opened.format
         size = opened.size_bytes
         made.append(await backend.create(guest.guest_id, format=format_, size_bytes=size, content=ContentType.IMAGES))
         task.log(f"mirroring {volume} to {made[0]} while it runs")
