@@ -209,8 +209,9 @@ async def raw_image(host: LabHost, name: str, size_mib: int) -> str:
 
 
 async def tap(host: LabHost, name: str, *, address: str = "") -> str:
-    """A tap device in the host, on a bridge of its own with `address`; its name."""
+    """A tap device in the host, on a bridge of its own with `address`, which no earlier one keeps; its name."""
     script = f"""
+    for old in $([ -z "{address}" ] || ip -o addr show to {address or "0"} | awk '{{print $2}}'); do ip link del $old; done
     ip link del {name} 2>/dev/null || true; ip link del {name}br 2>/dev/null || true
     ip tuntap add {name} mode tap vnet_hdr
     ip link add {name}br type bridge
