@@ -5,6 +5,7 @@
     guest_files.py     kernels and an initial RAM disk for guests inside of it: /opt/guest
     vmlinux.py, cpio.py    an ELF kernel out of a bzImage; archives the kernel unpacks at boot
     emulator.py        one QEMU process and its control socket
+    emulator_program.py  which QEMU: a newer one of the release's backports, where this system's is too old
     wire.py            the network between hosts: a switch with cables that can be cut
     host.py            `LabHost`: a host as tests use it
     guest_console.py   the other end of the command protocol spoken by /opt/guest's initial RAM disk

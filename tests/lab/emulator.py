@@ -23,8 +23,9 @@ END_TIMEOUT_S: Final = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """What a host is made of. `forwards` are pairs (our loopback's port, the host's port)."""
+    """What a host is made of. `program` begins QEMU's command line; `forwards` are pairs (our loopback's port, its port)."""
 
+    program: Sequence[str]
     memory_mib: int
     cpus: int
     kernel: Path
@@ -101,7 +102,7 @@ class Emulator:
     def _argv(self, hardware: Hardware, wire_fd: int | None) -> list[str]:
         forwards = "".join(f",hostfwd=tcp:127.0.0.1:{ours}-:{theirs}" for ours, theirs in hardware.forwards)
         argv = [
-            "qemu-system-x86_64", "-name", f"lab-{self.name}", "-nodefaults", "-no-user-config", "-display", "none",
+            *hardware.program, "-name", f"lab-{self.name}", "-nodefaults", "-no-user-config", "-display", "none",
             "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(hardware.cpus),
             "-m", str(hardware.memory_mib), "-kernel", str(hardware.kernel), "-initrd", str(hardware.initrd),
             "-append", hardware.kernel_arguments,

@@ -27,7 +27,7 @@ from typing import Final, Self
 from appliance import command
 from appliance.errors import HostError
 from tests.harness import free_port
-from tests.lab import recipe
+from tests.lab import emulator_program, recipe
 from tests.lab.emulator import Emulator, Hardware
 from tests.lab.image import ROOT, HostImage
 from tests.lab.wire import Switch
@@ -100,7 +100,8 @@ class LabHost:
             await _tool("qemu-img", "create", "-q", "-f", "qcow2", "-b", self._image.disk, "-F", "raw", disk)
         port = self._switch.plug(self.name) if self._switch else None
         self._boots_seen = self._boots()
-        self._emulator.start(self._hardware(disk), port.qemu_end.fileno() if port else None)
+        hardware = self._hardware(await emulator_program.words(), disk)
+        self._emulator.start(hardware, port.qemu_end.fileno() if port else None)
         if port:
             port.qemu_end.close()
         await self.booted(timeout_s=timeout_s)
@@ -263,7 +264,7 @@ class LabHost:
         """The arguments of an ssh that shares our connection: for whoever wants a terminal, or a pipe."""
         return self._ssh(*remote)
 
-    def _hardware(self, disk: Path) -> Hardware:
+    def _hardware(self, program: Sequence[str], disk: Path) -> Hardware:
         key = self._key.with_suffix(".pub").read_text().split()[1]
         arguments = [
             "console=ttyS0", "root=/dev/vda", "rw", "quiet", "net.ifnames=0", "systemd.show_status=false",
@@ -274,6 +275,7 @@ class LabHost:
             arguments.append(f"lab.address={self.address}/24")
         arguments += self.kernel_arguments
         return Hardware(
+            program=program,
             memory_mib=self._memory_mib,
             cpus=self._cpus,
             kernel=self._image.kernel,
