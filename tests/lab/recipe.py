@@ -162,9 +162,11 @@ for word in $(cat /proc/cmdline); do
 done
 [ "$load" = no ] || load-drivers
 if [ "$root" ]; then
-  modprobe -q crc32c_generic
-  until mount "$root" /mnt; do usleep 100000; done 2>/dev/null
-  exec switch_root /mnt /sbin/init
+  modprobe -q -a crc32c_generic ext4
+  tries=0
+  until mount -t ext4 "$root" /mnt 2>/dev/null || [ $tries = 600 ]; do usleep 100000; tries=$((tries + 1)); done
+  [ $tries = 600 ] || exec switch_root /mnt /sbin/init
+  echo "guest: $root is not there, or no ext4" >/dev/console
 fi
 : "${console:=${last:-ttyS0}}"
 tries=0

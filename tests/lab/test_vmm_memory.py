@@ -37,9 +37,9 @@ async def _use(native: NativeHost, vmm_host: LabHost, guest_files: GuestFiles) -
         await guest.run("mkdir -p /tmp/home && mount -t virtiofs home /tmp/home && cat /tmp/home/ours") == "of the host"
     )
     await guest.run("echo of the guest >/tmp/home/theirs && sync")
-    assert await vmm_host.shell(f"cat {SHARED}/theirs", timeout_s=60) == "of the guest\n"
+    assert await vmm_host.shell(f"cat {SHARED}/theirs", timeout_s=60) == "of the guest"
     assert await guest.run("cat /sys/devices/system/node/online") == "0-1"
     assert await guest.run("cat /sys/devices/system/node/node1/cpulist") == "1"
     await guest.order("stop")
-    assert await vmm_host.shell("pgrep virtiofsd | wc -l", timeout_s=60) == "0\n"
-    assert await vmm_host.shell("cat /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", timeout_s=60) == "0\n"
+    assert await vmm_host.shell("pgrep virtiofsd | wc -l", timeout_s=60) == "0"
+    assert await vmm_host.shell("cat /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", timeout_s=60) == "0"
