@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from appliance.clock import SystemClock
-from appliance.model.guest import GuestState, VmResources, VmSpec
+from appliance.model.guest import ExitReason, GuestState, VmResources, VmSpec
 from appliance.model.volume import OpenedVolume, VolumeFormat
 from appliance.tasks import TaskScope
 from appliance.vmm.console import Attachment
@@ -65,12 +66,31 @@ class Console:
 
     async def until(self, text: bytes) -> None:
         """`text` has been said since the last one that was waited for."""
-        async with asyncio.timeout(DEADLINE_S):
-            while (found := self._said.find(text, self._seen)) < 0:
-                data = await self._attachment.read()
-                assert data, f"the console ended: {self._said!r}"
-                self._said += data
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                while (found := self._said.find(text, self._seen)) < 0:
+                    await self._read()
+        except TimeoutError as error:
+            raise AssertionError(f"{text!r} was not said in {DEADLINE_S:g} s, but: {self._said[-900:]!r}") from error
         self._seen = found + len(text)
+
+    async def end(self, vm: NativeVm) -> ExitReason:
+        """How the machine ended; what it says meanwhile is read."""
+        ended = asyncio.ensure_future(vm.wait())
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                with contextlib.suppress(AssertionError):
+                    while True:
+                        await self._read()
+                return await asyncio.shield(ended)
+        except TimeoutError as error:
+            ended.cancel()
+            raise AssertionError(f"it did not end in {DEADLINE_S:g} s, but said: {self._said[-900:]!r}") from error
+
+    async def _read(self) -> None:
+        data = await self._attachment.read()
+        assert data, f"the console ended: {self._said[-900:]!r}"
+        self._said += data
 
     async def type(self, text: bytes) -> None:
         await self._attachment.write(text)

@@ -10,7 +10,7 @@ import pytest
 
 from appliance.model.guest import GuestId, VmDisk, VmSpec
 from appliance.storage.recipes import grub
-from tests.kvm.native import DEADLINE_S, Console, native_engine, native_vm
+from tests.kvm.native import Console, native_engine, native_vm
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(240)]
 
@@ -57,6 +57,5 @@ async def test_grub_reaches_its_prompt_on_the_serial_console_and_answers(tmp_pat
         await console.type(b"ls\r")
         await console.until(b"(hd0)")
         await console.type(b"halt\r")
-        async with asyncio.timeout(DEADLINE_S):
-            assert (await vm.wait()).kind == "shutdown"
+        assert (await console.end(vm)).kind == "shutdown"
         await console.close()

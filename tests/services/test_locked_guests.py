@@ -35,6 +35,8 @@ class Bare:
 
     async def unplug(self, guest_id: GuestId) -> None: ...
 
+    def on_learned(self, heard: Callable[[GuestId], None]) -> None: ...
+
 
 @pytest.fixture
 async def guests(tmp_path: Path) -> AsyncIterator[GuestService]:
