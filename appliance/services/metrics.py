@@ -69,6 +69,7 @@ class MetricsService:
         self._latest: dict[str, Point] = {}
         self._trouble = ""
         self._writing = False
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
 
     async def start(self) -> None:
         """Open the file and begin. A file that cannot be opened costs the figures, not the appliance."""
@@ -76,11 +77,17 @@ class MetricsService:
             await self._in_thread(self._file.open)
         except HostError as error:
             self._tell_trouble(error.message)
-        self._scope.start(self._run(), name="figures over time")
-        self._scope.start(self._forget_deleted(), name="figures of deleted guests")
+        self._tasks = (
+            self._scope.start(self._run(), name="figures over time"),
+            self._scope.start(self._forget_deleted(), name="figures of deleted guests"),
+        )
 
     async def close(self) -> None:
-        """Finish what is being written, close the file."""
+        """Finish what is being written, close the file. No figures are taken any more: their thread is gone."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         try:
             await self._in_thread(self._file.close)
         finally:

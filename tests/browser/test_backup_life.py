@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.browser.test_end_to_end import TASK_LIMIT_MS, log_in, wait_for_screen
+from tests.browser.visiting import visit
 from tests.harness import Appliance
 
 pytestmark = [pytest.mark.browser, pytest.mark.host, pytest.mark.timeout(420)]
@@ -36,7 +37,7 @@ def test_a_container_is_backed_up_looked_into_and_restored_without_leaving_the_b
         api, node.lxc.post(vmid=vmid, ostemplate=template, rootfs="local:0", memory=64, hostname="precious", start=1)
     )
     page = log_in(browser, appliance)
-    page.goto(f"/guests/{vmid}/console")
+    visit(page, f"/guests/{vmid}/console")
     expect(page.locator("#console")).to_have_attribute("data-status", "connected")
     page.wait_for_timeout(300)
     page.keyboard.type("\necho worth keeping >/srv-file; sync; echo do''ne\n")
@@ -80,7 +81,7 @@ def test_a_container_is_backed_up_looked_into_and_restored_without_leaving_the_b
     page.keyboard.type("\ncat /srv-file\n")
     wait_for_screen(page, r"\nworth keeping", limit_s=30)
 
-    page.goto("/storage/local?content=backup")
+    visit(page, "/storage/local?content=backup")
     expect(page.locator("body")).to_have_attribute("data-live", "connected")
     page.locator("[data-backup=unprotect]").click()
     expect(page.locator("[data-backup=protect]")).to_be_visible()
@@ -97,21 +98,21 @@ def test_a_storage_is_added_a_volume_moved_to_it_and_it_cannot_be_forgotten_whil
     node = appliance.node(api)
     appliance.finish(api, node.lxc.post(vmid=vmid, ostemplate=template, rootfs="local:0", memory=64, hostname="mover"))
     page = log_in(browser, appliance)
-    page.goto("/storage")
+    visit(page, "/storage")
     expect(page.locator("body")).to_have_attribute("data-live", "connected")
     page.click("#add-storage")
     page.fill("#f-storage", "second")
     page.fill("#f-path", str(tmp_path / "second"))
     page.click("#confirm")
     page.wait_for_url("**/storage/second", timeout=TASK_LIMIT_MS)
-    page.goto(f"/guests/{vmid}/hardware")
+    visit(page, f"/guests/{vmid}/hardware")
     expect(page.locator("body")).to_have_attribute("data-live", "connected")
     page.click("#move-rootfs")
     page.check("[name=delete]")
     page.click("#confirm")
     expect(page.locator("#config-rootfs")).to_contain_text(f"second:{vmid}/", timeout=TASK_LIMIT_MS)
     expect(page.locator("#config-unused0")).to_have_count(0)
-    page.goto("/storage")
+    visit(page, "/storage")
     page.click("[aria-label='Remove second']")
     expect(page.locator("#dialog-title")).to_have_text("second is in use")
     page.click("#dialog .dialog-foot [data-close]")
@@ -121,7 +122,7 @@ def test_a_storage_is_added_a_volume_moved_to_it_and_it_cannot_be_forgotten_whil
     expect(page.locator("[data-storage=local]")).to_be_visible()
     expect(page.locator("[data-storage=second]")).to_have_count(0, timeout=TASK_LIMIT_MS)
 
-    page.goto("/node/system")
+    visit(page, "/node/system")
     expect(page.locator("[data-certificate='pve-ssl.pem']")).to_contain_text("127.0.0.1")
     expect(page.locator("[data-certificate='pve-root-ca.pem']")).to_be_visible()
     page.screenshot(path=screenshots / "real-node-system.png", full_page=True)

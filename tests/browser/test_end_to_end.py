@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from tests.browser.visiting import visit
 from tests.harness import Appliance
 
 pytestmark = [pytest.mark.browser, pytest.mark.host, pytest.mark.timeout(420)]
@@ -52,8 +53,7 @@ def log_in(browser: Browser, appliance: Appliance) -> Page:
         viewport={"width": 1280, "height": 800},
     )
     page = context.new_page()
-    page.goto("/")
-    page.wait_for_selector("html[data-whole]")  # not one to be fetched again, as a test's network came or went
+    visit(page, "/")
     page.fill("#username", "admin")
     page.fill("#password", appliance.password)
     page.click("#login button")
@@ -155,7 +155,7 @@ def test_a_file_is_uploaded_with_its_hash_checked_and_deleted(
     path = tmp_path / "small.iso"
     path.write_bytes(b"\0" * 300_000)
     page = log_in(browser, appliance)
-    page.goto("/storage/local?content=iso")
+    visit(page, "/storage/local?content=iso")
     expect(page.locator("body")).to_have_attribute("data-live", "connected")
     page.click("#upload")
     page.set_input_files("#f-filename", path)

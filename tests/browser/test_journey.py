@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Error, Page, expect
 
 from tests.browser.test_end_to_end import TASK_LIMIT_MS, log_in, wait_for_picture, wait_for_screen
+from tests.browser.visiting import visit
 from tests.harness import Appliance
 
 OWN_PASSWORD = "chosen in the browser"
@@ -25,7 +26,7 @@ def appliance() -> Iterator[Appliance]:
 
 
 def go(page: Page, path: str) -> None:
-    page.goto(path)
+    visit(page, path)
     expect(page.locator("body")).to_have_attribute("data-live", "connected")
 
 
@@ -61,7 +62,7 @@ def delete(page: Page, guest_id: int, name: str) -> None:
     try:
         page.wait_for_url(re.compile(r".*/$"), timeout=TASK_LIMIT_MS)
     except Error:  # dropped by Chromium, as above
-        page.goto("/")
+        visit(page, "/")
     expect(page.locator(f"#guest-row-{guest_id}")).to_have_count(0, timeout=TASK_LIMIT_MS)
 
 

@@ -213,6 +213,16 @@ async def test_a_guest_that_stops_answering_leaves_a_gap_and_delays_nobody(scene
     assert len(history) == 1
 
 
+async def test_no_figures_are_taken_once_their_file_is_closed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = Scene(tmp_path / "metrics.db")
+    await made.service.start()
+    await asyncio.sleep(0)
+    await made.service.close()
+    await made.clock.advance(STEP_S)
+    await made.scope.close()
+    assert not caplog.records
+
+
 async def test_ticks_come_on_the_step_and_are_told(scene: Scene) -> None:
     with scene.events.subscribe() as seen:
         await asyncio.sleep(0)
