@@ -14,19 +14,21 @@ import threading
 from collections.abc import Iterator
 
 CHUNK = 1 << 16
+OPENING_LIMIT_S = 60.0
 CLOSING_LIMIT_S = 10.0
 
 
 @contextlib.contextmanager
 def secured(port: int, context: ssl.SSLContext, *, host: str = "127.0.0.1") -> Iterator[socket.socket]:
-    """A plain socket whose bytes go to HOST:PORT by TLS. Raises `OSError` when it cannot be connected."""
+    """A plain socket whose bytes go to HOST:PORT by TLS. Raises `OSError`: not connected, or not in `OPENING_LIMIT_S`."""
     ours, theirs = socket.socketpair()
     connected: list[BaseException | None] = []
     tried = threading.Event()
 
     async def relay() -> None:
         try:
-            reader, writer = await asyncio.open_connection(host, port, ssl=context)
+            async with asyncio.timeout(OPENING_LIMIT_S):
+                reader, writer = await asyncio.open_connection(host, port, ssl=context)
             connected.append(None)
         except BaseException as error:
             connected.append(error)

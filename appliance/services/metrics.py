@@ -87,7 +87,7 @@ class MetricsService:
         for task in self._tasks:
             task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.wait(self._tasks, timeout=IO_TIMEOUT_S)
         try:
             await self._in_thread(self._file.close)
         finally:

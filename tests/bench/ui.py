@@ -25,6 +25,7 @@ from playwright.async_api import BrowserContext, async_playwright
 from tests.bench import seed
 from tests.bench.client import client
 from tests.bench.figures import Benchmark, Figure, percentile
+from tests.browser.chromium import ARGUMENTS, CHROMIUM
 from tests.harness import Appliance
 
 GUESTS, NODES = 1000, 10
@@ -35,8 +36,6 @@ PAGES = (
 ROUNDS = 100
 OPEN_PAGES = 50
 CHANGES = 40
-CHROMIUM = "/usr/bin/chromium"
-ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
 TYPED = ("web", "oslo", "customer-a", "build-li", "proxy-dublin")
 KIB = 1024
 

@@ -14,15 +14,13 @@ from playwright.async_api import async_playwright
 from playwright.async_api import expect as async_expect
 from playwright.sync_api import Browser, expect, sync_playwright
 
+from tests.browser.chromium import ARGUMENTS, CHROMIUM
 from tests.browser.fake_site import FakeSite, open_site
 from tests.browser.office_site import open_office_site
 from tests.e2e.busybox import write_template
 from tests.fakes.office import Office
 from tests.harness import ROOT
 
-CHROMIUM = "/usr/bin/chromium-headless-shell"
-"""The engine without the windows around it: a quarter less work than the whole browser with its window hidden."""
-ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
 SCREENSHOTS = ROOT / ".build" / "screenshots"
 PATIENCE_MS = 30_000
 """For what should be seen soon: a machine that is busy with other tests takes its time."""

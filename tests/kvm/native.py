@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -76,15 +75,12 @@ class Console:
 
     async def end(self, vm: NativeVm) -> ExitReason:
         """How the machine ended; what it says meanwhile is read."""
-        ended = asyncio.ensure_future(vm.wait())
         try:
             async with asyncio.timeout(DEADLINE_S):
-                with contextlib.suppress(AssertionError):
-                    while True:
-                        await self._read()
-                return await asyncio.shield(ended)
+                while data := await self._attachment.read():
+                    self._said += data
+                return await vm.wait()
         except TimeoutError as error:
-            ended.cancel()
             raise AssertionError(f"it did not end in {DEADLINE_S:g} s, but said: {self._said[-900:]!r}") from error
 
     async def _read(self) -> None:
