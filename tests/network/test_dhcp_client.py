@@ -261,7 +261,7 @@ async def test_a_server_that_comes_later_is_found(confined: Guest, backend: Netw
     await backend.unplug(A)
 
 
-async def test_an_address_is_renewed_and_lost_with_its_lease(
+async def test_an_address_lives_no_longer_than_its_lease_without_its_client(
     confined: Guest, lab: Lab, backend: NetworkBackend, server: Server
 ) -> None:
     """The kernel itself counts down what dhcpcd set, so that an address is gone in time even with its client."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -17,19 +15,6 @@ from appliance.state.store import Put, StoreFull
 from tests.fakes.guest_host import ADMIN, TEMPLATE, GuestHost, GuestWorld, open_world
 
 DISK_0, DISK_1 = "local:100/vm-100-disk-0.qcow2", "local:100/vm-100-disk-1.qcow2"
-
-
-@pytest.fixture
-async def host(tmp_path: Path) -> AsyncIterator[GuestHost]:
-    host = GuestHost(tmp_path)
-    yield host
-    await host.store.close()
-
-
-@pytest.fixture
-async def world(host: GuestHost) -> AsyncIterator[GuestWorld]:
-    async with open_world(host) as world:
-        yield world
 
 
 async def create_vm(world: GuestWorld, **config: str) -> str:

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 
 from appliance.errors import Conflict, HostError, InvalidParameter, Unsupported
 from appliance.model.guest import GuestKind, NicSpec
 from tests.fakes.engines import FakeRunningGuest
-from tests.fakes.guest_host import ADMIN, GuestHost, GuestWorld, open_world
+from tests.fakes.guest_host import ADMIN, GuestWorld
 
 DISK_0, DISK_1 = "local:100/vm-100-disk-0.qcow2", "local:100/vm-100-disk-1.qcow2"
 NIC = "virtio=BC:24:11:0A:00:01,bridge=vmbr0"
-
-
-@pytest.fixture
-async def host(tmp_path: Path) -> AsyncIterator[GuestHost]:
-    host = GuestHost(tmp_path)
-    yield host
-    await host.store.close()
-
-
-@pytest.fixture
-async def world(host: GuestHost) -> AsyncIterator[GuestWorld]:
-    async with open_world(host) as world:
-        yield world
 
 
 @pytest.fixture

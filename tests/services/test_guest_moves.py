@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -18,19 +16,6 @@ from tests.fakes.engines import FakeMirrors
 from tests.fakes.guest_host import ADMIN, GuestHost, GuestWorld, open_world
 
 VM, CT = GuestKind.QEMU, GuestKind.LXC
-
-
-@pytest.fixture
-async def host(tmp_path: Path) -> AsyncIterator[GuestHost]:
-    host = GuestHost(tmp_path)
-    yield host
-    await host.store.close()
-
-
-@pytest.fixture
-async def world(host: GuestHost) -> AsyncIterator[GuestWorld]:
-    async with open_world(host) as world:
-        yield world
 
 
 async def move(world: GuestWorld, kind: GuestKind = CT, slot: str = "rootfs", *, delete: bool = False) -> str:

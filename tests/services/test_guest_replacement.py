@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -20,19 +19,6 @@ OLD_DISK, NEW_DISK = "local:100/vm-100-disk-0.qcow2", "local:100/vm-100-disk-1.q
 OLD_ROOT, NEW_ROOT = "local:101/vm-101-disk-0.raw", "local:101/vm-101-disk-1.raw"
 VM_BACKUP = "name: saved\nmemory: 1024\nscsi0: local:100/vm-100-disk-0.qcow2,size=8G\n"
 CT_BACKUP = "hostname: saved\nunprivileged: 1\nrootfs: local:101/vm-101-disk-0.raw,size=4G\n"
-
-
-@pytest.fixture
-async def host(tmp_path: Path) -> AsyncIterator[GuestHost]:
-    host = GuestHost(tmp_path)
-    yield host
-    await host.store.close()
-
-
-@pytest.fixture
-async def world(host: GuestHost) -> AsyncIterator[GuestWorld]:
-    async with open_world(host) as world:
-        yield world
 
 
 async def restore(

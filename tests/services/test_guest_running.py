@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -20,19 +19,6 @@ from tests.fakes.guest_host import ADMIN, GuestHost, GuestWorld, open_world
 
 VM, CT = GuestKind.QEMU, GuestKind.LXC
 PORT = (100, "net0")
-
-
-@pytest.fixture
-async def host(tmp_path: Path) -> AsyncIterator[GuestHost]:
-    host = GuestHost(tmp_path)
-    yield host
-    await host.store.close()
-
-
-@pytest.fixture
-async def world(host: GuestHost) -> AsyncIterator[GuestWorld]:
-    async with open_world(host) as world:
-        yield world
 
 
 async def running_vm(world: GuestWorld, **config: str) -> FakeRunningGuest:

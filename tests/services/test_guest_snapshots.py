@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -20,19 +18,6 @@ VM, CT = GuestKind.QEMU, GuestKind.LXC
 DISK = VolumeId.parse("local:100/vm-100-disk-0.qcow2")
 DISK_1 = VolumeId.parse("local:100/vm-100-disk-1.qcow2")
 ROOT = VolumeId.parse("local:101/vm-101-disk-0.raw")
-
-
-@pytest.fixture
-async def host(tmp_path: Path) -> AsyncIterator[GuestHost]:
-    host = GuestHost(tmp_path)
-    yield host
-    await host.store.close()
-
-
-@pytest.fixture
-async def world(host: GuestHost) -> AsyncIterator[GuestWorld]:
-    async with open_world(host) as world:
-        yield world
 
 
 async def snapshot(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 
 import pytest
 
@@ -17,13 +16,6 @@ from tests.fakes.guest_host import ADMIN, GuestHost, GuestWorld, open_world
 
 GIB = 1 << 30
 DISK_0, DISK_1 = "local:100/vm-100-disk-0.qcow2", "local:100/vm-100-disk-1.qcow2"
-
-
-@pytest.fixture
-async def host(tmp_path: Path) -> AsyncIterator[GuestHost]:
-    host = GuestHost(tmp_path)
-    yield host
-    await host.store.close()
 
 
 @pytest.fixture
