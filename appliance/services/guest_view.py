@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+import msgspec
+
 from appliance.errors import ApplianceError
 from appliance.model.guest import CtSpec, GuestId, GuestKind, GuestState, GuestStats, VmSpec
 from appliance.services import guest_config
@@ -32,9 +34,11 @@ class GuestSummary:
     problem: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuestView:
-    """One guest as everybody sees it. Times in seconds, sizes in bytes, `cpu_ratio` of all its CPUs (0 to 1)."""
+class GuestView(msgspec.Struct, frozen=True, kw_only=True):
+    """One guest as everybody sees it. Times in seconds, sizes in bytes, `cpu_ratio` of all its CPUs (0 to 1).
+
+    Made anew for each list, hence a struct: a frozen dataclass takes four times as long.
+    """
 
     guest_id: GuestId
     kind: GuestKind

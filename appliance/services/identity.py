@@ -6,7 +6,8 @@ The character rules are Proxmox VE's, less control characters and `!` in user na
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 from appliance.errors import InvalidParameter
 
@@ -16,9 +17,11 @@ _TOKEN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{1,63}")
 _GROUP = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """An authenticated caller: a user, or one of a user's API tokens acting for them."""
+class Identity(msgspec.Struct, frozen=True):
+    """An authenticated caller: a user, or one of a user's API tokens acting for them.
+
+    A key of every permission that was looked up, hence a struct: its hash and equality are compiled.
+    """
 
     user: str
     token: str | None = None

@@ -14,7 +14,7 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from appliance.model.guest import GuestState
+from appliance.model.guest import GuestKind, GuestState
 from appliance.web.registry import LOGGED_IN, Call, Resource
 
 if TYPE_CHECKING:
@@ -123,9 +123,10 @@ def guest_rows(guests: Iterable[GuestView], visible: Callable[[str], bool]) -> l
 def guest_row(guest: GuestView) -> ResourceRow:
     """One guest. Figures of one that does not run are zero, as PVE has them."""
     stats = guest.stats
+    kind: Literal["qemu", "lxc"] = "qemu" if guest.kind is GuestKind.QEMU else "lxc"
     return ResourceRow(
-        id=f"{guest.kind.value}/{guest.guest_id}",
-        type="qemu" if guest.kind.value == "qemu" else "lxc",
+        id=f"{kind}/{guest.guest_id}",
+        type=kind,
         node=guest.node,
         name=guest.name,
         vmid=guest.guest_id,
