@@ -1,4 +1,4 @@
-"""`NetworkBackend`: bridges and guest ports of one appliance, as services see them (`services.ports.NetworkBackend`).
+"""`NetworkBackend`: bridges and guest ports of one appliance, as services see them (`services.ports.network.NetworkBackend`).
 
     backend (loop)  →  home.NetworkThread  →  bridge, ports  →  kernel.rtnetlink, nftables, tuntap, netns
                     →  dnsmasq.Dnsmasq (supervised process)

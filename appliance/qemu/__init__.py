@@ -15,5 +15,5 @@ Map, from the bottom:
     vm               RunningVm, one guest that runs
     engine           QemuEngine: probe, refuse, start, adopt
 
-It imports `model`, the leaves and `kernel` only, and fulfils `services/ports.py` structurally.
+It imports `model`, the leaves and `kernel` only, and fulfils `services/ports` structurally.
 """

@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
 
 
 class SerialConsole:
-    """One attachment; QEMU serves one at a time. Fulfils `services.ports.ConsoleSource`. Made by `attach`."""
+    """One attachment; QEMU serves one at a time. Fulfils `services.ports.console.ConsoleSource`. Made by `attach`."""
 
     def __init__(self, name: str, connection: socket.socket, history: bytes, on_close: Callable[[], None]) -> None:
         self._name = name

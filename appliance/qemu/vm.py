@@ -50,7 +50,7 @@ LogLine = Callable[[str], None]
 
 
 class RunningVm:
-    """Fulfils `services.ports.RunningGuest` and `HotPlug`. Made by `QemuEngine`, which calls `begin` or `reattach` once."""
+    """Fulfils `RunningGuest` and `HotPlug` of `services.ports`. Made by `QemuEngine`, which calls `begin` or `reattach` once."""
 
     def __init__(
         self,

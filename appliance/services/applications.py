@@ -27,7 +27,8 @@ from appliance.model.guest import ExitReason, GuestId, GuestKind, GuestState
 from appliance.services import app_restart
 from appliance.services.guest_config import applications
 from appliance.services.guest_runner import GuestRuntime
-from appliance.services.ports import LogPiece, LogStore, RunningGuest
+from appliance.services.ports.application_logs import LogPiece, LogStore
+from appliance.services.ports.running_guest import RunningGuest
 from appliance.state.documents import Documents
 from appliance.state.store import Store
 from appliance.tasks import TaskScope

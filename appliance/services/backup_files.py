@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from appliance.errors import InvalidParameter, NotFound
 from appliance.model.volume import ContentType, VolumeId
-from appliance.services.ports import ArchivedFile, ArchiveReader
+from appliance.services.ports.archives import ArchivedFile, ArchiveReader
 from appliance.services.storage import StorageService
 
 INDEXES_KEPT = 2

@@ -24,7 +24,7 @@ from typing import Protocol, Self
 
 from appliance.errors import ApplianceError, GuestFault, HostError, InvalidParameter, TimedOut, TooLarge, UserError
 from appliance.model.guest import GuestId
-from appliance.services.ports import ConsoleSource
+from appliance.services.ports.console import ConsoleSource
 from appliance.tasks import TaskScope
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 
 from appliance.errors import Unsupported
 from appliance.model.guest import ExecRequest, FileInfo, FileWrite
-from appliance.services.ports import RunningGuest
+from appliance.services.ports.running_guest import RunningGuest
 
 SHELL = "shell"
 """The console that is a shell of the container's root, without a login."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from appliance.clock import Clock
 from appliance.errors import ApplianceError
-from appliance.services.ports import NetworkBackend
+from appliance.services.ports.network import NetworkBackend
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
 from appliance.errors import GuestFault, Unsupported
-from appliance.services.ports import RunningGuest
+from appliance.services.ports.running_guest import RunningGuest
 
 READ_LIMIT_BYTES = 16 << 20
 READ_CHUNK_BYTES = 1 << 20

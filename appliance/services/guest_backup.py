@@ -25,7 +25,8 @@ from appliance.services.guest_config import DiskConfig, Existing
 from appliance.services.guest_inventory import GuestInventory
 from appliance.services.guest_runner import GuestRunner, GuestRuntime
 from appliance.services.guest_snapshots import TEMPORARY, GuestSnapshots
-from appliance.services.ports import CtProvisioner, LogLine
+from appliance.services.ports import LogLine
+from appliance.services.ports.ct_trees import CtProvisioner
 from appliance.services.storage import StorageService
 from appliance.services.tasks import TaskHandle, TaskService
 from appliance.storage.directory import DirectoryBackend

@@ -29,7 +29,7 @@ from appliance.services.guest_records import GuestRecord
 from appliance.services.guest_runner import GuestRunner, GuestRuntime
 from appliance.services.guest_volumes import GuestVolumes, Made, owned
 from appliance.services.images import ImageService
-from appliance.services.ports import CtProvisioner
+from appliance.services.ports.ct_trees import CtProvisioner
 from appliance.services.storage import StorageService
 from appliance.services.tasks import TaskHandle, TaskService
 from appliance.storage.oci.archive import Image

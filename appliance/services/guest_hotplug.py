@@ -16,7 +16,9 @@ from appliance.model.volume import VolumeId
 from appliance.services import guest_config
 from appliance.services.guest_config import Attach, Detach, SetLink, Step
 from appliance.services.guest_runner import GuestRuntime
-from appliance.services.ports import HotPlug, LogLine, NetworkBackend
+from appliance.services.ports import LogLine
+from appliance.services.ports.hotplug import HotPlug
+from appliance.services.ports.network import NetworkBackend
 from appliance.services.storage import StorageService
 from appliance.tasks import to_its_end
 

@@ -26,7 +26,9 @@ from appliance.services.guest_inventory import GuestInventory
 from appliance.services.guest_power import SHUTDOWN_LIMIT_S
 from appliance.services.guest_runner import GuestRunner, GuestRuntime
 from appliance.services.guest_volumes import GuestVolumes
-from appliance.services.ports import CtProvisioner, DiskMirror, DiskMover, LogLine, TreeCopy
+from appliance.services.ports import LogLine
+from appliance.services.ports.ct_trees import CtProvisioner, TreeCopy
+from appliance.services.ports.disk_moves import DiskMirror, DiskMover
 from appliance.services.storage import StorageService
 from appliance.services.tasks import TaskHandle, TaskService
 from appliance.tasks import to_its_end

@@ -23,7 +23,7 @@ from appliance.services.guest_creation import GuestCreation
 from appliance.services.guest_inventory import GuestInventory
 from appliance.services.guest_runner import GuestRunner, GuestRuntime
 from appliance.services.guest_volumes import GuestVolumes, Made
-from appliance.services.ports import CtProvisioner
+from appliance.services.ports.ct_trees import CtProvisioner
 from appliance.services.storage import StorageService
 from appliance.services.tasks import TaskHandle
 from appliance.tasks import to_its_end

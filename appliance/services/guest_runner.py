@@ -37,7 +37,10 @@ from appliance.services import guest_config, guest_hooks, lifecycle, restart_pol
 from appliance.services.console import ConsoleService
 from appliance.services.guest_lock import GuestLock
 from appliance.services.guest_records import StoredGuest
-from appliance.services.ports import GuestEngine, LogLine, NetworkBackend, RunningGuest
+from appliance.services.ports import LogLine
+from appliance.services.ports.engine import GuestEngine
+from appliance.services.ports.network import NetworkBackend
+from appliance.services.ports.running_guest import RunningGuest
 from appliance.services.storage import StorageService
 from appliance.tasks import TaskScope, to_its_end
 

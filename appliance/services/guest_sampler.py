@@ -11,7 +11,8 @@ from appliance.clock import Clock
 from appliance.errors import ApplianceError
 from appliance.events import EventBus, GuestStatsSampled
 from appliance.services.guest_runner import GuestRuntime
-from appliance.services.ports import NetworkBackend, RunningGuest
+from appliance.services.ports.network import NetworkBackend
+from appliance.services.ports.running_guest import RunningGuest
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,8 @@ from appliance.services import guest_config, lifecycle
 from appliance.services.guest_inventory import GuestInventory
 from appliance.services.guest_records import SnapshotRecord
 from appliance.services.guest_runner import EngineState, GuestRunner, GuestRuntime
-from appliance.services.ports import LogLine, RunningGuest
+from appliance.services.ports import LogLine
+from appliance.services.ports.running_guest import RunningGuest
 from appliance.services.snapshot_parts import Parts, parts_of
 from appliance.services.storage import StorageService
 from appliance.services.tasks import TaskHandle, TaskService

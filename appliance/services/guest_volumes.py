@@ -11,7 +11,8 @@ from appliance.model.guest import CtTree, GuestId, GuestKind
 from appliance.model.volume import ContentType, OpenedVolume, VolumeFormat, VolumeId
 from appliance.services import guest_config
 from appliance.services.guest_config import Allocate, CloudInitDrive, DiskConfig, Existing, Import
-from appliance.services.ports import CtProvisioner, LogLine
+from appliance.services.ports import LogLine
+from appliance.services.ports.ct_trees import CtProvisioner
 from appliance.services.storage import StorageService
 from appliance.storage.directory import DirectoryBackend
 from appliance.tasks import to_its_end

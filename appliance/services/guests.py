@@ -51,7 +51,11 @@ from appliance.services.guest_volumes import GuestVolumes
 from appliance.services.images import ImageService
 from appliance.services.learned_resolvers import LearnedResolvers
 from appliance.services.live_changes import LiveChanges
-from appliance.services.ports import CtProvisioner, LogLine, LogPiece, LogStore, NetworkBackend, RunningGuest
+from appliance.services.ports import LogLine
+from appliance.services.ports.application_logs import LogPiece, LogStore
+from appliance.services.ports.ct_trees import CtProvisioner
+from appliance.services.ports.network import NetworkBackend
+from appliance.services.ports.running_guest import RunningGuest
 from appliance.services.storage import StorageService
 from appliance.services.tasks import TaskService
 from appliance.state.store import Put, Store

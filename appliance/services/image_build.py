@@ -24,7 +24,7 @@ from appliance.errors import ApplianceError, HostError, InvalidParameter, TooLar
 from appliance.files import write_atomic
 from appliance.model.volume import OpenedVolume, VolumeFormat
 from appliance.services.images import ImageService, archive_name
-from appliance.services.ports import CtProvisioner
+from appliance.services.ports.ct_trees import CtProvisioner
 from appliance.services.storage import StorageService
 from appliance.services.tasks import TaskHandle, TaskService
 from appliance.storage.oci.credentials import RegistryBook, Transport

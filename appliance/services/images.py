@@ -21,7 +21,8 @@ from appliance.clock import Clock
 from appliance.errors import ApplianceError, Conflict, InvalidParameter, NotFound, Unsupported, UserError
 from appliance.events import EventBus, Lagged, StorageContentChanged
 from appliance.model.volume import ContentType, VolumeId, VolumeInfo
-from appliance.services.ports import LayerUnpacker, LogLine
+from appliance.services.ports import LogLine
+from appliance.services.ports.ct_trees import LayerUnpacker
 from appliance.services.storage import StorageService
 from appliance.services.tasks import TaskHandle, TaskService
 from appliance.storage.directory import DirectoryBackend

@@ -14,7 +14,8 @@ from appliance.errors import ApplianceError
 from appliance.model.guest import GuestId
 from appliance.services.applications import is_application
 from appliance.services.guest_runner import GuestRuntime
-from appliance.services.ports import NetworkBackend, RunningGuest
+from appliance.services.ports.network import NetworkBackend
+from appliance.services.ports.running_guest import RunningGuest
 from appliance.tasks import TaskScope
 
 log = logging.getLogger(__name__)

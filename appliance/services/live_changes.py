@@ -18,7 +18,9 @@ from appliance.model.guest import CtSpec, GuestKind, GuestState, NicSpec
 from appliance.services import guest_config
 from appliance.services.guest_hotplug import Applied
 from appliance.services.guest_runner import GuestRuntime
-from appliance.services.ports import LogLine, NetworkBackend, RunningGuest
+from appliance.services.ports import LogLine
+from appliance.services.ports.network import NetworkBackend
+from appliance.services.ports.running_guest import RunningGuest
 
 log = logging.getLogger(__name__)
 

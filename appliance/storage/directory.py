@@ -1,4 +1,4 @@
-"""The directory storage: volumes as files below one directory. Fulfils `services.ports.VolumeBackend`.
+"""The directory storage: volumes as files below one directory. Fulfils `services.ports.volumes.VolumeBackend`.
 
     naming.py         where a volume lies and what its name says (pure)
     records.py        what a name cannot say: content, parent, notes; marks of file systems being grown

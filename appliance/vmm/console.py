@@ -131,7 +131,7 @@ class ByteChannel:
 
 
 class Attachment:
-    """Fulfils `services.ports.ConsoleSource`."""
+    """Fulfils `services.ports.console.ConsoleSource`."""
 
     def __init__(self, channel: ByteChannel, history: bytes) -> None:
         self._channel = channel

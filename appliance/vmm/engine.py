@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 class NativeEngine:
-    """Fulfils `services.ports.GuestEngine[VmSpec, VmResources]`. `scope` owns its tasks; `close` before closing it."""
+    """Fulfils `services.ports.engine.GuestEngine[VmSpec, VmResources]`. `scope` owns its tasks; `close` before closing it."""
 
     name = NAME
 

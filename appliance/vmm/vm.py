@@ -58,7 +58,7 @@ _STATES = {
 
 
 class NativeVm:
-    """Fulfils `services.ports.RunningGuest`. Made by `NativeEngine` around a machine that runs (or is paused)."""
+    """Fulfils `services.ports.running_guest.RunningGuest`. Made by `NativeEngine` around a machine that runs (or is paused)."""
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ import pytest
 
 from appliance.ct import console as console_module
 from appliance.errors import HostError, NotFound
-from appliance.services.ports import ConsoleSource
+from appliance.services.ports.console import ConsoleSource
 from tests.ct.conftest import SPEC, Host, each_runtime, shell
 
 pytestmark = pytest.mark.host

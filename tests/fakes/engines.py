@@ -24,7 +24,8 @@ from appliance.model.guest import (
     VmSpec,
 )
 from appliance.model.volume import OpenedVolume
-from appliance.services.ports import LogLine, StateCallback
+from appliance.services.ports import LogLine
+from appliance.services.ports.engine import StateCallback
 from tests.fakes.console import FakeConsoleSource
 
 

@@ -23,7 +23,8 @@ from appliance.services.access import AccessService
 from appliance.services.console import ConsoleService
 from appliance.services.guest_runner import Engines
 from appliance.services.guests import GuestService
-from appliance.services.ports import ArchivedFile, LogLine
+from appliance.services.ports import LogLine
+from appliance.services.ports.archives import ArchivedFile
 from appliance.services.storage import StorageService
 from appliance.services.task_records import TaskInfo
 from appliance.services.tasks import TaskService

@@ -9,7 +9,7 @@ import pytest
 
 from appliance.errors import GuestFault, Unsupported
 from appliance.services import guest_agent
-from appliance.services.ports import RunningGuest
+from appliance.services.ports.running_guest import RunningGuest
 from tests.fakes.guests import AgentVm
 
 

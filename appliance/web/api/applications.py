@@ -11,7 +11,7 @@ from aiohttp import web
 
 from appliance.errors import ApplianceError
 from appliance.model.guest import GuestId, GuestKind
-from appliance.services.ports import LogPiece
+from appliance.services.ports.application_logs import LogPiece
 from appliance.web.api.guest_params import AUDIT
 from appliance.web.registry import Allow, Call, GuestParams, Resource
 

@@ -12,7 +12,7 @@ from msgspec import Meta
 from appliance.errors import Conflict, InvalidParameter, Unsupported
 from appliance.model.guest import GuestId, GuestKind
 from appliance.services import guest_agent
-from appliance.services.ports import RunningGuest
+from appliance.services.ports.running_guest import RunningGuest
 from appliance.web.api.guest_params import stored_config
 from appliance.web.api.guest_rows import has_agent
 from appliance.web.parameters import UNLOGGED

@@ -17,7 +17,7 @@ from appliance.errors import ApplianceError, InvalidParameter, NotFound, Permiss
 from appliance.model.guest import GuestId, GuestKind
 from appliance.model.volume import ContentType, VolumeId, VolumeInfo
 from appliance.services import backup_names
-from appliance.services.ports import ArchivedFile
+from appliance.services.ports.archives import ArchivedFile
 from appliance.services.storage_config import StorageConfig
 from appliance.web.pages.viewer import Viewer
 

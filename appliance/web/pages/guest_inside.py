@@ -13,7 +13,7 @@ from aiohttp import web
 from appliance.errors import ApplianceError
 from appliance.model.guest import GuestKind
 from appliance.services import ct_interfaces, guest_agent
-from appliance.services.ports import RunningGuest
+from appliance.services.ports.running_guest import RunningGuest
 from appliance.web.pages import contexts
 from appliance.web.pages.contexts import Context
 from appliance.web.pages.guest_tabs import is_up
