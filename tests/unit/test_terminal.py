@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import termios
+import tty
 from collections.abc import Iterator
 
 import pytest
@@ -63,6 +64,7 @@ async def test_typing_what_nobody_reads_ends_with_an_error(
     pty: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(terminal, "WRITE_LIMIT_S", 0.05)
+    tty.setraw(pty[1])  # what edits lines takes any number of bytes of one and drops them
     seen = Terminal(pty[0], "shell")
     with pytest.raises(TimedOut, match="shell: input"):
         await seen.write(b"x" * (1 << 20))
