@@ -26,7 +26,7 @@ from appliance.model.application import Application, Health, HealthCheck, Restar
 from appliance.model.guest import ExitReason, GuestId, GuestKind, GuestState
 from appliance.services import app_restart
 from appliance.services.guest_config import applications
-from appliance.services.guest_runner import GuestRuntime
+from appliance.services.guest_runtime import GuestRuntime
 from appliance.services.ports.application_logs import LogPiece, LogStore
 from appliance.services.ports.running_guest import RunningGuest
 from appliance.state.documents import Documents

@@ -23,7 +23,8 @@ from appliance.model.volume import ContentType, OpenedVolume, VolumeId, VolumeIn
 from appliance.services import backup_names, guest_config
 from appliance.services.guest_config import DiskConfig, Existing
 from appliance.services.guest_inventory import GuestInventory
-from appliance.services.guest_runner import GuestRunner, GuestRuntime
+from appliance.services.guest_runner import GuestRunner
+from appliance.services.guest_runtime import GuestRuntime
 from appliance.services.guest_snapshots import TEMPORARY, GuestSnapshots
 from appliance.services.ports import LogLine
 from appliance.services.ports.ct_trees import CtProvisioner

@@ -19,7 +19,8 @@ from appliance.services import guest_config, lifecycle
 from appliance.services.guest_config import DiskConfig, Existing
 from appliance.services.guest_hotplug import GuestHotplug
 from appliance.services.guest_inventory import GuestInventory
-from appliance.services.guest_runner import GuestRunner, GuestRuntime
+from appliance.services.guest_runner import GuestRunner
+from appliance.services.guest_runtime import GuestRuntime
 from appliance.services.guest_volumes import GuestVolumes, Made
 from appliance.services.live_changes import LiveChanges
 from appliance.services.ports import LogLine

@@ -26,7 +26,8 @@ from appliance.services.access import AccessService
 from appliance.services.guest_config import Existing, applications
 from appliance.services.guest_inventory import GuestInventory
 from appliance.services.guest_records import GuestRecord
-from appliance.services.guest_runner import GuestRunner, GuestRuntime
+from appliance.services.guest_runner import GuestRunner
+from appliance.services.guest_runtime import GuestRuntime
 from appliance.services.guest_volumes import GuestVolumes, Made, owned
 from appliance.services.images import ImageService
 from appliance.services.ports.ct_trees import CtProvisioner

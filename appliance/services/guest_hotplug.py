@@ -15,7 +15,7 @@ from appliance.model.guest import GuestKind, NicSpec
 from appliance.model.volume import VolumeId
 from appliance.services import guest_config
 from appliance.services.guest_config import Attach, Detach, SetLink, Step
-from appliance.services.guest_runner import GuestRuntime
+from appliance.services.guest_runtime import GuestRuntime
 from appliance.services.ports import LogLine
 from appliance.services.ports.hotplug import HotPlug
 from appliance.services.ports.network import NetworkBackend

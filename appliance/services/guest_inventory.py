@@ -10,7 +10,7 @@ from appliance.model.volume import VolumeId
 from appliance.services import lifecycle
 from appliance.services.guest_lock import GuestLock
 from appliance.services.guest_records import GuestTable, StoredGuest, used_macs
-from appliance.services.guest_runner import GuestRuntime
+from appliance.services.guest_runtime import GuestRuntime
 from appliance.services.guest_view import GuestSummary, summarize
 from appliance.services.guest_volumes import volumes_in_use
 from appliance.state.store import Store

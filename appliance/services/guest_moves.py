@@ -24,7 +24,8 @@ from appliance.services import guest_config
 from appliance.services.guest_config import DiskConfig, Existing
 from appliance.services.guest_inventory import GuestInventory
 from appliance.services.guest_power import SHUTDOWN_LIMIT_S
-from appliance.services.guest_runner import GuestRunner, GuestRuntime
+from appliance.services.guest_runner import GuestRunner
+from appliance.services.guest_runtime import GuestRuntime
 from appliance.services.guest_volumes import GuestVolumes
 from appliance.services.ports import LogLine
 from appliance.services.ports.ct_trees import CtProvisioner, TreeCopy

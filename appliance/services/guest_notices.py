@@ -12,7 +12,7 @@ from appliance.clock import Clock
 from appliance.errors import ApplianceError, GuestFault
 from appliance.model.guest import ExitReason, GuestId
 from appliance.services import lifecycle
-from appliance.services.guest_runner import GuestRuntime
+from appliance.services.guest_runtime import GuestRuntime
 from appliance.services.tasks import TaskHandle, TaskService
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ from appliance.errors import ApplianceError, Conflict
 from appliance.model.guest import GuestId, GuestKind, GuestState
 from appliance.services import autostart, lifecycle
 from appliance.services.guest_inventory import GuestInventory
-from appliance.services.guest_runner import GuestRunner, GuestRuntime
+from appliance.services.guest_runner import GuestRunner
+from appliance.services.guest_runtime import GuestRuntime
 from appliance.services.lifecycle import Action
 from appliance.services.ports import LogLine
 from appliance.services.tasks import TaskHandle, TaskService

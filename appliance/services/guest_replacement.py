@@ -28,7 +28,8 @@ from appliance.services.guest_config import Existing
 from appliance.services.guest_inventory import GuestInventory
 from appliance.services.guest_records import GuestRecord, SnapshotRecord
 from appliance.services.guest_restore import GuestRestore, Restoration
-from appliance.services.guest_runner import GuestRunner, GuestRuntime
+from appliance.services.guest_runner import GuestRunner
+from appliance.services.guest_runtime import GuestRuntime
 from appliance.services.guest_snapshots import DELETE, GuestSnapshots
 from appliance.services.guest_volumes import GuestVolumes, Made, owned
 from appliance.services.tasks import TaskHandle, TaskService

@@ -21,7 +21,8 @@ from appliance.services.guest_backup import VM_CONFIG_NAME, image_name
 from appliance.services.guest_config import DiskConfig, Existing
 from appliance.services.guest_creation import GuestCreation
 from appliance.services.guest_inventory import GuestInventory
-from appliance.services.guest_runner import GuestRunner, GuestRuntime
+from appliance.services.guest_runner import GuestRunner
+from appliance.services.guest_runtime import GuestRuntime
 from appliance.services.guest_volumes import GuestVolumes, Made
 from appliance.services.ports.ct_trees import CtProvisioner
 from appliance.services.storage import StorageService

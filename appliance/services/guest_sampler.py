@@ -10,7 +10,7 @@ from dataclasses import replace
 from appliance.clock import Clock
 from appliance.errors import ApplianceError
 from appliance.events import EventBus, GuestStatsSampled
-from appliance.services.guest_runner import GuestRuntime
+from appliance.services.guest_runtime import GuestRuntime
 from appliance.services.ports.network import NetworkBackend
 from appliance.services.ports.running_guest import RunningGuest
 

@@ -27,7 +27,8 @@ from appliance.model.volume import VolumeFormat
 from appliance.services import guest_config, lifecycle
 from appliance.services.guest_inventory import GuestInventory
 from appliance.services.guest_records import SnapshotRecord
-from appliance.services.guest_runner import EngineState, GuestRunner, GuestRuntime
+from appliance.services.guest_runner import EngineState, GuestRunner
+from appliance.services.guest_runtime import GuestRuntime
 from appliance.services.ports import LogLine
 from appliance.services.ports.running_guest import RunningGuest
 from appliance.services.snapshot_parts import Parts, parts_of

@@ -13,7 +13,7 @@ from appliance.model.guest import GuestKind
 from appliance.model.volume import VolumeFormat
 from appliance.services import guest_config
 from appliance.services.guest_config import Existing
-from appliance.services.guest_runner import GuestRuntime
+from appliance.services.guest_runtime import GuestRuntime
 from appliance.services.storage import StorageService
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from appliance.errors import ApplianceError
 from appliance.model.guest import CtSpec, GuestId, GuestKind, GuestState, GuestStats, VmSpec
 from appliance.services import guest_config
 from appliance.services.guest_records import GuestRecord
-from appliance.services.guest_runner import GuestRuntime
+from appliance.services.guest_runtime import GuestRuntime
 
 MIB = 1 << 20
 

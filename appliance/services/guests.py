@@ -5,7 +5,8 @@ guest_creation.py       create, clone, destroy          guest_power.py   start â
 guest_configuration.py  settings, disks that grow        guest_snapshots.py  snapshots, returns
 guest_backup.py         archives of guests                guest_restore.py    guests made again from one
 guest_moves.py          volumes to another storage
-guest_runner.py         what runs                       guest_records.py what is stored
+guest_runner.py         starts, supervises, ends       guest_runtime.py  what runs
+guest_records.py        what is stored
 """
 
 from __future__ import annotations
@@ -36,13 +37,8 @@ from appliance.services.guest_notices import GuestNotices
 from appliance.services.guest_power import GuestPower
 from appliance.services.guest_replacement import GuestReplacement
 from appliance.services.guest_restore import GuestRestore
-from appliance.services.guest_runner import (
-    Engines,
-    GuestRunner,
-    GuestRuntime,
-    SharedDirectory,
-    no_shared_directory,
-)
+from appliance.services.guest_runner import Engines, GuestRunner, SharedDirectory, no_shared_directory
+from appliance.services.guest_runtime import GuestRuntime
 from appliance.services.guest_sampler import GuestSampler
 from appliance.services.guest_snapshots import GuestSnapshots
 from appliance.services.guest_usage import RootUsage

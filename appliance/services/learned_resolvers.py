@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 from appliance.errors import ApplianceError
 from appliance.model.guest import GuestId
 from appliance.services.applications import is_application
-from appliance.services.guest_runner import GuestRuntime
+from appliance.services.guest_runtime import GuestRuntime
 from appliance.services.ports.network import NetworkBackend
 from appliance.services.ports.running_guest import RunningGuest
 from appliance.tasks import TaskScope

@@ -17,7 +17,7 @@ from appliance.errors import ApplianceError, Unsupported
 from appliance.model.guest import CtSpec, GuestKind, GuestState, NicSpec
 from appliance.services import guest_config
 from appliance.services.guest_hotplug import Applied
-from appliance.services.guest_runner import GuestRuntime
+from appliance.services.guest_runtime import GuestRuntime
 from appliance.services.ports import LogLine
 from appliance.services.ports.network import NetworkBackend
 from appliance.services.ports.running_guest import RunningGuest

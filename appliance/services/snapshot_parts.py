@@ -9,7 +9,7 @@ from appliance.errors import Unsupported
 from appliance.model.guest import GuestKind
 from appliance.model.volume import VolumeFormat, VolumeId
 from appliance.services import guest_config
-from appliance.services.guest_runner import GuestRuntime
+from appliance.services.guest_runtime import GuestRuntime
 from appliance.services.storage import StorageService
 
 
