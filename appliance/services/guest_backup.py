@@ -25,9 +25,11 @@ from appliance.services.guest_config import DiskConfig, Existing
 from appliance.services.guest_inventory import GuestInventory
 from appliance.services.guest_runner import GuestRunner
 from appliance.services.guest_runtime import GuestRuntime
-from appliance.services.guest_snapshots import TEMPORARY, GuestSnapshots
+from appliance.services.guest_snapshots import GuestSnapshots
+from appliance.services.guest_standstill import standing_still
 from appliance.services.ports import LogLine
 from appliance.services.ports.ct_trees import CtProvisioner
+from appliance.services.snapshot_records import TEMPORARY
 from appliance.services.storage import StorageService
 from appliance.services.tasks import TaskHandle, TaskService
 from appliance.storage.directory import DirectoryBackend
@@ -178,7 +180,7 @@ class GuestBackups:
                 async with self._shut_down(guest, job, log_line):
                     yield Source.STOPPED
             else:
-                async with self._snapshots.standing_still(guest, log_line):
+                async with standing_still(guest, log_line):
                     yield Source.STILL
 
     @asynccontextmanager

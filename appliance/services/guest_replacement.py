@@ -30,8 +30,9 @@ from appliance.services.guest_records import GuestRecord, SnapshotRecord
 from appliance.services.guest_restore import GuestRestore, Restoration
 from appliance.services.guest_runner import GuestRunner
 from appliance.services.guest_runtime import GuestRuntime
-from appliance.services.guest_snapshots import DELETE, GuestSnapshots
+from appliance.services.guest_snapshots import GuestSnapshots
 from appliance.services.guest_volumes import GuestVolumes, Made, owned
+from appliance.services.snapshot_records import DELETE
 from appliance.services.tasks import TaskHandle, TaskService
 from appliance.tasks import to_its_end
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from appliance.errors import Conflict, NotFound
@@ -85,3 +85,12 @@ class GuestRuntime:
             if self.stored.record.busy and not unfinished:
                 raise Conflict(f"{self.label}: '{self.stored.record.busy}' was not finished; remove it")
             yield
+
+    @contextmanager
+    def locked_by_us(self) -> Iterator[None]:
+        """While this lasts, the `lock` in its configuration is of who holds the guest's lock: see `own_lock`."""
+        self.own_lock = True
+        try:
+            yield
+        finally:
+            self.own_lock = False
