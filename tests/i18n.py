@@ -59,6 +59,7 @@ def tables() -> list[str]:
     ]
     words += [name for name, _, _ in hardware.FORMS.values()] + [
         *forms.PART_LABELS.values(),
+        *forms.HINTS.values(),
         *forms.PLACEHOLDERS.values(),
     ]
     words += [device.word for kind in GuestKind for device in hardware.addable(kind, {})]

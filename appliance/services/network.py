@@ -57,11 +57,15 @@ class BridgeDocument(msgspec.Struct, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BridgeChange:
-    """New settings for the managed bridge; None leaves one as it is. `cidr` is the bridge's own address."""
+    """New settings for the managed bridge; None leaves one as it is. `cidr` is the bridge's own address.
+
+    `digest`: only while its settings are those (`NetworkService.digest`).
+    """
 
     cidr: str | None = None
     mtu: int | None = None
     comment: str | None = None
+    digest: str | None = None
 
 
 class NetworkService:
@@ -149,12 +153,18 @@ class NetworkService:
         """The managed bridge's comment."""
         return self.state.settings.comment if self.state is not None else ""
 
+    @property
+    def digest(self) -> str:
+        """What tells one state of the managed bridge's settings from another; "" while there is no bridge."""
+        return self.state.settings.digest if self.state is not None else ""
+
     # --- changing
 
     async def update_bridge(self, name: str, change: BridgeChange) -> None:
         """Change the managed bridge at once; guests get new addresses when they renew their leases.
 
-        Raises `NotFound`, `Unsupported` for any other interface, `InvalidParameter` naming what is wrong.
+        Raises `NotFound`, `Unsupported` for any other interface, `InvalidParameter` naming what is wrong, `Conflict` when
+        its settings are not those of `change.digest` any more.
         """
         async with self._changing:
             await self._update_bridge(name, change)
@@ -164,6 +174,8 @@ class NetworkService:
         if not self.is_managed(name) or self.state is None:
             raise Unsupported(f"network interface {name}: the appliance does not change interfaces it did not make")
         settings = self.state.settings
+        if change.digest and change.digest != settings.digest:
+            raise Conflict(f"bridge {name} has changed meanwhile: it is edited as it is now, or without a digest")
         if change.cidr is not None:
             settings = settings.with_subnet(await self._free_subnet(name, change.cidr))
         if change.mtu is not None:

@@ -2,24 +2,26 @@
 // the server answers with the rows. Guests can be selected, for actions on many at once (bulk.js).
 
 import { run } from "./bulk.js";
-import { onChange, setTopic } from "./live.js";
+import { onChange, setTopic, waitingRows } from "./live.js";
 import { at } from "./place.js";
 import { t } from "./words.js";
 
-const TYPING_MS = 30;
+const PAUSE_MS = 60;
 const selected = new Set();
 let timer = 0;
+let asked = -PAUSE_MS;
 let lastClicked = null;
 
 const form = () => document.getElementById("guest-filter");
-const boxes = () => [...document.querySelectorAll("#guest-rows [data-select]")];
+const boxes = () => [...document.querySelectorAll("#guest-rows > tr"), ...waitingRows()].map((row) => row.querySelector("[data-select]"));
 
 export function setUp() {
   if (!form()) return;
   form().addEventListener("submit", (event) => event.preventDefault());
   form().addEventListener("input", () => {
+    // the first letter is asked for at once, others together: whoever types does not wait for a pause
     clearTimeout(timer);
-    timer = setTimeout(() => apply({ limit: "" }), TYPING_MS);
+    timer = setTimeout(ask, Math.max(0, asked + PAUSE_MS - performance.now()));
   });
   document.addEventListener("click", clicked);
   document.addEventListener("change", (event) => {
@@ -34,6 +36,11 @@ export function setUp() {
   window.addEventListener("popstate", () => location.reload());
   onChange(refresh);
   refresh();
+}
+
+function ask() {
+  asked = performance.now();
+  apply({ limit: "" });
 }
 
 /** The query as the form has it now, with `changes`. */

@@ -8,12 +8,14 @@ const FIRST_RETRY_MS = 400;
 const LONGEST_RETRY_MS = 15000;
 const SESSION_ENDED = 4001;
 const LOG_LINES_LIMIT = 5000;
+const LOWEST_ROW_PX = 40;
 
 const extra = new Set();
 let socket = null;
 let told = "";
 let retries = 0;
 let retry = 0;
+let below = { body: null, rows: [] }; // rows that wait until those on the screen are painted
 
 const base = (document.body.dataset.topics ?? "").split(" ").filter(Boolean);
 const topics = () => [...new Set([...base, ...extra])];
@@ -108,15 +110,18 @@ function apply(fragments) {
   document.dispatchEvent(new CustomEvent("live:change"));
 }
 
-function place(element) {
-  const present = document.getElementById(element.id);
+/** Put a fragment into the place of its namesake. */
+export function place(element) {
+  let present = document.getElementById(element.id);
+  if (!present && below.rows.length > 0) {
+    placeBelow(); // it may be one of them
+    present = document.getElementById(element.id);
+  }
   if (!present) return;
   if (element.id === "task-log") return placeLog(present, element);
-  if ("replace" in element.dataset && !present.contains(document.activeElement)) {
-    // many rows of other things: comparing them with the old ones would take longer than showing them
-    present.replaceWith(element);
-    window.htmx?.process(element);
-    return;
+  if ("replace" in element.dataset) {
+    below = { body: null, rows: [] };
+    if (!present.contains(document.activeElement)) return placeRows(present, element);
   }
   Idiomorph.morph(present, element, {
     morphStyle: "outerHTML",
@@ -131,6 +136,26 @@ function place(element) {
   const now = document.getElementById(element.id);
   if (now && window.htmx) window.htmx.process(now);
 }
+
+/** Many rows of other things: comparing them with the old ones would take longer than showing them. What is on the screen
+    comes first, the rest once that is painted: laying out fifty rows takes as long as all of the search. */
+function placeRows(present, body) {
+  const onScreen = Math.max(1, Math.ceil((innerHeight - present.getBoundingClientRect().top) / LOWEST_ROW_PX) + 1);
+  below = { body, rows: [...body.children].slice(onScreen) };
+  for (const row of below.rows) row.remove();
+  present.replaceWith(body);
+  if (below.rows.length > 0) requestAnimationFrame(() => setTimeout(() => below.body === body && placeBelow()));
+}
+
+function placeBelow() {
+  const { body, rows } = below;
+  below = { body: null, rows: [] };
+  body.append(...rows);
+  document.dispatchEvent(new CustomEvent("live:change"));
+}
+
+/** Rows that have arrived and are not in the page yet. */
+export const waitingRows = () => below.rows;
 
 function placeLog(present, element) {
   const atEnd = present.scrollHeight - present.scrollTop - present.clientHeight < 40;

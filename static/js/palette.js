@@ -1,6 +1,7 @@
 // Ctrl-K: finds guests, nodes, storages, pools, tags, pages and settings as one types, and runs actions ("stop shop").
 
 import { actionsFor, openDialog, stateWord } from "./actions.js";
+import { onData } from "./live.js";
 import { icon } from "./parts.js";
 import { at as placed } from "./place.js";
 import { allRows, hrefOf, symbolOf } from "./tree.js";
@@ -11,6 +12,7 @@ const KINDS = { qemu: t("Virtual machine"), lxc: t("Container"), node: t("Node")
 
 let items = [];
 let chosen = 0;
+let known = null; // what can be found, made when the palette opens and when the tree has changed
 
 const dialog = () => document.getElementById("palette");
 const input = () => document.getElementById("palette-input");
@@ -29,6 +31,7 @@ export function setUp() {
     if (event.target.closest("[data-palette]")) open();
   });
   input().addEventListener("input", search);
+  onData("tree", () => (known = null));
   input().addEventListener("keydown", keyed);
   dialog().addEventListener("click", (event) => {
     if (event.target === dialog()) dialog().close();
@@ -40,6 +43,7 @@ export function setUp() {
 function open() {
   if (document.getElementById("dialog").open) return;
   input().value = "";
+  known = null;
   dialog().showModal();
   search();
 }
@@ -75,7 +79,7 @@ function places() {
   }));
 }
 
-function candidates(words) {
+function things() {
   const found = places();
   const tags = new Map();
   for (const row of allRows()) {
@@ -89,20 +93,6 @@ function candidates(words) {
       bonus: 5,
       run: () => location.assign(hrefOf(row)),
     });
-    if (words.length > 1) {
-      for (const action of actionsFor(row)) {
-        if (action.id === "open") continue;
-        const verb = action.word.replace("…", "").toLowerCase();
-        found.push({
-          word: `${action.word.replace("…", "")} ${row.name}`,
-          note: `${KINDS[row.type]} ${row.vmid} · ${stateWord(row)}`,
-          symbol: action.symbol,
-          texts: [[verb, 1.2], [action.id, 1.2], ...names.slice(0, 2)],
-          needsVerb: [verb, action.id],
-          run: action.run,
-        });
-      }
-    }
     for (const tag of row.tags) tags.set(tag, (tags.get(tag) ?? 0) + 1);
   }
   for (const [tag, count] of tags) {
@@ -111,9 +101,32 @@ function candidates(words) {
   return found;
 }
 
+/** Actions on what is called so: "stop shop". */
+function deeds() {
+  const found = [];
+  for (const row of allRows()) {
+    const names = [[row.name.toLowerCase(), 1], [String(row.vmid || ""), 1]];
+    for (const action of actionsFor(row)) {
+      if (action.id === "open") continue;
+      const verb = action.word.replace("…", "").toLowerCase();
+      found.push({
+        word: `${action.word.replace("…", "")} ${row.name}`,
+        note: `${KINDS[row.type]} ${row.vmid} · ${stateWord(row)}`,
+        symbol: action.symbol,
+        texts: [[verb, 1.2], [action.id, 1.2], ...names],
+        needsVerb: [verb, action.id],
+        run: action.run,
+      });
+    }
+  }
+  return found;
+}
+
 function search() {
   const words = input().value.toLowerCase().split(/\s+/).filter(Boolean);
-  const found = candidates(words);
+  known ??= { things: things(), deeds: null };
+  if (words.length > 1) known.deeds ??= deeds();
+  const found = words.length > 1 ? [...known.things, ...known.deeds] : known.things;
   items =
     words.length === 0
       ? found.filter((each) => each.bonus === 2)

@@ -175,6 +175,23 @@ async def test_the_bridge_that_the_appliance_made_is_changed_on_the_networks_pag
         await expect(page.locator("#f-comments")).to_have_value("")
 
 
+async def test_two_who_edit_the_bridge_get_a_conflict_and_lose_nothing(site: FakeSite) -> None:
+    async with site.page() as first, site.page(quiet=True) as second:
+        for page in (first, second):
+            await site.visit(page, "/node/network")
+            await page.click("#edit-bridge")
+            await page.wait_for_selector("#dialog[open] #dialog-title")
+        await first.fill("#f-comments", "of the first")
+        await first.click("#confirm")
+        await expect(first.locator("#dialog[open]")).to_have_count(0)
+        await second.fill("#f-comments", "of the second")
+        await second.click("#confirm")
+        await expect(second.locator("[data-form-error]")).to_contain_text("Somebody else has changed this meanwhile")
+        await expect(second.locator("#f-comments")).to_have_value("of the second")
+        await second.click("[data-form-error] button")
+        await expect(second.locator("#dialog[open]")).to_have_count(0)
+
+
 async def test_the_chain_of_the_audit_log_is_checked_on_demand(site: FakeSite) -> None:
     await site.world.audit.record(
         who="bob@pve", remote="x", action="PUT", target="/y", outcome="<b>403</b>", detail="no"

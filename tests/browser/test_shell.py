@@ -114,6 +114,49 @@ async def test_many_guests_are_started_at_once_with_a_result_for_each(site: Fake
         await site.look(page, "shell-bulk-wide")
 
 
+async def test_what_is_below_the_screen_comes_after_what_is_on_it_and_neither_change_nor_choice_is_lost(
+    site: FakeSite,
+) -> None:
+    for number in range(200, 240):
+        site.world.guests.add(number, GuestKind.LXC, name=f"many-{number}")
+    async with site.page() as page:
+        await site.visit(page, "/")
+        await page.check("[data-select='239']")
+        seen = await page.evaluate(
+            """() => new Promise((done) => {
+              const seen = [];
+              document.addEventListener("live:change", function note() {
+                const rows = [...document.querySelectorAll("#guest-rows > tr")];
+                if (!rows.every((row) => row.textContent.includes("many"))) return;
+                seen.push(rows.length);
+                if (rows.length === 40) done(seen);
+              });
+              const input = document.getElementById("find");
+              input.value = "many";
+              input.dispatchEvent(new Event("input", { bubbles: true }));
+            })"""
+        )
+        assert 1 <= seen[0] < seen[-1] == 40
+        await expect(page.locator("#bulk-count")).to_have_text("1 selected")
+        await expect(page.locator("[data-select='239']")).to_be_checked()
+        # a row that waits for the screen's is pushed: it is put in first, then changed
+        state = await page.evaluate(
+            """async () => {
+              const { place } = await import(document.querySelector("link[href$='js/live.js']").href);
+              const rows = document.getElementById("guest-rows");
+              const html = rows.outerHTML.replace("<tbody", "<tbody data-replace");
+              const made = (text) => { const t = document.createElement("template"); t.innerHTML = text; return t.content.firstElementChild; };
+              const changed = document.getElementById("guest-row-239").outerHTML.replace(/data-state="\\w+"/, 'data-state="paused"');
+              place(made(html));
+              place(made(changed));
+              return [document.getElementById("guest-row-239").dataset.state, document.querySelectorAll("#guest-rows > tr").length];
+            }"""
+        )
+        assert state == ["paused", 40]
+        await page.wait_for_timeout(200)
+        await expect(page.locator("#guest-rows > tr")).to_have_count(40)
+
+
 async def test_the_list_is_found_sorted_and_cut_by_the_server_and_its_address_says_how(site: FakeSite) -> None:
     for number in range(200, 340):
         site.world.guests.add(number, name=f"many-{number}")

@@ -103,7 +103,13 @@ class HouseNetwork:
     async def interface(self, name: str) -> HostInterface:
         return next(each for each in self._found if each.name == name)
 
+    @property
+    def digest(self) -> str:
+        return f"{self._found[0].addresses} {self._found[0].mtu} {self.comment}"[:40]
+
     async def update_bridge(self, name: str, change: BridgeChange) -> None:
+        if change.digest and change.digest != self.digest:
+            raise Conflict(f"bridge {name} has changed meanwhile")
         bridge = await self.interface(name)
         self.comment = self.comment if change.comment is None else change.comment
         self._found[0] = dataclasses.replace(

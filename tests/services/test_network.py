@@ -95,6 +95,21 @@ async def test_changes_made_at_once_all_take_effect(scope: TaskScope) -> None:
     assert (stored["subnet"], stored["mtu"], stored["comment"]) == ("10.9.0.0/24", 1400, "lab")
 
 
+async def test_of_two_who_edit_the_bridge_the_second_gets_a_conflict_and_overwrites_nothing(scope: TaskScope) -> None:
+    store, network = FakeStore(), FakeNetwork()
+    service = NetworkService(network, store, scope)
+    await service.start()
+    read = service.digest
+    await service.update_bridge("vmbr0", BridgeChange(comment="of the first", digest=read))
+    with pytest.raises(Conflict, match="vmbr0 has changed meanwhile"):
+        await service.update_bridge("vmbr0", BridgeChange(mtu=1400, comment="of the second", digest=read))
+    assert (await stored_bridge(store) or {})["comment"] == "of the first"
+    await service.update_bridge("vmbr0", BridgeChange(mtu=1400, comment="of the second", digest=service.digest))
+    await service.update_bridge("vmbr0", BridgeChange(mtu=1300))  # without one, whatever it is now
+    assert network.applied[-1].mtu == 1300
+    assert network.applied[-1].comment == "of the second"
+
+
 @pytest.mark.parametrize(
     "cidr", ["10.9.0.7/24", "192.0.2.1/25", "x", "10.9.0.1/33", "10.9.0.1/31", "10.9.0.1", "::1/64"]
 )

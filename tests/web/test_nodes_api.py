@@ -160,6 +160,21 @@ async def test_changes_of_the_managed_bridge(node_site: Site, form: dict[str, st
     assert row["cidr"] == ("10.9.0.1/24" if status == 200 else "10.64.0.1/22")
 
 
+async def test_a_change_of_a_bridge_that_is_another_by_now_is_a_conflict(node_site: Site) -> None:
+    found = {str(row["iface"]): row for row in rows(await get(node_site, f"{BASE}/network"))}
+    assert found["eth0"].get("digest") is None
+    form = {"type": "bridge", "digest": str(found["vmbr0"]["digest"])}
+    for comment, status in (("of the first", 200), ("of the second", 409)):
+        change = node_site.client.put(
+            f"{BASE}/network/vmbr0", data=form | {"comments": comment}, headers=node_site.as_user()
+        )
+        async with change as reply:
+            assert reply.status == status
+    row = fields(await get(node_site, f"{BASE}/network/vmbr0"))
+    assert row["comments"] == "of the first\n"
+    assert row["digest"] != form["digest"]
+
+
 async def test_interfaces_of_the_host_are_never_changed(node_site: Site) -> None:
     for verb, path, form in (
         ("PUT", "/network/eth0", {"type": "eth", "mtu": "1400"}),

@@ -49,6 +49,9 @@ class ChangeParams(InterfaceParams, kw_only=True):
     mtu: Annotated[int, Meta(ge=1280, le=65520)] | None = None
     comments: Annotated[str, Meta(max_length=4096)] | None = None
     autostart: bool | None = None
+    digest: Annotated[str, Meta(max_length=40, description="refuse if its settings are not these any more")] | None = (
+        None
+    )
 
 
 class InterfaceRow(msgspec.Struct, kw_only=True):
@@ -76,6 +79,7 @@ class InterfaceRow(msgspec.Struct, kw_only=True):
     bridge_fd: str | None = None
     bridge_vlan_aware: bool | None = None
     comments: str | None = None
+    digest: Annotated[str, Meta(description="of the managed bridge: for `digest` of a change")] | None = None
 
 
 def type_of(interface: HostInterface) -> str | None:
@@ -122,8 +126,11 @@ async def _rows(service: NetworkService) -> list[InterfaceRow]:
     for each in interfaces:
         type_ = type_of(each)
         if type_ is not None:
-            comment = service.comment if service.is_managed(each.name) else ""
-            rows.append(describe(each, type_, priority=len(rows) + 3, guest_ports=guest_ports, comment=comment))
+            is_managed = service.is_managed(each.name)
+            comment = service.comment if is_managed else ""
+            row = describe(each, type_, priority=len(rows) + 3, guest_ports=guest_ports, comment=comment)
+            row.digest = service.digest if is_managed else None
+            rows.append(row)
     return rows
 
 
@@ -157,11 +164,17 @@ async def read_interface(call: Call, params: InterfaceParams) -> InterfaceRow:
 
 @api.put("/nodes/{node}/network/{iface}", summary="Change the managed bridge", allow=SYS_MODIFY)
 async def change_interface(call: Call, params: ChangeParams) -> None:
-    """Takes effect at once. Other interfaces belong to the host's own configuration and are refused."""
+    """Takes effect at once. Other interfaces belong to the host's own configuration and are refused.
+
+    With the `digest` that was read, only while nobody else has changed the bridge.
+    """
     if params.autostart is False:
         raise Unsupported(f"network interface {params.iface}: the managed bridge always starts with the appliance")
     change = BridgeChange(
-        cidr=_cidr(params), mtu=params.mtu, comment=None if params.comments is None else params.comments.strip()
+        cidr=_cidr(params),
+        mtu=params.mtu,
+        comment=None if params.comments is None else params.comments.strip(),
+        digest=params.digest,
     )
     await call.services.network.update_bridge(params.iface, change)
 

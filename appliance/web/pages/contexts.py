@@ -82,7 +82,6 @@ async def guest_list(viewer: Viewer, wanted: guest_window.Wanted) -> Context:
     window = guest_window_of(viewer, wanted)
     return {
         "guests": window.guests,
-        "rights": {guest.guest_id: viewer.rights(guest.guest_id) for guest in window.guests},
         "matching": window.matching,
         "wanted": wanted,
         "may_create": viewer.may_create(),
@@ -119,9 +118,9 @@ async def tag_colors(viewer: Viewer) -> str:
     return ""
 
 
-def guest_row(viewer: Viewer, guest: GuestView) -> Context:
+def guest_row(viewer: Viewer, guest: GuestView, right: GuestRights) -> Context:
     """One row of the list."""
-    return {"guest": guest, "right": viewer.rights(guest.guest_id), "node": viewer.node}
+    return {"guest": guest, "right": right, "node": viewer.node}
 
 
 def guest_row_key(guest: GuestView, right: GuestRights) -> Hashable:

@@ -26,6 +26,8 @@ WIDGETS: Final[Mapping[str, str]] = {
     "boot": "boot", "env": "env", "app-labels": "labels", "app-health": "health", "app-publish": "ports",
 }  # fmt: skip
 """Keys filled in by parts or lines: their widgets of `static/js/widgets.js`."""
+HINTS: Final[Mapping[str, str]] = {"sshkeys": "Public keys, one a line."}
+"""Said instead of a key's description, where the form is filled in otherwise than the API."""
 SECRET_KEYS: Final = frozenset({"cipassword"})
 CARRIED: Final = frozenset({"file", "volume", "size", "import-from", "media", "format", "uuid", "base64"})
 """Parts that say which volume or machine it is: shown elsewhere, and kept as they are."""
@@ -112,7 +114,7 @@ def inputs_of(
         given = choices.get(key.name, ())
         label = label_of(key_name)
         one = _input(key_name, "", key.value, text, label if label != key_name else key.description.rstrip("."), given)
-        return [replace(one, hint=key.description, advanced=key.name in ADVANCED_KEYS)]
+        return [replace(one, hint=HINTS.get(key.name, key.description), advanced=key.name in ADVANCED_KEYS)]
     values = _parts(key.value, text)
     return [_part_input(key, key_name, part, values.get(part, ""), choices) for part in _shown_parts(key.value, values)]
 

@@ -22,7 +22,7 @@ TEMPLATE: Final = "fragments/guest_row.html"
 async def row(viewer: Viewer, voice: Voice, guest: GuestView) -> str:
     """One row as it is pushed, below the reader's prefix."""
     right = viewer.rights(guest.guest_id)
-    return await voice.shared(TEMPLATE, contexts.guest_row(viewer, guest), contexts.guest_row_key(guest, right))
+    return await voice.shared(TEMPLATE, contexts.guest_row(viewer, guest, right), contexts.guest_row_key(guest, right))
 
 
 async def of_page(viewer: Viewer, voice: Voice, guests: Iterable[GuestView]) -> Sequence[Markup]:

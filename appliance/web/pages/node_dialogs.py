@@ -44,5 +44,7 @@ async def bridge(visit: Visit) -> web.StreamResponse:
         raise NotFound(f"a bridge of the appliance's own: {name} belongs to the host")
     interface = await network.interface(name)
     cidr = next((text for text in interface.addresses if ":" not in text), "")
-    context = {"bridge": interface, "cidr": cidr, "comment": network.comment, "node": viewer.node}
+    context = {
+        "bridge": interface, "cidr": cidr, "comment": network.comment, "digest": network.digest, "node": viewer.node,
+    }  # fmt: skip
     return await visit.part("dialogs/node_bridge.html", context)

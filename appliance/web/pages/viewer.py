@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import typing
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from appliance.web.services import Services
 
 STORAGE_PRIVILEGES = ("Datastore.Audit", "Datastore.AllocateSpace", "Datastore.Allocate")
+CONFIGURING: Final = frozenset({"VM.Config.Options", "VM.Config.CPU", "VM.Config.Memory", "VM.Config.Disk"})
 RECENT_TASKS = 30
 T = TypeVar("T")
 KEEP_S: Final = 1.0
@@ -115,16 +117,7 @@ class Viewer:
 
     def rights(self, guest_id: int) -> GuestRights:
         """What buttons to show for a guest."""
-        path = f"/vms/{guest_id}"
-        return GuestRights(
-            power=self.may(path, "VM.PowerMgmt"),
-            console=self.may(path, "VM.Console"),
-            configure=any(self.may(path, f"VM.Config.{word}") for word in ("Options", "CPU", "Memory", "Disk")),
-            delete=self.may(path, "VM.Allocate"),
-            snapshot=self.may(path, "VM.Snapshot"),
-            clone=self.may(path, "VM.Clone"),
-            backup=self.may(path, "VM.Backup"),
-        )
+        return _rights(self.services.access.privileges(self.identity, f"/vms/{guest_id}"))
 
     def may_create(self) -> bool:
         """Whether there is any use in showing the create buttons."""
@@ -189,6 +182,20 @@ class Viewer:
     def _require(self, path: str, privilege: str) -> None:
         if not self.may(path, privilege):
             raise PermissionDenied(f"You need {privilege} on {path} for this.")
+
+
+@functools.lru_cache(maxsize=256)
+def _rights(held: frozenset[str]) -> GuestRights:
+    """Few sets of privileges are held on many guests."""
+    return GuestRights(
+        power="VM.PowerMgmt" in held,
+        console="VM.Console" in held,
+        configure=not held.isdisjoint(CONFIGURING),
+        delete="VM.Allocate" in held,
+        snapshot="VM.Snapshot" in held,
+        clone="VM.Clone" in held,
+        backup="VM.Backup" in held,
+    )
 
 
 def kind_word(kind: GuestKind) -> str:
