@@ -87,3 +87,19 @@ async def test_notes_of_the_datacenter_are_markdown_on_the_overview_and_never_ma
     assert "<script>alert" not in html
     assert 'data-next="/overview"' in await read(house, "/dialogs/settings/description?next=overview")
     assert 'data-next="/settings"' in await read(house, "/dialogs/settings/description?next=//evil.example")
+
+
+async def test_notes_of_the_datacenter_are_read_with_sys_audit_only_as_the_api_has_it(house: Site) -> None:
+    text = msgspec.json.encode({"description": "the safe is behind the picture"})
+    await house.services.store.txn([], [Put(OPTIONS_KEY, text)])
+    for privileges, status in ((("VM.Audit",), 403), (("Sys.Modify",), 403)):
+        house.world.access.grant("bob@pve", "/", *privileges)
+        assert "picture" not in await read(house, "/overview", user="bob@pve")
+        assert "picture" not in await read(house, "/dialogs/settings/description", user="bob@pve", status=status)
+    house.world.access.grant("bob@pve", "/", "Sys.Audit")
+    html = await read(house, "/overview", user="bob@pve")
+    assert "picture" in html
+    assert "/dialogs/settings/description" not in html
+    house.world.access.grant("bob@pve", "/", "Sys.Audit", "Sys.Modify")
+    assert "/dialogs/settings/description" in await read(house, "/overview", user="bob@pve")
+    assert "picture" in await read(house, "/dialogs/settings/description", user="bob@pve")

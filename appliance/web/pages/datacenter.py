@@ -71,6 +71,7 @@ async def overview(viewer: Viewer) -> contexts.Context:
         for config in viewer.storages()
     ]
     active = [guest for guest in guests if guest.state in (GuestState.RUNNING, GuestState.PAUSED)]
+    may_read = viewer.may("/", "Sys.Audit")  # as GET /cluster/options has it
     return {
         "shares": shares(guests),
         "total": len(guests),
@@ -80,8 +81,8 @@ async def overview(viewer: Viewer) -> contexts.Context:
         "busiest": sorted(active, key=lambda guest: -guest.cpu_ratio * guest.cpus)[:5],
         "nodes": sorted({viewer.node} | {guest.node for guest in guests}),
         "node": viewer.node,
-        "notes": notes.to_html(text) if (text := str(options.get("description", ""))) else "",
-        "may_note": viewer.may("/", "Sys.Modify"),
+        "notes": notes.to_html(text) if may_read and (text := str(options.get("description", ""))) else "",
+        "may_note": may_read and viewer.may("/", "Sys.Modify"),
         **await contexts.host(viewer),
         **await contexts.notice_list(viewer),
     }

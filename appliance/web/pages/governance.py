@@ -78,8 +78,9 @@ async def edit_setting(visit: Visit) -> web.StreamResponse:
     setting = by_name().get(visit.request.match_info["name"])
     if setting is None:
         raise NotFound("this setting")
-    if not visit.viewer.may("/", "Sys.Modify"):
-        raise PermissionDenied("You need Sys.Modify on / for this.")
+    for privilege in ("Sys.Audit", "Sys.Modify"):  # it shows what is set, as well
+        if not visit.viewer.may("/", privilege):
+            raise PermissionDenied(f"You need {privilege} on / for this.")
     stored, _ = await cluster_options.read(visit.viewer.services.store)
     next_page = "/overview" if visit.request.query.get("next") == "overview" else "/settings"
     return await visit.part(
