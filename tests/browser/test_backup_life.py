@@ -90,6 +90,79 @@ def test_a_container_is_backed_up_looked_into_and_restored_without_leaving_the_b
     expect(page.locator("[data-volume]")).to_have_count(0, timeout=TASK_LIMIT_MS)
 
 
+def test_a_changed_guest_is_as_it_was_after_its_backup_was_restored_over_it(
+    browser: Browser, appliance: Appliance, template: str, screenshots: Path
+) -> None:
+    vmid = random.randint(20_000, 90_000)
+    api = appliance.api()
+    node = appliance.node(api)
+    appliance.finish(
+        api, node.lxc.post(vmid=vmid, ostemplate=template, rootfs="local:0", memory=64, hostname="ledger", start=1)
+    )
+    page = log_in(browser, appliance)
+    visit(page, f"/guests/{vmid}/console")
+    expect(page.locator("#console")).to_have_attribute("data-status", "connected")
+    page.wait_for_timeout(300)
+    page.keyboard.type("\necho the first page >/ledger; sync; echo do''ne\n")
+    wait_for_screen(page, r"done", limit_s=30)
+    page.click(".tabs >> text=Backups")
+    page.click("#back-up")
+    page.click("#confirm")
+    row = page.locator("#guest-backups tbody tr")
+    expect(row).to_have_count(1, timeout=TASK_LIMIT_MS)
+    expect(page.locator("#task-log")).to_contain_text("Finished Backup", timeout=TASK_LIMIT_MS)
+    page.click("#drawer-bar")
+
+    # what was written and configured afterwards is what is lost: a file, a second file, the host name, the memory
+    page.click(".tabs >> text=Console")
+    expect(page.locator("#console")).to_have_attribute("data-status", "connected")
+    page.wait_for_timeout(300)
+    page.keyboard.type("\necho torn out >/ledger; touch /scribble; sync; echo agai''n\n")
+    wait_for_screen(page, r"again", limit_s=30)
+    page.click(".tabs >> text=Backups")
+    row.locator("[data-backup=replace]").click()
+    expect(page.locator("#dialog .notice")).to_contain_text("ledger is running")  # nothing is restored over that
+    page.click("#dialog .dialog-foot [data-close]")
+    appliance.finish(api, node.lxc(vmid).status.stop.post())
+    node.lxc(vmid).config.put(hostname="changed", memory=96)
+    appliance.finish(api, node.lxc(vmid).snapshot.post(snapname="in-between"))
+    before = dict(node.lxc(vmid).config.get())
+    expect(page.locator("#guest-head")).to_have_attribute("data-state", "stopped", timeout=TASK_LIMIT_MS)
+    expect(page.locator("#guest-head")).to_contain_text("changed")
+
+    row.locator("[data-backup=replace]").click()
+    expect(page.locator("#dialog-title")).to_have_text("Restore over changed?")
+    expect(page.locator("#replaced")).to_contain_text(str(before["rootfs"]).partition(",")[0])
+    expect(page.locator("#lost-snapshots")).to_contain_text("in-between")
+    expect(page.locator("#confirm")).to_be_disabled()
+    page.fill("#confirm-name", "ledger")  # the name it has now is asked for
+    expect(page.locator("#confirm")).to_be_disabled()
+    page.fill("#confirm-name", "changed")
+    page.check("[name=start]")
+    page.screenshot(path=screenshots / "real-restore-over.png")
+    page.click("#confirm")
+    expect(page.locator("#dialog[open]")).to_have_count(0)
+    expect(page.locator("#task-head")).to_contain_text("Restore")
+    expect(page.locator("#guest-head")).to_contain_text("ledger", timeout=TASK_LIMIT_MS)
+    expect(page.locator("#guest-head")).to_have_attribute("data-state", "running", timeout=TASK_LIMIT_MS)
+    page.click("#drawer-bar")
+
+    page.click(".tabs >> text=Console")
+    expect(page.locator("#console")).to_have_attribute("data-status", "connected")
+    page.wait_for_timeout(300)
+    page.keyboard.type("\ncat /ledger; ls /scribble; hostname\n")
+    wait_for_screen(page, r"\nthe first page\n(.*\n)*.*scribble: No such file.*\n(.*\n)*ledger\b", limit_s=30)
+    page.click(".tabs >> text=Snapshots")
+    expect(page.locator("main")).not_to_contain_text("in-between")
+    after = dict(node.lxc(vmid).config.get())
+    assert (after["hostname"], str(after["memory"])) == ("ledger", "64")
+    volumes = {str(each["volid"]) for each in node.storage("local").content.get(content="rootdir")}
+    assert str(after["rootfs"]).partition(",")[0] in volumes
+    assert len([volume for volume in volumes if f":{vmid}/" in volume]) == 1  # the old one is gone
+    appliance.finish(api, node.lxc(vmid).status.stop.post())
+    appliance.finish(api, node.lxc(vmid).delete())
+
+
 def test_a_storage_is_added_a_volume_moved_to_it_and_it_cannot_be_forgotten_while_it_holds_that(
     browser: Browser, appliance: Appliance, template: str, tmp_path: Path, screenshots: Path
 ) -> None:
