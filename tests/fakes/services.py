@@ -84,7 +84,11 @@ class FakeAccess:
         return identity.user in self.admins or privilege in self.privileges(identity, path)
 
     def privileges(self, identity: Identity, path: str) -> frozenset[str]:
-        return frozenset(PRIVILEGES) if identity.user in self.admins else self.grants.get((identity.user, path), frozenset())
+        return (
+            frozenset(PRIVILEGES)
+            if identity.user in self.admins
+            else self.grants.get((identity.user, path), frozenset())
+        )
 
     def check(self, identity: Identity, path: str, *privileges: str, require_all: bool = True) -> None:
         self.checked.append((path, privileges))
