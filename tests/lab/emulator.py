@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from appliance.errors import HostError
+from tests.lab.interrupt_flag import Keeper
 from tests.lab.recipe import GUEST_DISK_SERIAL
 
 QMP_TIMEOUT_S: Final = 30.0
@@ -46,6 +48,7 @@ class Emulator:
         self._log = directory / "qemu.log"
         self._qmp = directory / "qmp"
         self._process: subprocess.Popen[bytes] | None = None
+        self._keeper: Keeper | None = None
 
     @property
     def running(self) -> bool:
@@ -62,6 +65,8 @@ class Emulator:
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 pass_fds=() if wire_fd is None else (wire_fd,),
             )  # fmt: skip
+        self._keeper = Keeper(self.name, self._process.pid, self._qmp, self._say)
+        self._keeper.start()
 
     async def kill(self) -> None:
         """SIGKILL, and reap it: for the host a power cut. Nothing when it has ended."""
@@ -77,6 +82,10 @@ class Emulator:
         async with asyncio.timeout(timeout_s):
             while process.poll() is None:
                 await asyncio.sleep(0.02)
+            if self._keeper is not None:
+                self._keeper.stop()
+                await asyncio.to_thread(self._keeper.join)
+                self._keeper = None
 
     async def command(self, name: str, **arguments: Any) -> Any:
         """One QMP command; returns what it returned. Raises `HostError` when QEMU refuses or is not there."""
@@ -98,6 +107,10 @@ class Emulator:
     def log_tail(self) -> str:
         """What QEMU itself said."""
         return self._log.read_text(errors="replace")[-4000:] if self._log.exists() else ""
+
+    def _say(self, line: str) -> None:
+        with self._log.open("a") as log:
+            log.write(f"{time.strftime('%H:%M:%S')} {line}\n")
 
     def _argv(self, hardware: Hardware, wire_fd: int | None) -> list[str]:
         forwards = "".join(f",hostfwd=tcp:127.0.0.1:{ours}-:{theirs}" for ours, theirs in hardware.forwards)
