@@ -75,15 +75,15 @@ class GuestCreation:
     async def create(
         self,
         kind: GuestKind,
-        guest_id: GuestId,
+        guest_id: int,
         params: Mapping[str, object],
         *,
         user: str,
-        start: bool,
-        pool: str | None,
-        template: str | None,
-        password: str | None,
-        ssh_keys: Sequence[str],
+        start: bool = False,
+        pool: str | None = None,
+        template: str | None = None,
+        password: str | None = None,
+        ssh_keys: Sequence[str] = (),
     ) -> str:
         """Check everything that can be checked, reserve the VMID, and make the guest in a task. Returns its UPID."""
         parsed = await asyncio.to_thread(guest_config.parse, kind, params)
@@ -120,25 +120,25 @@ class GuestCreation:
             if start:
                 await self._runner.launch(guest, task.log)
 
-        return await self.begin(kind, guest_id, config, build, task_kind="create", pool=pool, user=user)
+        return await self.begin(kind, GuestId(guest_id), config, build, task_kind="create", pool=pool, user=user)
 
     async def clone(
         self,
         kind: GuestKind,
-        source_id: GuestId,
-        new_id: GuestId,
+        guest_id: int,
         *,
-        name: str | None,
+        new_id: int,
+        name: str | None = None,
         description: str | None = None,
-        full: bool,
-        storage: str | None,
-        pool: str | None,
+        full: bool = True,
+        storage: str | None = None,
+        pool: str | None = None,
         user: str,
         snapshot: str = "",
     ) -> str:
         """A copy under a new VMID. A linked clone is of a template, or of a container's `snapshot`; a running guest cannot be
         cloned, but its snapshots can. Returns the UPID."""
-        source = self._inventory.get(source_id, kind)
+        source = self._inventory.get(guest_id, kind)
         self._inventory.require_unlocked(source)
         if not full and not snapshot and not self._inventory.summary(source).template:
             raise Conflict(f"{source.label}: linked clones are made of templates and of containers' snapshots")
@@ -156,18 +156,21 @@ class GuestCreation:
                     raise Conflict(f"{source.label} is running: shut it down before it is cloned, or clone a snapshot")
                 config = self._clone_config(source, snapshot, name) | described  # it may have changed while we waited
                 made = await self._volumes.clone(
-                    kind, new_id, config, full=full, storage=storage, log_line=task.log, snapshot=snapshot
+                    kind, GuestId(new_id), config, full=full, storage=storage, log_line=task.log, snapshot=snapshot
                 )
                 await self.publish_made(guest, made)
 
         return await self.begin(
-            kind, new_id, reserved, build, task_kind="clone", pool=pool, user=user, object_id=source_id
+            kind, GuestId(new_id), reserved, build, task_kind="clone", pool=pool, user=user, object_id=source.guest_id
         )
 
     async def destroy(
-        self, kind: GuestKind, guest_id: GuestId, *, unreferenced: bool, user: str, skip_lock: bool = False
+        self, kind: GuestKind, guest_id: int, *, user: str, unreferenced: bool = False, skip_lock: bool = False
     ) -> str:
-        """Remove a stopped guest and the volumes it names, `unreferenced` also those of its id. Returns the UPID."""
+        """Remove a stopped guest, its volumes, its pool membership and the permissions on it. Returns the UPID.
+
+        With `unreferenced`, volumes that carry its id and are named by no configuration go, too.
+        """
         guest = self._inventory.get(guest_id, kind)
         self._check_destroyable(guest, skip_lock=skip_lock)
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from appliance.clock import Clock
-from appliance.errors import ApplianceError, Conflict
+from appliance.errors import ApplianceError, Conflict, Unsupported
 from appliance.model.guest import GuestId, GuestKind, GuestState
 from appliance.services import autostart, lifecycle
 from appliance.services.guest_inventory import GuestInventory
@@ -76,20 +76,20 @@ class GuestPower:
         kind: GuestKind,
         guest_id: int,
         *,
-        timeout_s: float | None,
-        force: bool,
         user: str,
+        timeout_s: float | None = None,
+        force_stop: bool = False,
         skip_lock: bool = False,
     ) -> str:
         async def operate(guest: GuestRuntime, log_line: LogLine) -> None:
             limit_s = SHUTDOWN_LIMIT_S[kind] if timeout_s is None else timeout_s
-            await self._runner.shutdown(guest, timeout_s=limit_s, force=force, log_line=log_line)
+            await self._runner.shutdown(guest, timeout_s=limit_s, force=force_stop, log_line=log_line)
 
         return await self._task(
             Action.SHUTDOWN, self._inventory.get(guest_id, kind), user, operate, skip_lock=skip_lock
         )
 
-    async def reboot(self, kind: GuestKind, guest_id: int, *, timeout_s: float | None, user: str) -> str:
+    async def reboot(self, kind: GuestKind, guest_id: int, *, user: str, timeout_s: float | None = None) -> str:
         """An orderly shutdown and a start, so that changes of the configuration take effect."""
 
         async def operate(guest: GuestRuntime, log_line: LogLine) -> None:
@@ -100,6 +100,8 @@ class GuestPower:
         return await self._task(Action.REBOOT, self._inventory.get(guest_id, kind), user, operate)
 
     async def reset(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
+        if kind is GuestKind.LXC:
+            raise Unsupported(f"ct {guest_id}: containers cannot be reset; stop and start it")
         return await self._simple(Action.RESET, kind, guest_id, user, self._runner.reset, skip_lock=skip_lock)
 
     async def suspend(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
@@ -108,15 +110,15 @@ class GuestPower:
     async def resume(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
         return await self._simple(Action.RESUME, kind, guest_id, user, self._runner.resume, skip_lock=skip_lock)
 
-    async def start_all(self, *, user: str, onboot_only: bool = True, guest_ids: Sequence[int] | None = None) -> str:
-        """Start guests in their order, as one task; a guest that fails is a warning and delays nobody."""
+    async def start_all(self, *, user: str, guest_ids: Sequence[int] | None = None, force: bool = False) -> str:
+        """Start the `onboot` guests in their order, with `force` all; one task, a guest that fails is a warning of it."""
         chosen = [
             guest
             for guest in self._inventory
             if guest.state is GuestState.STOPPED
             and not self._inventory.summary(guest).template
             and (guest_ids is None or guest.guest_id in guest_ids)
-            and (not onboot_only or self._inventory.summary(guest).onboot)
+            and (force or self._inventory.summary(guest).onboot)
         ]
         rules = [autostart.rule(guest.guest_id, guest.stored.record.config) for guest in chosen]
 
@@ -127,7 +129,7 @@ class GuestPower:
 
         return await self._tasks.run("startall", object_id="", user=user, work=work)
 
-    async def stop_all(self, *, user: str, force_stop: bool = True, guest_ids: Sequence[int] | None = None) -> str:
+    async def stop_all(self, *, user: str, guest_ids: Sequence[int] | None = None, force_stop: bool = True) -> str:
         """Shut all running guests down against their start order, as one task; by force what does not comply."""
         rules = {
             guest.guest_id: autostart.rule(guest.guest_id, guest.stored.record.config)

@@ -1,23 +1,24 @@
 """Guests as the API, the pages and the command line know them: one service for virtual machines and containers.
 
-guests.py               this: reading, consoles; start and end of the service
-guest_creation.py       create, clone, destroy          guest_power.py   start … resume, start order
-guest_configuration.py  settings, disks that grow        guest_snapshots.py  snapshots, returns
-guest_backup.py         archives of guests                guest_restore.py    guests made again from one
-guest_moves.py          volumes to another storage
-guest_runner.py         starts, supervises, ends       guest_runtime.py  what runs
-guest_records.py        what is stored
+This module puts the parts together, tells what guests there are, and opens their consoles. What is done to guests is its parts':
+
+    configuration  settings, disks that grow   guest_configuration.py    backups       archives      guest_backup.py
+    creation       create, clone, destroy      guest_creation.py         restores      made of one   guest_restore.py
+    power          start … resume, all guests  guest_power.py            replacements  over a guest  guest_replacement.py
+    snapshots      and the return to one       guest_snapshots.py        moves         of volumes    guest_moves.py
+
+Below them: guest_inventory.py every guest in memory, guest_records.py what is stored, guest_runner.py starts and supervises,
+guest_runtime.py what runs. When the appliance starts: guest_startup.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 from appliance.clock import Clock
-from appliance.errors import ApplianceError, Conflict, HostError, InvalidParameter, Unsupported
+from appliance.errors import Conflict, InvalidParameter
 from appliance.events import EventBus
 from appliance.model.guest import GUEST_ID_MAX, GUEST_ID_MIN, GuestId, GuestKind, GuestState
 from appliance.model.volume import VolumeId
@@ -41,6 +42,7 @@ from appliance.services.guest_runner import Engines, GuestRunner, SharedDirector
 from appliance.services.guest_runtime import GuestRuntime
 from appliance.services.guest_sampler import GuestSampler
 from appliance.services.guest_snapshots import GuestSnapshots
+from appliance.services.guest_startup import GuestStartup
 from appliance.services.guest_usage import RootUsage
 from appliance.services.guest_view import GuestView, view
 from appliance.services.guest_volumes import GuestVolumes
@@ -54,16 +56,14 @@ from appliance.services.ports.network import NetworkBackend
 from appliance.services.ports.running_guest import RunningGuest
 from appliance.services.storage import StorageService
 from appliance.services.tasks import TaskService
-from appliance.state.store import Put, Store
+from appliance.state.store import Store
 from appliance.tasks import TaskScope
 
 log = logging.getLogger(__name__)
 
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
 
 class GuestService:
-    """See the module's docstring. Methods that change guests return a UPID unless they say otherwise."""
+    """See the module's docstring. What changes guests returns a UPID unless it says otherwise."""
 
     def __init__(
         self,
@@ -85,11 +85,10 @@ class GuestService:
         new_mac: Callable[[frozenset[str]], str],
         shared_directory: SharedDirectory = no_shared_directory,
     ) -> None:
-        self._store, self._events, self._clock, self._tasks = store, events, clock, tasks
-        self._access, self._storage, self._network, self._consoles = access, storage, network, consoles
-        self._engines, self._node, self._scope = engines, node, scope
+        self._store, self._clock, self._scope = store, clock, scope
+        self._access, self._storage, self._consoles, self._engines = access, storage, consoles, engines
         self._inventory = GuestInventory(store, clock, new_mac)
-        self._volumes = GuestVolumes(storage, provisioner)
+        volumes = GuestVolumes(storage, provisioner)
         self._notices = GuestNotices(tasks, clock)
         self.applications = ApplicationSupervisor(
             store=store, events=events, clock=clock, scope=scope, logs=app_logs, launch=self._launch_application
@@ -109,20 +108,20 @@ class GuestService:
             shared_directory=shared_directory,
             tell_end=self._notices.crashed,
         )
-        self._configuration = GuestConfiguration(
+        self.configuration = GuestConfiguration(
             inventory=self._inventory,
             runner=self._runner,
-            volumes=self._volumes,
+            volumes=volumes,
             storage=storage,
             tasks=tasks,
             events=events,
             live=LiveChanges(network),
             hotplug=GuestHotplug(storage=storage, network=network),
         )
-        self._creation = GuestCreation(
+        self.creation = GuestCreation(
             inventory=self._inventory,
             runner=self._runner,
-            volumes=self._volumes,
+            volumes=volumes,
             access=access,
             storage=storage,
             provisioner=provisioner,
@@ -148,7 +147,7 @@ class GuestService:
         self.moves = GuestMoves(
             inventory=self._inventory,
             runner=self._runner,
-            volumes=self._volumes,
+            volumes=volumes,
             storage=storage,
             provisioner=provisioner,
             tasks=tasks,
@@ -159,8 +158,8 @@ class GuestService:
         self.restores = GuestRestore(
             inventory=self._inventory,
             runner=self._runner,
-            creation=self._creation,
-            volumes=self._volumes,
+            creation=self.creation,
+            volumes=volumes,
             storage=storage,
             provisioner=provisioner,
             clock=clock,
@@ -170,11 +169,23 @@ class GuestService:
             runner=self._runner,
             restores=self.restores,
             snapshots=self.snapshots,
-            volumes=self._volumes,
+            volumes=volumes,
             tasks=tasks,
             events=events,
         )
-        self._power = GuestPower(inventory=self._inventory, runner=self._runner, tasks=tasks, clock=clock)
+        self.power = GuestPower(inventory=self._inventory, runner=self._runner, tasks=tasks, clock=clock)
+        self._startup = GuestStartup(
+            store=store,
+            inventory=self._inventory,
+            runner=self._runner,
+            volumes=volumes,
+            creation=self.creation,
+            snapshots=self.snapshots,
+            moves=self.moves,
+            power=self.power,
+            applications=self.applications,
+            node=node,
+        )
         self._sampler = GuestSampler(
             lambda: self._inventory, network=network, events=events, clock=clock, tell_oom=self._notices.out_of_memory
         )
@@ -183,52 +194,17 @@ class GuestService:
     # --- start and end of the appliance -------------------------------------------------------------------------------
 
     async def load(self) -> None:
-        """Read the guests, undo or finish what was interrupted, and find what really runs."""
-        await self._inventory.load()
-        await self._creation.recover()
-        await self.applications.load(self._inventory)
-        for guest in self._inventory:
-            try:
-                await self._runner.adopt(guest)
-            except ApplianceError as error:
-                log.error("%s: cannot tell whether it runs: %s", guest.label, error)
-        for guest in self._inventory:
-            try:
-                await self.snapshots.recover(guest)
-                await self.moves.recover(guest)
-            except ApplianceError as error:
-                log.error("%s: %s", guest.label, error)
-        for guest_id in sorted(await self._runner.running_ids() - {guest.guest_id for guest in self._inventory}):
-            log.error("guest %d runs on this host, but is not defined here; it is left alone", guest_id)
-        self._scope.start(self._tell_unreferenced(), name="volumes nobody names")
+        """Read the guests, undo or finish what was interrupted, find what really runs, and begin to watch it."""
+        await self._startup.load()
+        self._scope.start(self._startup.tell_unreferenced(), name="volumes nobody names")
         self._scope.start(self._sampler.run(), name="guest figures")
         self._scope.start(self._addresses.watch(), name="guest addresses")
         usage = RootUsage(lambda: self._inventory, storage=self._storage, clock=self._clock)
         self._scope.start(usage.run(), name="sizes of roots")
 
     async def start_onboot(self) -> None:
-        """Start the `onboot` guests, once a boot of the host: an appliance that restarts starts nothing.
-
-        What goes wrong is logged: it is no reason for the appliance not to run.
-        """
-        await self.applications.start_with_appliance(self._inventory)
-        try:
-            await self._start_with_host()
-        except ApplianceError as error:
-            log.error("starting guests with the host: %s", error)
-
-    async def _start_with_host(self) -> None:
-        try:
-            boot_id = await asyncio.to_thread(BOOT_ID.read_bytes)
-        except OSError as error:
-            raise HostError.from_os_error(error, f"read {BOOT_ID}") from error
-        key = f"nodes/{self._node}/boot"
-        seen = await self._store.get(key)
-        if seen is not None and seen.value == boot_id:
-            return
-        if any(self._inventory.summary(guest).onboot for guest in self._inventory):
-            await self._power.start_all(user="root@pam")
-        await self._store.txn([], [Put(key, boot_id)])  # last: starting what runs already does no harm
+        """See `GuestStartup.start_onboot`."""
+        await self._startup.start_onboot()
 
     async def close(self) -> None:
         """Let go of the guests that run; they go on."""
@@ -295,148 +271,6 @@ class GuestService:
         """Every volume that a configuration or a snapshot names."""
         return self._inventory.volumes_of_others(None)
 
-    # --- configuration ------------------------------------------------------------------------------------------------
-
-    async def update_config(
-        self,
-        kind: GuestKind,
-        guest_id: int,
-        *,
-        put: Mapping[str, object],
-        delete: Sequence[str],
-        digest: str | None,
-        user: str,
-        skip_lock: bool = False,
-        log_line: LogLine = log.info,
-    ) -> None:
-        """Write keys and delete keys; makes and removes volumes as they ask. Returns when done."""
-        await self._configuration.update(
-            kind, guest_id, put=put, delete=delete, digest=digest, user=user, skip_lock=skip_lock, log_line=log_line
-        )
-
-    def pending(self, kind: GuestKind, guest_id: int) -> Sequence[guest_config.Pending]:
-        """What waits for the next start of a guest that runs. Raises `NotFound`."""
-        return self._configuration.pending(kind, guest_id)
-
-    def reverting(self, kind: GuestKind, guest_id: int, keys: Sequence[str]) -> tuple[dict[str, str], Sequence[str]]:
-        """What to write and delete so that these keys are what runs. Raises `NotFound`, `InvalidParameter`."""
-        return self._configuration.reverting(kind, guest_id, keys)
-
-    async def make_template(self, kind: GuestKind, guest_id: int, *, user: str) -> str:
-        """Turn a stopped guest into a template: never started again, only cloned."""
-        return await self._configuration.make_template(kind, guest_id, user=user)
-
-    async def resize(
-        self, kind: GuestKind, guest_id: int, *, slot: str, size: str, user: str, skip_lock: bool = False
-    ) -> str:
-        """Grow the disk in `slot` to `size` ("32G", "+5G"), live where it runs."""
-        return await self._configuration.resize(kind, guest_id, slot=slot, size=size, user=user, skip_lock=skip_lock)
-
-    # --- making and removing, power: see guest_creation.py and guest_power.py --------------------------------------------
-
-    async def create(
-        self,
-        kind: GuestKind,
-        guest_id: int,
-        params: Mapping[str, object],
-        *,
-        user: str,
-        start: bool = False,
-        pool: str | None = None,
-        template: str | None = None,
-        password: str | None = None,
-        ssh_keys: Sequence[str] = (),
-    ) -> str:
-        return await self._creation.create(
-            kind,
-            GuestId(guest_id),
-            params,
-            user=user,
-            start=start,
-            pool=pool,
-            template=template,
-            password=password,
-            ssh_keys=ssh_keys,
-        )
-
-    async def clone(
-        self,
-        kind: GuestKind,
-        guest_id: int,
-        *,
-        new_id: int,
-        name: str | None = None,
-        description: str | None = None,
-        full: bool = True,
-        storage: str | None = None,
-        pool: str | None = None,
-        user: str,
-        snapshot: str = "",
-    ) -> str:
-        return await self._creation.clone(
-            kind,
-            GuestId(guest_id),
-            GuestId(new_id),
-            name=name,
-            description=description,
-            full=full,
-            storage=storage,
-            pool=pool,
-            user=user,
-            snapshot=snapshot,
-        )
-
-    async def destroy(
-        self, kind: GuestKind, guest_id: int, *, user: str, unreferenced: bool = False, skip_lock: bool = False
-    ) -> str:
-        """Remove a stopped guest, its volumes, its pool membership and the permissions on it.
-
-        With `unreferenced`, volumes that carry its id and are named by no configuration go, too.
-        """
-        return await self._creation.destroy(
-            kind, GuestId(guest_id), unreferenced=unreferenced, user=user, skip_lock=skip_lock
-        )
-
-    async def start(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
-        return await self._power.start(kind, guest_id, user=user, skip_lock=skip_lock)
-
-    async def stop(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
-        return await self._power.stop(kind, guest_id, user=user, skip_lock=skip_lock)
-
-    async def shutdown(
-        self,
-        kind: GuestKind,
-        guest_id: int,
-        *,
-        user: str,
-        timeout_s: float | None = None,
-        force_stop: bool = False,
-        skip_lock: bool = False,
-    ) -> str:
-        return await self._power.shutdown(
-            kind, guest_id, timeout_s=timeout_s, force=force_stop, user=user, skip_lock=skip_lock
-        )
-
-    async def reboot(self, kind: GuestKind, guest_id: int, *, user: str, timeout_s: float | None = None) -> str:
-        return await self._power.reboot(kind, guest_id, timeout_s=timeout_s, user=user)
-
-    async def reset(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
-        if kind is GuestKind.LXC:
-            raise Unsupported(f"ct {guest_id}: containers cannot be reset; stop and start it")
-        return await self._power.reset(kind, guest_id, user=user, skip_lock=skip_lock)
-
-    async def suspend(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
-        return await self._power.suspend(kind, guest_id, user=user, skip_lock=skip_lock)
-
-    async def resume(self, kind: GuestKind, guest_id: int, *, user: str, skip_lock: bool = False) -> str:
-        return await self._power.resume(kind, guest_id, user=user, skip_lock=skip_lock)
-
-    async def start_all(self, *, user: str, guest_ids: Sequence[int] | None = None, force: bool = False) -> str:
-        return await self._power.start_all(user=user, onboot_only=not force, guest_ids=guest_ids)
-
-    async def stop_all(self, *, user: str, guest_ids: Sequence[int] | None = None, force_stop: bool = True) -> str:
-        return await self._power.stop_all(user=user, guest_ids=guest_ids, force_stop=force_stop)
-
     # --- consoles -----------------------------------------------------------------------------------------------------
 
     async def attach_console(self, guest_id: int, name: str) -> ConsoleClient:
@@ -466,7 +300,7 @@ class GuestService:
     async def _before_start(self, guest: GuestRuntime, log_line: LogLine) -> None:
         script = guest.stored.record.config.get("hookscript", "")
         await guest_hooks.run(self._storage, script, guest.guest_id, guest_hooks.PRE_START, log_line)
-        await self._configuration.before_start(guest, log_line)
+        await self.configuration.before_start(guest, log_line)
 
     def _view(self, guest: GuestRuntime, now: float) -> GuestView:
         summary = self._inventory.summary(guest)
@@ -479,15 +313,3 @@ class GuestService:
             pool=self._access.pool_of(guest.guest_id),
             addresses=self._addresses.of(summary.macs),
         )
-
-    async def _tell_unreferenced(self) -> None:
-        """Name the volumes that a process killed between making them and writing the configuration has left.
-
-        They stay: only their owner knows whether they are needed. As with PVE, whose `qm rescan` is asked for, too.
-        """
-        found = await self._volumes.all()
-        named = self._inventory.volumes_of_others(None)
-        for guest in self._inventory:
-            strays = [str(volume) for owner, volume in found if owner == guest.guest_id and volume not in named]
-            if strays and guest.lock.holder is None:  # who holds it may be about to name them
-                log.warning("%s: volumes of its id that no configuration names: %s", guest.label, ", ".join(strays))

@@ -7,7 +7,7 @@
 
     @api.post("/nodes/{node}/qemu/{vmid}/status/stop", summary="Stop by force", allow=Allow("/vms/{vmid}", "VM.PowerMgmt"))
     async def stop(call: Call, params: StopParams) -> str:
-        return await call.services.guests.stop(GuestKind.QEMU, params.vmid, user=call.user, timeout_s=params.timeout)
+        return await call.services.guests.power.stop(GuestKind.QEMU, params.vmid, user=call.user, timeout_s=params.timeout)
 
 What is declared here is executed by `dispatch.py`, converted by `parameters.py` and listed by `openapi.py`. A `Resource`
 is a plain table: importing a resource module does nothing else. `application.py` collects the tables.

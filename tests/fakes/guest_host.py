@@ -274,14 +274,16 @@ class GuestWorld:
     async def make_vm(self, guest_id: int = 100, *, start: bool = False, **config: str) -> FakeRunningGuest | None:
         """A VM of one disk and one NIC."""
         wanted = {"scsi0": "local:8", "net0": "virtio,bridge=vmbr0"} | config
-        await self.succeed(await self.guests.create(GuestKind.QEMU, guest_id, wanted, user=ADMIN, start=start))
+        await self.succeed(await self.guests.creation.create(GuestKind.QEMU, guest_id, wanted, user=ADMIN, start=start))
         return self.run_of(guest_id)
 
     async def make_ct(self, guest_id: int = 101, *, start: bool = False, **config: str) -> FakeRunningGuest | None:
         """An unprivileged container of one NIC."""
         wanted = {"rootfs": "local:4", "net0": "name=eth0,bridge=vmbr0,ip=dhcp"} | config
         await self.succeed(
-            await self.guests.create(GuestKind.LXC, guest_id, wanted, user=ADMIN, start=start, template=TEMPLATE)
+            await self.guests.creation.create(
+                GuestKind.LXC, guest_id, wanted, user=ADMIN, start=start, template=TEMPLATE
+            )
         )
         return self.run_of(guest_id)
 

@@ -195,6 +195,13 @@ class FakeGuestService:
         return wanted or next(number for number in itertools.count(100) if number not in self.guests)
 
     @property
+    def configuration(self) -> FakeGuestService:
+        """This, `creation` and `power` are parts of `GuestService`; here all are one."""
+        return self
+
+    creation = power = configuration
+
+    @property
     def snapshots(self) -> FakeSnapshots:
         return FakeSnapshots(self)
 
@@ -212,7 +219,7 @@ class FakeGuestService:
         self.guests[guest_id] = FakeGuest(guest_id, kind, config)
         return await self.begin("create", kind, guest_id, user, options)
 
-    async def update_config(
+    async def update(
         self,
         kind: GuestKind,
         guest_id: int,

@@ -295,6 +295,16 @@ class FakeGuests:
         return ()
 
     @property
+    def configuration(self) -> FakeGuests:
+        """Its own part."""
+        return self
+
+    @property
+    def power(self) -> FakeGuests:
+        """Its own part."""
+        return self
+
+    @property
     def snapshots(self) -> SimpleNamespace:
         return SimpleNamespace(list=lambda kind, guest_id: [{"name": "current", "description": "You are here!"}])
 

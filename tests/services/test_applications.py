@@ -18,7 +18,7 @@ async def test_a_stop_while_it_waits_to_start_again_is_remembered(tmp_path: Path
         assert run is not None
         run.end(kind="crashed", detail="it ended")
         await world.reaches(101, GuestState.STOPPED)
-        await world.succeed(await world.guests.stop(GuestKind.LXC, 101, user=ADMIN))
+        await world.succeed(await world.guests.power.stop(GuestKind.LXC, 101, user=ADMIN))
         for _ in range(20):
             await host.clock.advance(10)
             await asyncio.sleep(0)
@@ -63,7 +63,7 @@ async def test_what_is_kept_goes_with_the_guest(tmp_path: Path) -> None:
         for _ in range(20):
             await asyncio.sleep(0)
         assert await host.store.get("applications/101") is not None
-        await world.succeed(await world.guests.destroy(GuestKind.LXC, 101, user=ADMIN))
+        await world.succeed(await world.guests.creation.destroy(GuestKind.LXC, 101, user=ADMIN))
         for _ in range(50):
             await asyncio.sleep(0)
         assert await host.store.get("applications/101") is None

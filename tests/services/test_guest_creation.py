@@ -18,14 +18,16 @@ DISK_0, DISK_1 = "local:100/vm-100-disk-0.qcow2", "local:100/vm-100-disk-1.qcow2
 
 
 async def create_vm(world: GuestWorld, **config: str) -> str:
-    return await world.guests.create(
+    return await world.guests.creation.create(
         GuestKind.QEMU, 100, {"scsi0": "local:8", "scsi1": "local:1"} | config, user=ADMIN, pool="office"
     )
 
 
 async def create_ct(world: GuestWorld, guest_id: int = 101, *, start: bool = False) -> str:
     config = {"rootfs": "local:4", "net0": "name=eth0,bridge=vmbr0"}
-    return await world.guests.create(GuestKind.LXC, guest_id, config, user=ADMIN, start=start, template=TEMPLATE)
+    return await world.guests.creation.create(
+        GuestKind.LXC, guest_id, config, user=ADMIN, start=start, template=TEMPLATE
+    )
 
 
 def nothing_is_left(world: GuestWorld, guest_id: int) -> bool:
@@ -64,7 +66,7 @@ async def test_a_template_that_is_refused_leaves_nothing(world: GuestWorld) -> N
 async def test_containers_in_directories_share_what_their_template_holds(world: GuestWorld) -> None:
     for guest_id in (101, 102):
         config = {"rootfs": "local:0"}
-        upid = await world.guests.create(
+        upid = await world.guests.creation.create(
             GuestKind.LXC, guest_id, config, user=ADMIN, template=TEMPLATE, password="secret"
         )
         await world.succeed(upid)
@@ -76,7 +78,7 @@ async def test_containers_in_directories_share_what_their_template_holds(world: 
 
 async def test_a_refused_template_leaves_no_directory(world: GuestWorld) -> None:
     world.host.provisioner.failure = HostError("template: holds '../'")
-    upid = await world.guests.create(GuestKind.LXC, 101, {"rootfs": "local:0"}, user=ADMIN, template=TEMPLATE)
+    upid = await world.guests.creation.create(GuestKind.LXC, 101, {"rootfs": "local:0"}, user=ADMIN, template=TEMPLATE)
     assert "holds '../'" in await world.fail(upid)
     assert nothing_is_left(world, 101)
     assert world.host.volumes.layers == []
@@ -99,7 +101,7 @@ async def test_a_disk_of_another_guest_is_refused_and_stays(world: GuestWorld) -
 
 async def test_a_pool_that_does_not_exist_leaves_nothing(world: GuestWorld) -> None:
     with pytest.raises(NotFound, match="pool 'nobodys'"):
-        await world.guests.create(GuestKind.QEMU, 100, {"scsi0": "local:8"}, user=ADMIN, pool="nobodys")
+        await world.guests.creation.create(GuestKind.QEMU, 100, {"scsi0": "local:8"}, user=ADMIN, pool="nobodys")
     assert nothing_is_left(world, 100)
 
 
@@ -151,7 +153,7 @@ async def test_wrong_parameters_are_named_before_anything_happens(
     world: GuestWorld, config: dict[str, str], named: str
 ) -> None:
     with pytest.raises(InvalidParameter) as refused:
-        await world.guests.create(GuestKind.QEMU, 100, config, user=ADMIN)
+        await world.guests.creation.create(GuestKind.QEMU, 100, config, user=ADMIN)
     assert named in refused.value.errors
     assert nothing_is_left(world, 100)
 
@@ -160,7 +162,7 @@ async def test_a_container_needs_a_template_that_is_one(world: GuestWorld) -> No
     iso = world.host.volumes.put("iso/debian.iso", content=ContentType.ISO)
     for template in (None, str(iso)):
         with pytest.raises(InvalidParameter, match="ostemplate"):
-            await world.guests.create(GuestKind.LXC, 101, {}, user=ADMIN, template=template)
+            await world.guests.creation.create(GuestKind.LXC, 101, {}, user=ADMIN, template=template)
     assert nothing_is_left(world, 101)
 
 
@@ -168,9 +170,11 @@ async def test_what_is_asked_of_a_guest_while_it_is_made_waits_for_it(world: Gue
     world.host.provisioner.may_finish.clear()
     creating = await create_ct(world)
     assert world.guests.get(101).lock == "create"
-    starting = await world.guests.start(GuestKind.LXC, 101, user=ADMIN)
+    starting = await world.guests.power.start(GuestKind.LXC, 101, user=ADMIN)
     renaming = asyncio.ensure_future(
-        world.guests.update_config(GuestKind.LXC, 101, put={"hostname": "dns"}, delete=(), digest=None, user=ADMIN)
+        world.guests.configuration.update(
+            GuestKind.LXC, 101, put={"hostname": "dns"}, delete=(), digest=None, user=ADMIN
+        )
     )
     await asyncio.sleep(0)
     world.host.provisioner.may_finish.set()
@@ -183,10 +187,10 @@ async def test_what_is_asked_of_a_guest_while_it_is_made_waits_for_it(world: Gue
 
 async def test_a_guest_removed_while_operations_waited_is_gone_for_all_of_them(world: GuestWorld) -> None:
     await world.make_vm()
-    destroying = [await world.guests.destroy(GuestKind.QEMU, 100, user=ADMIN) for _ in range(2)]
-    resizing = await world.guests.resize(GuestKind.QEMU, 100, slot="scsi0", size="+1G", user=ADMIN)
+    destroying = [await world.guests.creation.destroy(GuestKind.QEMU, 100, user=ADMIN) for _ in range(2)]
+    resizing = await world.guests.configuration.resize(GuestKind.QEMU, 100, slot="scsi0", size="+1G", user=ADMIN)
     await world.succeed(destroying[0])
-    again = await world.guests.create(GuestKind.QEMU, 100, {"scsi0": "local:8"}, user=ADMIN)
+    again = await world.guests.creation.create(GuestKind.QEMU, 100, {"scsi0": "local:8"}, user=ADMIN)
     assert await world.fail(destroying[1]) == "vm 100 does not exist"
     assert await world.fail(resizing) == "vm 100 does not exist"
     await world.succeed(again)
@@ -229,7 +233,7 @@ async def test_one_guest_that_cannot_be_undone_does_not_keep_the_others_from_loa
     async with open_world(host) as world:
         assert [view.guest_id for view in world.guests.list()] == [100, 102]
         host.volumes.stuck.clear()
-        await world.succeed(await world.guests.destroy(GuestKind.QEMU, 100, user=ADMIN))
+        await world.succeed(await world.guests.creation.destroy(GuestKind.QEMU, 100, user=ADMIN))
         assert [view.guest_id for view in world.guests.list()] == [102]
 
 
@@ -242,8 +246,8 @@ async def test_what_could_not_be_undone_is_refused_everything_but_its_removal(wo
     world.host.provisioner.may_finish.set()
     await world.fail(creating)
     world.host.store.fail_with(None)
-    assert "not finished" in await world.fail(await world.guests.start(GuestKind.LXC, 101, user=ADMIN))
-    await world.succeed(await world.guests.destroy(GuestKind.LXC, 101, user=ADMIN))
+    assert "not finished" in await world.fail(await world.guests.power.start(GuestKind.LXC, 101, user=ADMIN))
+    await world.succeed(await world.guests.creation.destroy(GuestKind.LXC, 101, user=ADMIN))
     assert nothing_is_left(world, 101)
 
 
@@ -252,7 +256,7 @@ async def test_what_could_not_be_undone_is_refused_everything_but_its_removal(wo
 
 async def test_a_removed_guest_takes_its_volumes_its_pool_and_its_id_range_along(world: GuestWorld) -> None:
     await world.succeed(await create_vm(world))
-    await world.succeed(await world.guests.destroy(GuestKind.QEMU, 100, user=ADMIN))
+    await world.succeed(await world.guests.creation.destroy(GuestKind.QEMU, 100, user=ADMIN))
     assert nothing_is_left(world, 100)
     assert world.host.pools.forgotten == [100]
 
@@ -262,11 +266,13 @@ async def test_volumes_of_its_id_that_nobody_names_go_with_the_guest_only_when_a
     await world.make_vm(102)
     stray = world.host.volumes.put("100/vm-100-disk-5.qcow2", guest_id=100)
     lent = world.host.volumes.put("100/vm-100-disk-6.qcow2", guest_id=100)
-    await world.guests.update_config(GuestKind.QEMU, 102, put={"scsi1": str(lent)}, delete=(), digest=None, user=ADMIN)
-    await world.succeed(await world.guests.destroy(GuestKind.QEMU, 100, user=ADMIN))
+    await world.guests.configuration.update(
+        GuestKind.QEMU, 102, put={"scsi1": str(lent)}, delete=(), digest=None, user=ADMIN
+    )
+    await world.succeed(await world.guests.creation.destroy(GuestKind.QEMU, 100, user=ADMIN))
     assert str(stray) in world.host.volumes.names()
     await world.make_vm()
-    await world.succeed(await world.guests.destroy(GuestKind.QEMU, 100, unreferenced=True, user=ADMIN))
+    await world.succeed(await world.guests.creation.destroy(GuestKind.QEMU, 100, unreferenced=True, user=ADMIN))
     assert [name for name in world.host.volumes.names() if "vm-100-" in name] == [str(lent)]
 
 
@@ -275,17 +281,17 @@ async def test_running_and_protected_guests_are_not_removed(world: GuestWorld) -
     await world.make_vm(102, protection="1")
     for guest_id in (100, 102):
         with pytest.raises(Conflict):
-            await world.guests.destroy(GuestKind.QEMU, guest_id, user=ADMIN)
+            await world.guests.creation.destroy(GuestKind.QEMU, guest_id, user=ADMIN)
     assert len(world.guests.list()) == 2
 
 
 async def test_a_volume_that_cannot_be_removed_keeps_the_guest_which_can_be_removed_later(world: GuestWorld) -> None:
     await world.succeed(await create_vm(world))
     world.host.volumes.stuck.add(VolumeId.parse(DISK_0))
-    assert "stays" in await world.fail(await world.guests.destroy(GuestKind.QEMU, 100, user=ADMIN))
+    assert "stays" in await world.fail(await world.guests.creation.destroy(GuestKind.QEMU, 100, user=ADMIN))
     assert world.guests.get(100).lock is None
     world.host.volumes.stuck.clear()
-    await world.succeed(await world.guests.destroy(GuestKind.QEMU, 100, user=ADMIN))
+    await world.succeed(await world.guests.creation.destroy(GuestKind.QEMU, 100, user=ADMIN))
     assert nothing_is_left(world, 100)
 
 
@@ -293,7 +299,7 @@ async def test_a_volume_that_cannot_be_removed_keeps_the_guest_which_can_be_remo
 
 
 async def clone(world: GuestWorld, *, full: bool = True, storage: str | None = None, new_id: int = 200) -> str:
-    return await world.guests.clone(
+    return await world.guests.creation.clone(
         GuestKind.QEMU, 100, new_id=new_id, full=full, storage=storage, pool="office", user=ADMIN
     )
 
@@ -320,7 +326,7 @@ async def test_a_clone_cancelled_while_it_waits_for_the_original_leaves_nothing(
     running = await world.make_vm(start=True)
     assert running is not None
     running.complies = False
-    shutting = await world.guests.shutdown(GuestKind.QEMU, 100, user=ADMIN, timeout_s=30)
+    shutting = await world.guests.power.shutdown(GuestKind.QEMU, 100, user=ADMIN, timeout_s=30)
     upid = await clone(world)
     await asyncio.sleep(0)
     await world.tasks.cancel(upid)
@@ -341,12 +347,12 @@ async def test_linked_clones_are_made_of_templates_and_templates_never_start(wor
     await world.make_vm()
     with pytest.raises(Conflict, match="templates and of containers"):
         await clone(world, full=False)
-    await world.succeed(await world.guests.make_template(GuestKind.QEMU, 100, user=ADMIN))
+    await world.succeed(await world.guests.configuration.make_template(GuestKind.QEMU, 100, user=ADMIN))
     await world.succeed(await clone(world, full=False))
     linked = VolumeId.parse("local:200/vm-200-disk-0.qcow2")
     assert world.host.volumes.infos[linked].parent == VolumeId.parse(DISK_0)
     with pytest.raises(Conflict, match="only cloned"):
-        await world.guests.start(GuestKind.QEMU, 100, user=ADMIN)
+        await world.guests.power.start(GuestKind.QEMU, 100, user=ADMIN)
 
 
 async def test_a_running_guests_snapshot_is_cloned_as_it_was(world: GuestWorld) -> None:
@@ -354,15 +360,15 @@ async def test_a_running_guests_snapshot_is_cloned_as_it_was(world: GuestWorld) 
     await world.succeed(
         await world.guests.snapshots.create(GuestKind.QEMU, 100, "one", description="", with_state=False, user=ADMIN)
     )
-    await world.guests.update_config(
+    await world.guests.configuration.update(
         GuestKind.QEMU, 100, put={"name": "later", "cores": "3"}, delete=(), digest=None, user=ADMIN
     )
-    await world.succeed(await world.guests.start(GuestKind.QEMU, 100, user=ADMIN))
+    await world.succeed(await world.guests.power.start(GuestKind.QEMU, 100, user=ADMIN))
     world.host.volumes.infos[VolumeId.parse(DISK_0)] = replace(
         world.host.volumes.infos[VolumeId.parse(DISK_0)], size_bytes=16 << 30
     )
     await world.succeed(
-        await world.guests.clone(GuestKind.QEMU, 100, new_id=200, full=True, user=ADMIN, snapshot="one")
+        await world.guests.creation.clone(GuestKind.QEMU, 100, new_id=200, full=True, user=ADMIN, snapshot="one")
     )
     copy = world.guests.config(200)[0]
     assert (copy["name"], copy.get("cores")) == ("Copy-of-web", None)
@@ -373,10 +379,10 @@ async def test_a_running_guests_snapshot_is_cloned_as_it_was(world: GuestWorld) 
 async def test_a_clone_of_a_snapshot_that_is_not_there_or_shall_be_linked_is_refused(world: GuestWorld) -> None:
     await world.make_vm()
     with pytest.raises(NotFound, match="snapshot 'two'"):
-        await world.guests.clone(GuestKind.QEMU, 100, new_id=200, user=ADMIN, snapshot="two")
-    await world.succeed(await world.guests.make_template(GuestKind.QEMU, 100, user=ADMIN))
+        await world.guests.creation.clone(GuestKind.QEMU, 100, new_id=200, user=ADMIN, snapshot="two")
+    await world.succeed(await world.guests.configuration.make_template(GuestKind.QEMU, 100, user=ADMIN))
     with pytest.raises(Conflict, match="a full one"):
-        await world.guests.clone(GuestKind.QEMU, 100, new_id=200, full=False, user=ADMIN, snapshot="one")
+        await world.guests.creation.clone(GuestKind.QEMU, 100, new_id=200, full=False, user=ADMIN, snapshot="one")
     assert [view.guest_id for view in world.guests.list()] == [100]
 
 
@@ -386,20 +392,20 @@ async def test_a_containers_snapshot_has_linked_clones_and_stays_while_they_do(w
         await world.guests.snapshots.create(GuestKind.LXC, 101, "one", description="", with_state=False, user=ADMIN)
     )
     await world.succeed(
-        await world.guests.clone(GuestKind.LXC, 101, new_id=200, full=False, user=ADMIN, snapshot="one")
+        await world.guests.creation.clone(GuestKind.LXC, 101, new_id=200, full=False, user=ADMIN, snapshot="one")
     )
     (linked,) = (info.volume_id for info in world.host.volumes.infos.values() if info.guest_id == 200)
     said = await world.fail(await world.guests.snapshots.remove(GuestKind.LXC, 101, "one", force=False, user=ADMIN))
     assert str(linked) in said
     assert "lock" not in world.guests.config(101)[0]
     assert [row["name"] for row in world.guests.snapshots.list(GuestKind.LXC, 101)] == ["one", "current"]
-    await world.succeed(await world.guests.destroy(GuestKind.LXC, 200, user=ADMIN))
+    await world.succeed(await world.guests.creation.destroy(GuestKind.LXC, 200, user=ADMIN))
     await world.succeed(await world.guests.snapshots.remove(GuestKind.LXC, 101, "one", force=False, user=ADMIN))
 
 
 async def test_a_running_guest_does_not_become_a_template(world: GuestWorld) -> None:
     await world.make_vm(start=True)
-    await world.fail(await world.guests.make_template(GuestKind.QEMU, 100, user=ADMIN))
+    await world.fail(await world.guests.configuration.make_template(GuestKind.QEMU, 100, user=ADMIN))
     assert not world.guests.get(100).template
 
 
@@ -407,18 +413,18 @@ async def test_a_template_with_linked_clones_loses_none_of_its_volumes_when_its_
     world: GuestWorld,
 ) -> None:
     await world.make_vm(scsi1="local:1")
-    await world.succeed(await world.guests.make_template(GuestKind.QEMU, 100, user=ADMIN))
+    await world.succeed(await world.guests.configuration.make_template(GuestKind.QEMU, 100, user=ADMIN))
     await world.succeed(await clone(world, full=False))
     del world.host.volumes.infos[VolumeId.parse("local:200/vm-200-disk-0.qcow2")]  # only disk-1 has a linked clone left
     before = world.host.volumes.names()
-    assert "linked clone" in await world.fail(await world.guests.destroy(GuestKind.QEMU, 100, user=ADMIN))
+    assert "linked clone" in await world.fail(await world.guests.creation.destroy(GuestKind.QEMU, 100, user=ADMIN))
     assert world.host.volumes.names() == before
     assert world.guests.get(100).template
 
 
 async def test_a_container_cloned_to_another_storage_keeps_a_root_file_system(world: GuestWorld) -> None:
     await world.make_ct()
-    upid = await world.guests.clone(GuestKind.LXC, 101, new_id=200, storage="big", user=ADMIN)
+    upid = await world.guests.creation.clone(GuestKind.LXC, 101, new_id=200, storage="big", user=ADMIN)
     await world.succeed(upid)
     root = VolumeId.parse(world.guests.config(200)[0]["rootfs"].partition(",")[0])
     assert world.host.big.infos[root].content is ContentType.ROOTDIR

@@ -28,14 +28,14 @@ async def change(
 ) -> tuple[dict[str, str], list[str]]:
     """The configuration afterwards, and what was told meanwhile."""
     told: list[str] = []
-    await world.guests.update_config(
+    await world.guests.configuration.update(
         GuestKind.QEMU, 100, put=put or {}, delete=delete, digest=None, user=ADMIN, log_line=told.append
     )
     return world.guests.config(100)[0], told
 
 
 def pending(world: GuestWorld) -> set[str]:
-    return {each.key for each in world.guests.pending(GuestKind.QEMU, 100)}
+    return {each.key for each in world.guests.configuration.pending(GuestKind.QEMU, 100)}
 
 
 async def test_a_new_disk_is_plugged_in_and_a_deleted_one_taken_out_and_may_be_destroyed(
@@ -73,7 +73,7 @@ async def test_what_the_key_hotplug_forbids_waits_for_the_next_start(world: Gues
     assert told[-2:] == ["net1: plugged in", "scsi1: applies at the next start"]
     await change(world, delete=["scsi0"])
     assert pending(world) == {"scsi0", "scsi1"}
-    await world.succeed(await world.guests.stop(GuestKind.QEMU, 100, user=ADMIN))
+    await world.succeed(await world.guests.power.stop(GuestKind.QEMU, 100, user=ADMIN))
     assert pending(world) == set()
 
 
@@ -97,7 +97,7 @@ async def test_a_guest_that_keeps_its_disk_is_an_error_that_names_it_and_its_vol
     assert world.guests.config(100)[0]["unused0"] == DISK_0
     with pytest.raises(Conflict, match="vm 100 is running: shut it down before volumes are removed"):
         await change(world, delete=["unused0"])
-    await world.succeed(await world.guests.stop(GuestKind.QEMU, 100, user=ADMIN))
+    await world.succeed(await world.guests.power.stop(GuestKind.QEMU, 100, user=ADMIN))
     await change(world, delete=["unused0"])
 
 

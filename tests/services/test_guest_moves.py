@@ -98,7 +98,7 @@ async def test_a_vm_of_an_engine_that_does_not_mirror_moves_while_it_is_off(
     await world.make_vm(start=True)
     with pytest.raises(Unsupported, match="off"):
         await move(world, VM, "scsi0")
-    await world.succeed(await world.guests.stop(VM, 100, user=ADMIN))
+    await world.succeed(await world.guests.power.stop(VM, 100, user=ADMIN))
     await world.succeed(await move(world, VM, "scsi0", delete=True))
     assert volumes(world) == ([], ["big:100/vm-100-disk-0.qcow2"])
 
@@ -119,16 +119,16 @@ async def test_a_running_vm_does_not_notice_that_its_disk_moves(world: GuestWorl
     assert isinstance(disk, VmDisk)
     assert disk.volume == NEW_DISK
     assert (run.asked, world.state(100)) == ([], GuestState.RUNNING)
-    assert world.guests.pending(VM, 100) == []
+    assert world.guests.configuration.pending(VM, 100) == []
 
 
 async def test_what_else_waits_for_a_moved_disk_still_does(world: GuestWorld) -> None:
     await world.make_vm(start=True)
     slower = {"scsi0": f"{OLD_DISK},cache=writeback"}
-    await world.guests.update_config(VM, 100, put=slower, delete=(), digest=None, user=ADMIN)
-    (before,) = world.guests.pending(VM, 100)
+    await world.guests.configuration.update(VM, 100, put=slower, delete=(), digest=None, user=ADMIN)
+    (before,) = world.guests.configuration.pending(VM, 100)
     await world.succeed(await move(world, VM, "scsi0"))
-    (after,) = world.guests.pending(VM, 100)
+    (after,) = world.guests.configuration.pending(VM, 100)
     assert before.running is not None
     assert before.configured is not None
     assert after.running == before.running.replace("local:", "big:")
@@ -144,7 +144,7 @@ async def test_a_mirror_that_fails_leaves_the_vm_on_its_old_disk(world: GuestWor
     config, _ = world.guests.config(100)
     assert (config["scsi0"], config.get("unused0")) == (f"{OLD_DISK},size=8G", None)
     assert world.state(100) is GuestState.RUNNING
-    assert world.guests.pending(VM, 100) == []
+    assert world.guests.configuration.pending(VM, 100) == []
 
 
 async def test_a_switch_that_nobody_knows_of_loses_neither_disk(world: GuestWorld) -> None:
@@ -178,7 +178,7 @@ async def test_a_stop_does_not_wait_for_a_disk_that_moves(world: GuestWorld) -> 
     assert run is not None
     run.may_copy.clear()
     upid = await move(world, VM, "scsi0")
-    await world.succeed(await world.guests.stop(VM, 100, user=ADMIN))
+    await world.succeed(await world.guests.power.stop(VM, 100, user=ADMIN))
     assert "overruled by a stop" in await world.fail(upid)
     assert volumes(world) == ([OLD_DISK], [])
     assert world.guests.config(100)[0]["scsi0"].startswith(OLD_DISK)
@@ -207,7 +207,7 @@ async def test_a_mirror_that_a_crash_interrupted_ends_as_the_configuration_says(
         config, _ = world.guests.config(100)
         assert config["scsi0"] == f"{NEW_DISK if switched else OLD_DISK},size=8G"
         assert config.get("unused0") == (OLD_DISK if switched else None)
-        assert world.guests.pending(VM, 100) == []
+        assert world.guests.configuration.pending(VM, 100) == []
     async with open_world(host):
         assert len(run.settled) == 1, "it is settled once"
 

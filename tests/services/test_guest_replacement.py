@@ -196,14 +196,16 @@ async def test_a_running_protected_or_cloned_guest_is_not_restored_over(world: G
     await world.make_vm(start=True)
     with pytest.raises(Conflict, match="running"):
         await restore(world)
-    await world.succeed(await world.guests.stop(VM, 100, user=ADMIN))
-    await world.guests.update_config(VM, 100, put={"protection": "1"}, delete=(), digest=None, user=ADMIN)
+    await world.succeed(await world.guests.power.stop(VM, 100, user=ADMIN))
+    await world.guests.configuration.update(VM, 100, put={"protection": "1"}, delete=(), digest=None, user=ADMIN)
     with pytest.raises(Conflict, match="protection"):
         await restore(world)
-    await world.guests.update_config(VM, 100, put={}, delete=["protection"], digest=None, user=ADMIN)
-    await world.succeed(await world.guests.make_template(VM, 100, user=ADMIN))
+    await world.guests.configuration.update(VM, 100, put={}, delete=["protection"], digest=None, user=ADMIN)
+    await world.succeed(await world.guests.configuration.make_template(VM, 100, user=ADMIN))
     await world.succeed(
-        await world.guests.clone(VM, 100, new_id=105, name=None, full=False, storage=None, pool=None, user=ADMIN)
+        await world.guests.creation.clone(
+            VM, 100, new_id=105, name=None, full=False, storage=None, pool=None, user=ADMIN
+        )
     )
     assert "linked clone" in await world.fail(await restore(world))
     assert world.guests.config(100)[0]["scsi0"].startswith(OLD_DISK)
@@ -215,7 +217,7 @@ async def test_a_start_that_comes_meanwhile_waits_and_starts_what_was_restored(w
     world.host.provisioner.begun.clear()
     upid = await restore(world, CT)
     await world.host.provisioner.begun.wait()
-    started = await world.guests.start(CT, 101, user=ADMIN)
+    started = await world.guests.power.start(CT, 101, user=ADMIN)
     world.host.provisioner.may_finish.set()
     await world.succeed(upid)
     await world.succeed(started)

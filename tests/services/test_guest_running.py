@@ -10,7 +10,7 @@ import pytest
 from appliance.errors import Conflict, HostError, InvalidParameter, NotFound
 from appliance.events import GuestStateChanged
 from appliance.model.guest import GuestId, GuestKind, GuestState, GuestStats
-from appliance.services import guests as guests_module
+from appliance.services import guest_startup
 from appliance.services.guest_sampler import ROUND_S
 from appliance.services.restart_policy import INTERVAL_S
 from appliance.state.store import StoreFull
@@ -58,31 +58,31 @@ async def test_a_start_that_fails_leaves_the_guest_stopped_and_nothing_plugged(
     await (world.make_vm(100) if kind is VM else world.make_ct(100))
     engine = world.host.vms if kind is VM else world.host.cts
     engine.failure = HostError("no memory")
-    assert await world.fail(await world.guests.start(kind, 100, user=ADMIN)) == "no memory"
+    assert await world.fail(await world.guests.power.start(kind, 100, user=ADMIN)) == "no memory"
     assert world.state(100) is GuestState.STOPPED
     assert world.host.ports.plugged == set()
     engine.failure = None
-    await world.succeed(await world.guests.start(kind, 100, user=ADMIN))
+    await world.succeed(await world.guests.power.start(kind, 100, user=ADMIN))
 
 
 async def test_a_missing_bridge_is_named_and_the_guest_stays_stopped(world: GuestWorld) -> None:
     await world.make_vm()
     world.host.ports.missing.add("vmbr0")
-    assert await world.fail(await world.guests.start(VM, 100, user=ADMIN)) == "bridge 'vmbr0' does not exist"
+    assert await world.fail(await world.guests.power.start(VM, 100, user=ADMIN)) == "bridge 'vmbr0' does not exist"
     assert world.state(100) is GuestState.STOPPED
 
 
 async def test_what_no_engine_can_run_is_refused_with_the_reason(world: GuestWorld) -> None:
     await world.make_vm()
     world.host.vms.refusal = "no OVMF on this host"
-    assert "qemu: no OVMF on this host" in await world.fail(await world.guests.start(VM, 100, user=ADMIN))
+    assert "qemu: no OVMF on this host" in await world.fail(await world.guests.power.start(VM, 100, user=ADMIN))
     assert world.state(100) is GuestState.STOPPED
 
 
 async def test_a_start_cancelled_again_and_again_still_ends_as_stopped_and_unplugged(world: GuestWorld) -> None:
     await world.make_vm()
     world.host.vms.may_start.clear()
-    upid = await world.guests.start(VM, 100, user=ADMIN)
+    upid = await world.guests.power.start(VM, 100, user=ADMIN)
     await world.reaches(100, GuestState.STARTING)
     for _ in range(5):
         await world.tasks.cancel(upid)
@@ -94,7 +94,7 @@ async def test_a_start_cancelled_again_and_again_still_ends_as_stopped_and_unplu
 
 async def test_parallel_starts_queue_and_only_one_starts_it(world: GuestWorld) -> None:
     await world.make_vm()
-    upids = await asyncio.gather(*(world.guests.start(VM, 100, user=ADMIN) for _ in range(5)))
+    upids = await asyncio.gather(*(world.guests.power.start(VM, 100, user=ADMIN) for _ in range(5)))
     statuses = sorted([(await world.end_of(upid)).status or "" for upid in upids])
     assert statuses == ["OK"] + 4 * ["VM 100 already running"]
     assert world.host.vms.started == [100]
@@ -103,9 +103,9 @@ async def test_parallel_starts_queue_and_only_one_starts_it(world: GuestWorld) -
 async def test_opposite_operations_asked_for_at_once_happen_one_after_another(world: GuestWorld) -> None:
     await world.make_vm()
     world.host.vms.may_start.clear()
-    starting = await world.guests.start(VM, 100, user=ADMIN)
-    stopping = await world.guests.stop(VM, 100, user=ADMIN)
-    again = await world.guests.start(VM, 100, user=ADMIN)
+    starting = await world.guests.power.start(VM, 100, user=ADMIN)
+    stopping = await world.guests.power.stop(VM, 100, user=ADMIN)
+    again = await world.guests.power.start(VM, 100, user=ADMIN)
     await turns()
     assert "waiting for 'start by admin@pve'" in (await world.tasks.read_log(stopping))[0][0]
     world.host.vms.may_start.set()
@@ -125,17 +125,17 @@ async def test_a_guest_that_crashes_is_cleaned_up_and_can_be_started_again(world
     await turns()
     assert world.host.ports.plugged == set()
     assert world.guests.get(100).pid is None
-    await world.succeed(await world.guests.start(VM, 100, user=ADMIN))
+    await world.succeed(await world.guests.power.start(VM, 100, user=ADMIN))
 
 
 async def test_why_a_guest_ended_is_in_the_log_of_what_ended_it_and_of_the_start(world: GuestWorld) -> None:
     await world.make_vm()
-    started = await world.guests.start(VM, 100, user=ADMIN)
+    started = await world.guests.power.start(VM, 100, user=ADMIN)
     await world.succeed(started)
     running = world.run_of(100)
     assert running is not None
     running.notice(GuestState.RUNNING, "the guest's kernel panicked")
-    upid = await world.guests.shutdown(VM, 100, user=ADMIN)
+    upid = await world.guests.power.shutdown(VM, 100, user=ADMIN)
     await world.succeed(upid)
     assert "ended: powered off" in (await world.tasks.read_log(upid))[0]
     async with asyncio.timeout(20):
@@ -153,7 +153,7 @@ async def test_ports_that_cannot_be_removed_do_not_keep_the_guest_from_being_sto
 
 async def test_an_orderly_shutdown_is_asked_for_and_waited_for(world: GuestWorld) -> None:
     running = await running_vm(world)
-    await world.succeed(await world.guests.shutdown(VM, 100, user=ADMIN))
+    await world.succeed(await world.guests.power.shutdown(VM, 100, user=ADMIN))
     assert running.asked == ["shutdown"]
     assert world.states(100)[-2:] == [GuestState.STOPPING, GuestState.STOPPED]
     assert world.host.ports.plugged == set()
@@ -162,10 +162,10 @@ async def test_an_orderly_shutdown_is_asked_for_and_waited_for(world: GuestWorld
 async def test_a_guest_that_ignores_its_shutdown_goes_on_running_unless_force_was_asked_for(world: GuestWorld) -> None:
     running = await running_vm(world)
     running.complies = False
-    upid = await world.guests.shutdown(VM, 100, user=ADMIN, timeout_s=0.01)
+    upid = await world.guests.power.shutdown(VM, 100, user=ADMIN, timeout_s=0.01)
     assert "orderly shutdown: nothing within" in await world.fail(upid)
     assert world.state(100) is GuestState.RUNNING
-    await world.succeed(await world.guests.shutdown(VM, 100, user=ADMIN, timeout_s=0.01, force_stop=True))
+    await world.succeed(await world.guests.power.shutdown(VM, 100, user=ADMIN, timeout_s=0.01, force_stop=True))
     assert running.asked == ["shutdown", "shutdown", "stop"]
     assert world.state(100) is GuestState.STOPPED
 
@@ -173,9 +173,9 @@ async def test_a_guest_that_ignores_its_shutdown_goes_on_running_unless_force_wa
 async def test_a_stop_overrules_a_shutdown_that_waits(world: GuestWorld) -> None:
     running = await running_vm(world)
     running.complies = False
-    shutting = await world.guests.shutdown(VM, 100, user=ADMIN, timeout_s=600)
+    shutting = await world.guests.power.shutdown(VM, 100, user=ADMIN, timeout_s=600)
     await turns()
-    await world.succeed(await world.guests.stop(VM, 100, user=ADMIN))
+    await world.succeed(await world.guests.power.stop(VM, 100, user=ADMIN))
     assert "overruled by a stop" in await world.fail(shutting)
     assert world.state(100) is GuestState.STOPPED
 
@@ -183,9 +183,9 @@ async def test_a_stop_overrules_a_shutdown_that_waits(world: GuestWorld) -> None
 async def test_a_stop_overrules_a_shutdown_that_has_not_begun_yet(world: GuestWorld) -> None:
     await world.make_vm()
     world.host.vms.may_start.clear()
-    starting = await world.guests.start(VM, 100, user=ADMIN)
-    shutting = await world.guests.shutdown(VM, 100, user=ADMIN, timeout_s=600)
-    stopping = await world.guests.stop(VM, 100, user=ADMIN)
+    starting = await world.guests.power.start(VM, 100, user=ADMIN)
+    shutting = await world.guests.power.shutdown(VM, 100, user=ADMIN, timeout_s=600)
+    stopping = await world.guests.power.stop(VM, 100, user=ADMIN)
     world.host.vms.may_start.set()
     await world.succeed(starting)
     assert "overruled by a stop" in await world.fail(shutting)
@@ -195,33 +195,33 @@ async def test_a_stop_overrules_a_shutdown_that_has_not_begun_yet(world: GuestWo
 async def test_a_stop_that_was_cancelled_overrules_nothing_later(world: GuestWorld) -> None:
     await world.make_vm()
     world.host.vms.may_start.clear()
-    starting = await world.guests.start(VM, 100, user=ADMIN)
-    stopping = await world.guests.stop(VM, 100, user=ADMIN)
+    starting = await world.guests.power.start(VM, 100, user=ADMIN)
+    stopping = await world.guests.power.stop(VM, 100, user=ADMIN)
     await world.tasks.cancel(stopping)
     await world.fail(stopping)
     world.host.vms.may_start.set()
     await world.succeed(starting)
-    await world.succeed(await world.guests.shutdown(VM, 100, user=ADMIN))
+    await world.succeed(await world.guests.power.shutdown(VM, 100, user=ADMIN))
 
 
 async def test_stopping_a_stopped_guest_succeeds_and_shutting_it_down_does_not(world: GuestWorld) -> None:
     await world.make_vm()
-    await world.succeed(await world.guests.stop(VM, 100, user=ADMIN))
-    assert await world.fail(await world.guests.shutdown(VM, 100, user=ADMIN)) == "VM 100 not running"
+    await world.succeed(await world.guests.power.stop(VM, 100, user=ADMIN))
+    assert await world.fail(await world.guests.power.shutdown(VM, 100, user=ADMIN)) == "VM 100 not running"
 
 
 async def test_a_paused_guest_is_woken_to_be_shut_down(world: GuestWorld) -> None:
     running = await running_vm(world)
-    await world.succeed(await world.guests.suspend(VM, 100, user=ADMIN))
+    await world.succeed(await world.guests.power.suspend(VM, 100, user=ADMIN))
     assert world.state(100) is GuestState.PAUSED
-    await world.succeed(await world.guests.shutdown(VM, 100, user=ADMIN))
+    await world.succeed(await world.guests.power.shutdown(VM, 100, user=ADMIN))
     assert running.ended
 
 
 async def test_a_reboot_is_a_shutdown_and_a_start_with_the_configuration_of_now(world: GuestWorld) -> None:
     first = await running_vm(world)
-    await world.guests.update_config(VM, 100, put={"cores": "4"}, delete=(), digest=None, user=ADMIN)
-    await world.succeed(await world.guests.reboot(VM, 100, user=ADMIN))
+    await world.guests.configuration.update(VM, 100, put={"cores": "4"}, delete=(), digest=None, user=ADMIN)
+    await world.succeed(await world.guests.power.reboot(VM, 100, user=ADMIN))
     assert first.ended
     assert world.host.vms.started == [100, 100]
     assert world.state(100) is GuestState.RUNNING
@@ -251,7 +251,7 @@ async def test_a_container_that_reboots_at_once_waits_before_it_starts_again(wor
 async def test_a_stop_in_the_middle_of_a_reboot_from_inside_wins(world: GuestWorld) -> None:
     (await running_ct(world)).end("reset", "restart asked for inside")
     await world.reaches(101, GuestState.STOPPED)
-    await world.succeed(await world.guests.stop(CT, 101, user=ADMIN))
+    await world.succeed(await world.guests.power.stop(CT, 101, user=ADMIN))
     await world.host.clock.advance(INTERVAL_S)
     await turns()
     assert world.state(101) is GuestState.STOPPED
@@ -261,7 +261,7 @@ async def test_a_stop_in_the_middle_of_a_reboot_from_inside_wins(world: GuestWor
 async def test_a_guest_removed_in_the_middle_of_a_reboot_from_inside_is_not_started(world: GuestWorld) -> None:
     (await running_ct(world)).end("reset", "restart asked for inside")
     await world.reaches(101, GuestState.STOPPED)
-    await world.succeed(await world.guests.destroy(CT, 101, user=ADMIN))
+    await world.succeed(await world.guests.creation.destroy(CT, 101, user=ADMIN))
     await world.host.clock.advance(INTERVAL_S)
     await turns()
     assert world.host.cts.started == [101]
@@ -299,7 +299,7 @@ async def test_ports_of_a_guest_that_ended_meanwhile_are_removed_at_the_next_sta
 async def test_a_paused_guest_is_found_paused(host: GuestHost) -> None:
     async with open_world(host) as world:
         await running_vm(world)
-        await world.succeed(await world.guests.suspend(VM, 100, user=ADMIN))
+        await world.succeed(await world.guests.power.suspend(VM, 100, user=ADMIN))
     async with open_world(host) as world:
         assert world.state(100) is GuestState.PAUSED
 
@@ -315,11 +315,11 @@ async def test_a_guest_that_runs_but_cannot_be_taken_over_counts_as_running_and_
         assert host.ports.plugged == {PORT}
         assert world.guests.running_slots() == {(GuestId(100), "net0")}
         with pytest.raises(Conflict):
-            await world.guests.destroy(VM, 100, user=ADMIN)
-        assert "already running" in await world.fail(await world.guests.start(VM, 100, user=ADMIN))
-        assert "no longer understood" in await world.fail(await world.guests.stop(VM, 100, user=ADMIN))
+            await world.guests.creation.destroy(VM, 100, user=ADMIN)
+        assert "already running" in await world.fail(await world.guests.power.start(VM, 100, user=ADMIN))
+        assert "no longer understood" in await world.fail(await world.guests.power.stop(VM, 100, user=ADMIN))
         host.vms.unreachable = None
-        await world.succeed(await world.guests.stop(VM, 100, user=ADMIN))
+        await world.succeed(await world.guests.power.stop(VM, 100, user=ADMIN))
         assert running.ended
         assert world.state(100) is GuestState.STOPPED
         assert host.ports.plugged == set()
@@ -342,7 +342,7 @@ def boot_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The kernel's boot id; another text is another boot of the host."""
     path = tmp_path / "boot_id"
     path.write_text("first boot\n")
-    monkeypatch.setattr(guests_module, "BOOT_ID", path)
+    monkeypatch.setattr(guest_startup, "BOOT_ID", path)
     return path
 
 
@@ -360,7 +360,7 @@ async def test_onboot_guests_start_once_a_boot_of_the_host(host: GuestHost, boot
         await world.make_vm(102)
         await start_onboot(world)
         assert host.vms.started == [100]
-        await world.succeed(await world.guests.stop(VM, 100, user=ADMIN))
+        await world.succeed(await world.guests.power.stop(VM, 100, user=ADMIN))
     async with open_world(host) as world:  # the appliance restarted: whoever stopped the guest wanted it stopped
         await start_onboot(world)
         assert host.vms.started == [100]
@@ -387,7 +387,7 @@ async def test_guests_start_in_their_order_with_their_delays_and_stop_backwards(
     await world.make_vm(100, startup="order=2")
     await world.make_vm(102, startup="order=1,up=30")
     await world.make_vm(103)
-    upid = await world.guests.start_all(user=ADMIN, force=True)
+    upid = await world.guests.power.start_all(user=ADMIN, force=True)
     await world.reaches(102, GuestState.RUNNING)
     await turns()
     assert world.host.vms.started == [102]
@@ -396,7 +396,7 @@ async def test_guests_start_in_their_order_with_their_delays_and_stop_backwards(
     await world.host.clock.advance(2)
     await world.succeed(upid)
     assert world.host.vms.started == [102, 100, 103]
-    await world.succeed(await world.guests.stop_all(user=ADMIN))
+    await world.succeed(await world.guests.power.stop_all(user=ADMIN))
     ends = [
         event.guest_id
         for event in world.events
@@ -409,7 +409,7 @@ async def test_one_guest_that_fails_is_a_warning_and_delays_no_other(world: Gues
     await world.make_vm(startup="order=1")
     await world.make_ct(101, startup="order=2")
     world.host.vms.failure = HostError("no memory")
-    info = await world.end_of(await world.guests.start_all(user=ADMIN, force=True))
+    info = await world.end_of(await world.guests.power.start_all(user=ADMIN, force=True))
     assert info.status == "WARNINGS: 1"
     assert world.state(101) is GuestState.RUNNING
 
@@ -417,7 +417,7 @@ async def test_one_guest_that_fails_is_a_warning_and_delays_no_other(world: Gues
 async def test_stop_all_ends_by_force_what_does_not_comply_in_its_own_time(world: GuestWorld) -> None:
     running = await running_vm(world, startup="down=0")
     running.complies = False
-    await world.succeed(await world.guests.stop_all(user=ADMIN))
+    await world.succeed(await world.guests.power.stop_all(user=ADMIN))
     assert running.asked == ["shutdown", "stop"]
 
 
@@ -446,9 +446,9 @@ async def test_consoles_and_displays_need_a_guest_that_runs(world: GuestWorld) -
         await world.guests.attach_console(100, "console")
     with pytest.raises(NotFound):
         await world.guests.open_display(999)
-    await world.succeed(await world.guests.start(VM, 100, user=ADMIN))
+    await world.succeed(await world.guests.power.start(VM, 100, user=ADMIN))
     client = await world.guests.attach_console(100, "console")
-    await world.succeed(await world.guests.stop(VM, 100, user=ADMIN))
+    await world.succeed(await world.guests.power.stop(VM, 100, user=ADMIN))
     assert await client.read() == b""
 
 
@@ -459,7 +459,7 @@ async def test_a_start_names_the_volumes_of_guests_that_no_configuration_names_a
         await world.make_vm(100)
         await world.make_vm(102)
         lent = host.volumes.put("100/vm-100-disk-6.qcow2", guest_id=100)
-        await world.guests.update_config(VM, 102, put={"scsi1": str(lent)}, delete=(), digest=None, user=ADMIN)
+        await world.guests.configuration.update(VM, 102, put={"scsi1": str(lent)}, delete=(), digest=None, user=ADMIN)
     strays = [host.volumes.put(f"100/vm-100-disk-{n}.qcow2", guest_id=100) for n in (7, 8)]
     caplog.clear()
     async with open_world(host) as world:

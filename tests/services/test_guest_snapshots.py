@@ -71,10 +71,10 @@ async def test_snapshots_form_a_chain_that_a_removal_closes(world: GuestWorld) -
 async def test_a_return_brings_back_volumes_and_configuration(world: GuestWorld) -> None:
     await world.make_vm(cores="2")
     await world.succeed(await snapshot(world))
-    await world.guests.update_config(
+    await world.guests.configuration.update(
         VM, 100, put={"cores": "4", "scsi1": "local:1", "description": "new notes"}, delete=[], digest=None, user=ADMIN
     )
-    await world.succeed(await world.guests.resize(VM, 100, slot="scsi0", size="16G", user=ADMIN))
+    await world.succeed(await world.guests.configuration.resize(VM, 100, slot="scsi0", size="16G", user=ADMIN))
     generation = world.guests.config(100)[0]["vmgenid"]
     await world.succeed(await roll_back(world, start=True))
     config, _ = world.guests.config(100)
@@ -116,7 +116,7 @@ async def test_a_running_vm_keeps_its_images_itself(world: GuestWorld) -> None:
 async def test_a_disk_that_waits_for_the_next_start_is_the_storages(world: GuestWorld) -> None:
     run = await world.make_vm(start=True, hotplug="0")
     assert run is not None
-    await world.guests.update_config(VM, 100, put={"scsi1": "local:1"}, delete=[], digest=None, user=ADMIN)
+    await world.guests.configuration.update(VM, 100, put={"scsi1": "local:1"}, delete=[], digest=None, user=ADMIN)
     await world.succeed(await snapshot(world))
     assert run.kept == {"scsi0": {"one"}}
     assert list(world.host.volumes.kept) == [DISK_1]
@@ -198,7 +198,7 @@ async def test_the_lock_is_seen_and_others_wait_for_it(world: GuestWorld) -> Non
     upid = await snapshot(world)
     await began.wait()
     assert world.guests.get(100).lock == "snapshot"
-    start = await world.guests.start(VM, 100, user=ADMIN)
+    start = await world.guests.power.start(VM, 100, user=ADMIN)
     assert world.state(100) is GuestState.STOPPED
     may_go_on.set()
     await world.succeed(upid)
@@ -221,29 +221,29 @@ async def test_a_cancelled_snapshot_is_whole_or_gone(world: GuestWorld, steps: i
 async def test_a_volume_of_a_snapshot_is_not_removed(world: GuestWorld) -> None:
     await world.make_vm(scsi1="local:1")
     await world.succeed(await snapshot(world))
-    await world.guests.update_config(VM, 100, put={}, delete=["scsi1"], digest=None, user=ADMIN)
+    await world.guests.configuration.update(VM, 100, put={}, delete=["scsi1"], digest=None, user=ADMIN)
     with pytest.raises(Conflict, match="belongs to snapshot 'one'"):
-        await world.guests.update_config(VM, 100, put={}, delete=["unused0"], digest=None, user=ADMIN)
+        await world.guests.configuration.update(VM, 100, put={}, delete=["unused0"], digest=None, user=ADMIN)
     assert DISK_1 in world.guests.named_volumes()
     await world.succeed(await remove(world))
-    await world.guests.update_config(VM, 100, put={}, delete=["unused0"], digest=None, user=ADMIN)
+    await world.guests.configuration.update(VM, 100, put={}, delete=["unused0"], digest=None, user=ADMIN)
     assert DISK_1 not in world.host.volumes.infos
 
 
 async def test_everything_goes_with_the_guest(world: GuestWorld) -> None:
     await world.make_vm(scsi1="local:1")
     await world.succeed(await snapshot(world))
-    await world.guests.update_config(VM, 100, put={}, delete=["scsi1"], digest=None, user=ADMIN)
-    await world.succeed(await world.guests.destroy(VM, 100, user=ADMIN))
+    await world.guests.configuration.update(VM, 100, put={}, delete=["scsi1"], digest=None, user=ADMIN)
+    await world.succeed(await world.guests.creation.destroy(VM, 100, user=ADMIN))
     assert not [volume for volume in world.host.volumes.infos if "vm-100" in volume.name]
 
 
 async def test_a_guest_with_snapshots_becomes_no_template(world: GuestWorld) -> None:
     await world.make_vm()
     await world.succeed(await snapshot(world))
-    assert "snapshots" in await world.fail(await world.guests.make_template(VM, 100, user=ADMIN))
+    assert "snapshots" in await world.fail(await world.guests.configuration.make_template(VM, 100, user=ADMIN))
     await world.succeed(await remove(world))
-    await world.succeed(await world.guests.make_template(VM, 100, user=ADMIN))
+    await world.succeed(await world.guests.configuration.make_template(VM, 100, user=ADMIN))
     with pytest.raises(Conflict, match="template"):
         await snapshot(world)
 
@@ -267,7 +267,7 @@ async def test_a_return_that_fails_stays_locked_until_it_succeeds(world: GuestWo
     await world.fail(await roll_back(world))
     assert world.guests.get(100).lock == "rollback"
     with pytest.raises(Conflict, match="locked"):
-        await world.guests.start(VM, 100, user=ADMIN)
+        await world.guests.power.start(VM, 100, user=ADMIN)
     world.host.volumes.cannot_return.clear()
     await world.succeed(await roll_back(world))
     assert world.guests.get(100).lock is None

@@ -34,7 +34,9 @@ async def change(
     guest_id: int = 100,
 ) -> dict[str, str]:
     """Write and delete keys of a VM; its configuration afterwards."""
-    await world.guests.update_config(GuestKind.QEMU, guest_id, put=put or {}, delete=delete, digest=digest, user=ADMIN)
+    await world.guests.configuration.update(
+        GuestKind.QEMU, guest_id, put=put or {}, delete=delete, digest=digest, user=ADMIN
+    )
     return world.guests.config(guest_id)[0]
 
 
@@ -43,14 +45,14 @@ def disks(world: GuestWorld) -> list[str]:
 
 
 async def start(world: GuestWorld) -> FakeRunningGuest:
-    await world.succeed(await world.guests.start(GuestKind.QEMU, 100, user=ADMIN))
+    await world.succeed(await world.guests.power.start(GuestKind.QEMU, 100, user=ADMIN))
     running = world.run_of(100)
     assert running is not None
     return running
 
 
 async def resize(world: GuestWorld, size: str, *, slot: str = "scsi0") -> str:
-    return await world.guests.resize(GuestKind.QEMU, 100, slot=slot, size=size, user=ADMIN)
+    return await world.guests.configuration.resize(GuestKind.QEMU, 100, slot=slot, size=size, user=ADMIN)
 
 
 # --- configuration ------------------------------------------------------------------------------------------------------
@@ -179,7 +181,7 @@ async def test_a_guest_of_the_other_kind_does_not_exist(world: GuestWorld) -> No
     with pytest.raises(NotFound, match="ct 100 does not exist"):
         world.guests.config(100, GuestKind.LXC)
     with pytest.raises(NotFound):
-        await world.guests.start(GuestKind.LXC, 100, user=ADMIN)
+        await world.guests.power.start(GuestKind.LXC, 100, user=ADMIN)
 
 
 # --- disks that grow ----------------------------------------------------------------------------------------------------
@@ -217,13 +219,13 @@ async def test_a_file_system_that_cannot_grow_now_grows_before_the_next_start(wo
     running = await world.make_ct(start=True)
     assert running is not None
     running.cannot_grow = Unsupported("this kernel cannot grow a mounted file system")
-    upid = await world.guests.resize(GuestKind.LXC, 101, slot="rootfs", size="+1G", user=ADMIN)
+    upid = await world.guests.configuration.resize(GuestKind.LXC, 101, slot="rootfs", size="+1G", user=ADMIN)
     assert (await world.end_of(upid)).status == "WARNINGS: 1"
     root = VolumeId.parse("local:101/vm-101-disk-0.raw")
     assert world.host.volumes.resized == [root]
-    await world.succeed(await world.guests.reboot(GuestKind.LXC, 101, user=ADMIN))
+    await world.succeed(await world.guests.power.reboot(GuestKind.LXC, 101, user=ADMIN))
     assert world.host.volumes.resized == [root, root]
-    await world.succeed(await world.guests.reboot(GuestKind.LXC, 101, user=ADMIN))
+    await world.succeed(await world.guests.power.reboot(GuestKind.LXC, 101, user=ADMIN))
     assert world.host.volumes.resized == [root, root]
 
 

@@ -40,7 +40,7 @@ async def test_it_is_told_when_they_are_known_and_when_they_change(world: GuestW
 async def test_what_was_known_before_it_ran_is_told_after_its_start(world: GuestWorld) -> None:
     await world.make_ct()
     world.host.ports.learn(101, "192.0.2.53")
-    await world.succeed(await world.guests.start(GuestKind.LXC, 101, user=ADMIN))
+    await world.succeed(await world.guests.power.start(GuestKind.LXC, 101, user=ADMIN))
     await is_told(world.run_of(101), "resolve by 192.0.2.53")
 
 

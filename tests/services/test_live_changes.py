@@ -28,13 +28,15 @@ async def running(world: GuestWorld) -> FakeRunningGuest:
 
 
 async def put(world: GuestWorld, *, delete: tuple[str, ...] = (), revert: tuple[str, ...] = (), **keys: str) -> None:
-    back, gone = world.guests.reverting(CT, 101, revert)
-    await world.guests.update_config(CT, 101, put={**back, **keys}, delete=[*delete, *gone], digest=None, user=ADMIN)
+    back, gone = world.guests.configuration.reverting(CT, 101, revert)
+    await world.guests.configuration.update(
+        CT, 101, put={**back, **keys}, delete=[*delete, *gone], digest=None, user=ADMIN
+    )
 
 
 def waiting(world: GuestWorld, kind: GuestKind = CT, guest_id: int = 101) -> dict[str, tuple[str | None, str | None]]:
     """Key to (in force, to come) of what is pending."""
-    return {row.key: (row.running, row.configured) for row in world.guests.pending(kind, guest_id)}
+    return {row.key: (row.running, row.configured) for row in world.guests.configuration.pending(kind, guest_id)}
 
 
 async def test_limits_are_in_force_at_once(world: GuestWorld) -> None:
@@ -53,7 +55,7 @@ async def test_what_cannot_be_changed_stays_pending_and_comes_with_the_next_star
         "memory": ("512", "64"), "hostname": ("CT101", "other"), "features": (None, "nesting=1"),
     }  # fmt: skip
     assert world.guests.config(101)[0]["hostname"] == "other"
-    await world.succeed(await world.guests.reboot(CT, 101, user=ADMIN))
+    await world.succeed(await world.guests.power.reboot(CT, 101, user=ADMIN))
     assert waiting(world) == {}
 
 
@@ -75,7 +77,7 @@ async def test_nothing_is_pending_of_a_guest_that_does_not_run(world: GuestWorld
 
 async def test_a_vm_s_hardware_is_pending(world: GuestWorld) -> None:
     await world.make_vm(start=True)
-    await world.guests.update_config(VM, 100, put={"memory": "1024"}, delete=(), digest=None, user=ADMIN)
+    await world.guests.configuration.update(VM, 100, put={"memory": "1024"}, delete=(), digest=None, user=ADMIN)
     assert waiting(world, VM, 100) == {"memory": (None, "1024")}
 
 

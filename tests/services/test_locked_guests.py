@@ -73,19 +73,19 @@ async def guests(tmp_path: Path) -> AsyncIterator[GuestService]:
 
 Operation = Callable[[GuestService, GuestKind, int], Awaitable[object]]
 OPERATIONS: dict[str, Operation] = {
-    "start": lambda guests, kind, vmid: guests.start(kind, vmid, user=USER),
-    "stop": lambda guests, kind, vmid: guests.stop(kind, vmid, user=USER),
-    "shutdown": lambda guests, kind, vmid: guests.shutdown(kind, vmid, user=USER),
-    "reboot": lambda guests, kind, vmid: guests.reboot(kind, vmid, user=USER),
-    "suspend": lambda guests, kind, vmid: guests.suspend(kind, vmid, user=USER),
-    "resume": lambda guests, kind, vmid: guests.resume(kind, vmid, user=USER),
-    "destroy": lambda guests, kind, vmid: guests.destroy(kind, vmid, user=USER),
-    "clone": lambda guests, kind, vmid: guests.clone(kind, vmid, new_id=200, user=USER),
-    "template": lambda guests, kind, vmid: guests.make_template(kind, vmid, user=USER),
-    "config": lambda guests, kind, vmid: guests.update_config(
+    "start": lambda guests, kind, vmid: guests.power.start(kind, vmid, user=USER),
+    "stop": lambda guests, kind, vmid: guests.power.stop(kind, vmid, user=USER),
+    "shutdown": lambda guests, kind, vmid: guests.power.shutdown(kind, vmid, user=USER),
+    "reboot": lambda guests, kind, vmid: guests.power.reboot(kind, vmid, user=USER),
+    "suspend": lambda guests, kind, vmid: guests.power.suspend(kind, vmid, user=USER),
+    "resume": lambda guests, kind, vmid: guests.power.resume(kind, vmid, user=USER),
+    "destroy": lambda guests, kind, vmid: guests.creation.destroy(kind, vmid, user=USER),
+    "clone": lambda guests, kind, vmid: guests.creation.clone(kind, vmid, new_id=200, user=USER),
+    "template": lambda guests, kind, vmid: guests.configuration.make_template(kind, vmid, user=USER),
+    "config": lambda guests, kind, vmid: guests.configuration.update(
         kind, vmid, put={"description": "x"}, delete=(), digest=None, user=USER
     ),
-    "another lock": lambda guests, kind, vmid: guests.update_config(
+    "another lock": lambda guests, kind, vmid: guests.configuration.update(
         kind, vmid, put={"lock": "migrate"}, delete=(), digest=None, user=USER
     ),
 }
@@ -103,21 +103,21 @@ async def test_every_operation_on_a_locked_guest_is_a_conflict_in_pves_words(gue
 
 async def test_resizing_a_locked_guests_disk_is_a_conflict(guests: GuestService) -> None:
     with pytest.raises(Conflict, match=r"CT 101 is locked \(disk\)"):
-        await guests.resize(*CT, slot="rootfs", size="+1G", user=USER)
+        await guests.configuration.resize(*CT, slot="rootfs", size="+1G", user=USER)
 
 
 async def test_the_lock_is_skipped_on_demand(guests: GuestService) -> None:
-    await guests.stop(*VM, skip_lock=True, user=USER)
+    await guests.power.stop(*VM, skip_lock=True, user=USER)
     with pytest.raises(Unsupported, match="no engine"):
-        await guests.start(*VM, skip_lock=True, user=USER)
-    await guests.update_config(*VM, put={"description": "x"}, delete=(), digest=None, skip_lock=True, user=USER)
+        await guests.power.start(*VM, skip_lock=True, user=USER)
+    await guests.configuration.update(*VM, put={"description": "x"}, delete=(), digest=None, skip_lock=True, user=USER)
     assert guests.config(100)[0]["description"] == "x"
 
 
 async def test_a_lock_is_deleted_and_then_gone(guests: GuestService) -> None:
-    await guests.update_config(*VM, put={}, delete=("lock",), digest=None, user=USER)
+    await guests.configuration.update(*VM, put={}, delete=("lock",), digest=None, user=USER)
     assert "lock" not in guests.config(100)[0]
-    await guests.stop(*VM, user=USER)
+    await guests.power.stop(*VM, user=USER)
 
 
 def test_without_a_lock_nothing_is_refused() -> None:

@@ -92,7 +92,7 @@ async def test_an_attempt_to_start_again_that_fails_is_tried_again_later(world: 
 
 async def test_who_stops_it_is_obeyed(world: GuestWorld) -> None:
     await running(world, restart="always")
-    await world.succeed(await world.guests.stop(CT, 101, user=ADMIN))
+    await world.succeed(await world.guests.power.stop(CT, 101, user=ADMIN))
     await world.host.clock.advance(100)
     assert world.state(101) is GuestState.STOPPED
     assert await tasks_of(world, "vzend") == []

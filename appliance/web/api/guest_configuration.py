@@ -116,7 +116,7 @@ def declare(api: Resource, kind: GuestKind) -> None:
             return config_reply(kind, kept, guest_config.digest(kept))
         config, digest = stored_config(call, kind, params.vmid)
         if params.current:
-            config = _running_config(config, call.services.guests.pending(kind, params.vmid))
+            config = _running_config(config, call.services.guests.configuration.pending(kind, params.vmid))
         return config_reply(kind, config, digest)
 
     @api.get(f"{base}/pending", summary=f"The configuration of a {noun} with pending changes", allow=AUDIT,
@@ -124,7 +124,7 @@ def declare(api: Resource, kind: GuestKind) -> None:
     async def read_pending(call: Call, params: GuestParams) -> list[PendingRow]:
         """One that waits for the next start has as `value` what runs, and as `pending` what is configured, or `delete`."""
         config, _ = stored_config(call, kind, params.vmid)
-        return pending_rows(config, call.services.guests.pending(kind, params.vmid))
+        return pending_rows(config, call.services.guests.configuration.pending(kind, params.vmid))
 
     @api.put(f"{base}/config", summary=f"Change the configuration of a {noun}", allow=may_change,
              rest_schema=lambda: config_schema(kind))  # fmt: skip
@@ -147,7 +147,7 @@ def declare(api: Resource, kind: GuestKind) -> None:
         config, _ = stored_config(call, kind, params.vmid)
         guest_config.check_digest(config, params.digest)
         _check_space(call, kind, params.disk, config)
-        return await call.services.guests.resize(
+        return await call.services.guests.configuration.resize(
             kind, params.vmid, slot=params.disk, size=params.size, user=call.user, skip_lock=params.skiplock
         )
 
@@ -155,7 +155,7 @@ def declare(api: Resource, kind: GuestKind) -> None:
     async def make_template(call: Call, params: TemplateParams) -> str:
         """It is never started again; clones are made of it. It must be stopped."""
         refuse("a template of one disk", {"disk": params.disk})
-        return await call.services.guests.make_template(kind, params.vmid, user=call.user)
+        return await call.services.guests.configuration.make_template(kind, params.vmid, user=call.user)
 
     @api.get(f"{base}/feature", summary=f"What can be done with a {noun}", allow=AUDIT, returns=Feature)
     async def read_feature(call: Call, params: FeatureParams) -> Feature:
@@ -205,7 +205,7 @@ def with_reverts(call: Call, kind: GuestKind, params: AnyChange) -> AnyChange:
     """`revert` as the writes and deletes it means. Raises `InvalidParameter` where it contradicts them."""
     if both := {*params.config, *params.delete}.intersection(params.revert):
         raise InvalidParameter({"revert": f"you can't use '{min(both)[:60]}' and '-revert' at the same time"})
-    put, delete = call.services.guests.reverting(kind, params.vmid, params.revert)
+    put, delete = call.services.guests.configuration.reverting(kind, params.vmid, params.revert)
     return structs.replace(params, config={**params.config, **put}, delete=(*params.delete, *delete), revert=())
 
 
@@ -237,7 +237,7 @@ async def apply_change(
     if params.force and doomed and not (stopped or is_live):
         raise Conflict(f"{kind.prefix} {params.vmid} is running: shut it down before volumes are removed")
     skip_lock = params.skiplock
-    await guests.update_config(
+    await guests.configuration.update(
         kind, params.vmid, put=put, delete=params.delete, digest=params.digest, user=call.user, skip_lock=skip_lock,
         log_line=log_line,
     )  # fmt: skip
@@ -250,7 +250,7 @@ async def apply_change(
         if slot.startswith("unused") and volume in doomed
     ]
     if unused:
-        await guests.update_config(
+        await guests.configuration.update(
             kind, params.vmid, put={}, delete=unused, digest=digest, user=call.user, skip_lock=skip_lock,
             log_line=log_line,
         )  # fmt: skip

@@ -133,9 +133,9 @@ def declare(api: Resource, kind: GuestKind) -> None:
         guest = call.services.guests.get(GuestId(params.vmid), kind)
         if params.force and guest.state is not GuestState.STOPPED:
             call.check(f"/vms/{params.vmid}", "VM.PowerMgmt")
-            upid = await call.services.guests.stop(kind, params.vmid, user=call.user, skip_lock=params.skiplock)
+            upid = await call.services.guests.power.stop(kind, params.vmid, user=call.user, skip_lock=params.skiplock)
             await call.services.tasks.wait(upid, timeout_s=STOP_BEFORE_REMOVAL_LIMIT_S)
-        return await call.services.guests.destroy(
+        return await call.services.guests.creation.destroy(
             kind,
             params.vmid,
             unreferenced=params.destroy_unreferenced_disks,
@@ -161,7 +161,7 @@ def declare_for_vms(api: Resource) -> None:
             return await _restore(call, kind, params, archive=params.archive)
         _only_of_backups(params)
         config = await _prepare(call, kind, params, params.config)
-        return await call.services.guests.create(
+        return await call.services.guests.creation.create(
             kind, params.vmid, config, user=call.user, start=params.start, pool=params.pool
         )
 
@@ -195,7 +195,7 @@ def declare_for_containers(api: Resource) -> None:
         size = 0 if await call.services.images.find(VolumeId.parse(template)) else DEFAULT_ROOT_GIB
         root = {"rootfs": f"{params.storage or 'local'}:{size}"}
         config = await _prepare(call, kind, params, root | params.config)
-        return await call.services.guests.create(
+        return await call.services.guests.creation.create(
             kind,
             params.vmid,
             config,
@@ -279,7 +279,7 @@ async def _clone(call: Call, kind: GuestKind, params: CloneParams, *, name: str 
         call.check_any(*needed.alternatives)
     for _, volume in guest_config.owned_volumes(kind, params.vmid, config):
         call.check_any(*guest_config.space_requirement(params.storage or volume.storage).alternatives)
-    return await call.services.guests.clone(
+    return await call.services.guests.creation.clone(
         kind,
         params.vmid,
         new_id=params.newid,

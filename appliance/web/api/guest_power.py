@@ -106,13 +106,13 @@ def declare(api: Resource, kind: GuestKind) -> None:
         """Like pulling the plug. A stop overrules a shutdown under way; one of a stopped guest succeeds."""
         check_skiplock(call, params.skiplock)
         refuse("migration", {"migratedfrom": params.migratedfrom})
-        return await call.services.guests.stop(kind, params.vmid, user=call.user, skip_lock=params.skiplock)
+        return await call.services.guests.power.stop(kind, params.vmid, user=call.user, skip_lock=params.skiplock)
 
     @api.post(f"{base}/shutdown", summary=f"Shut a {noun} down in order", allow=POWER, returns=Upid)
     async def shutdown(call: Call, params: ShutdownParams) -> str:
         """Fails when the guest does not end within `timeout`, unless `forceStop`."""
         check_skiplock(call, params.skiplock)
-        return await call.services.guests.shutdown(
+        return await call.services.guests.power.shutdown(
             kind,
             params.vmid,
             user=call.user,
@@ -124,20 +124,20 @@ def declare(api: Resource, kind: GuestKind) -> None:
     @api.post(f"{base}/reboot", summary=f"Shut a {noun} down in order and start it again", allow=POWER, returns=Upid)
     async def reboot(call: Call, params: RebootParams) -> str:
         """Applies changes of the configuration."""
-        return await call.services.guests.reboot(kind, params.vmid, user=call.user, timeout_s=params.timeout)
+        return await call.services.guests.power.reboot(kind, params.vmid, user=call.user, timeout_s=params.timeout)
 
     @api.post(f"{base}/suspend", summary=f"Pause a {noun}", allow=POWER, returns=Upid)
     async def suspend(call: Call, params: SuspendParams) -> str:
         """It stays in memory and executes nothing."""
         check_skiplock(call, params.skiplock)
         refuse("suspending to disk", {"todisk": params.todisk, "statestorage": params.statestorage})
-        return await call.services.guests.suspend(kind, params.vmid, user=call.user, skip_lock=params.skiplock)
+        return await call.services.guests.power.suspend(kind, params.vmid, user=call.user, skip_lock=params.skiplock)
 
     @api.post(f"{base}/resume", summary=f"Let a paused {noun} go on", allow=POWER, returns=Upid)
     async def resume(call: Call, params: ResumeParams) -> str:
         """Of one that runs, it succeeds."""
         check_skiplock(call, params.skiplock)
-        return await call.services.guests.resume(kind, params.vmid, user=call.user, skip_lock=params.skiplock)
+        return await call.services.guests.power.resume(kind, params.vmid, user=call.user, skip_lock=params.skiplock)
 
 
 def declare_for_vms(api: Resource) -> None:
@@ -162,13 +162,17 @@ def declare_for_vms(api: Resource) -> None:
                 "with-conntrack-state": params.with_conntrack_state,
             },
         )
-        return await call.services.guests.start(GuestKind.QEMU, params.vmid, user=call.user, skip_lock=params.skiplock)
+        return await call.services.guests.power.start(
+            GuestKind.QEMU, params.vmid, user=call.user, skip_lock=params.skiplock
+        )
 
     @api.post(f"{base}/reset", summary="Reset a VM", allow=POWER, returns=Upid)
     async def reset(call: Call, params: SkipLockParams) -> str:
         """As by the button: the guest is not asked."""
         check_skiplock(call, params.skiplock)
-        return await call.services.guests.reset(GuestKind.QEMU, params.vmid, user=call.user, skip_lock=params.skiplock)
+        return await call.services.guests.power.reset(
+            GuestKind.QEMU, params.vmid, user=call.user, skip_lock=params.skiplock
+        )
 
 
 def declare_for_containers(api: Resource) -> None:
@@ -178,4 +182,6 @@ def declare_for_containers(api: Resource) -> None:
     async def start(call: Call, params: StartCtParams) -> str:
         """The task ends when its first process runs."""
         check_skiplock(call, params.skiplock)
-        return await call.services.guests.start(GuestKind.LXC, params.vmid, user=call.user, skip_lock=params.skiplock)
+        return await call.services.guests.power.start(
+            GuestKind.LXC, params.vmid, user=call.user, skip_lock=params.skiplock
+        )

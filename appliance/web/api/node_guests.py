@@ -48,12 +48,12 @@ def _check(call: Call, params: AllParams) -> None:
 @api.post("/nodes/{node}/startall", summary="Start all guests in their order", allow=_check, returns=str)
 async def start_all(call: Call, params: StartAllParams) -> str:
     """One task for all; a guest that does not start is a warning of it."""
-    return await call.services.guests.start_all(user=call.user, guest_ids=params.vms or None, force=params.force)
+    return await call.services.guests.power.start_all(user=call.user, guest_ids=params.vms or None, force=params.force)
 
 
 @api.post("/nodes/{node}/stopall", summary="Shut all guests down, against their order", allow=_check, returns=str)
 async def stop_all(call: Call, params: StopAllParams) -> str:
     """One task for all; what a host that shuts down calls first."""
-    return await call.services.guests.stop_all(
+    return await call.services.guests.power.stop_all(
         user=call.user, guest_ids=params.vms or None, force_stop=params.force_stop
     )

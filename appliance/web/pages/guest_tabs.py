@@ -116,7 +116,7 @@ async def _configuration(viewer: Viewer, guest_id: int, tab: Tab) -> Context:
     guest = viewer.guest(guest_id)
     guests = viewer.services.guests
     config, digest = guests.config(guest.guest_id)
-    waiting = guests.pending(guest.kind, guest.guest_id)
+    waiting = guests.configuration.pending(guest.kind, guest.guest_id)
     rows = hardware.rows(guest.kind, tab, config, waiting, contexts.label_of)
     return {
         **contexts.guest_head(viewer, guest_id),
