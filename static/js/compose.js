@@ -30,8 +30,8 @@ export function compose(form) {
   }
   for (const list of form.querySelectorAll("[data-list]")) params[list.dataset.list] ??= "";
   for (const input of form.querySelectorAll("[data-seconds]")) {
-    const seconds = input.value ? Math.floor(new Date(`${input.value}T23:59:59`).getTime() / 1000) : 0;
-    if (seconds || input.dataset.was !== "0") params[input.dataset.seconds] = String(seconds);
+    if (input.value === input.defaultValue) continue; // the day is as it was, and so is the second of it
+    params[input.dataset.seconds] = String(input.value ? Math.floor(new Date(`${input.value}T23:59:59`).getTime() / 1000) : 0);
   }
   const emptied = (form.dataset.deleteEmpty ?? "").split(" ").filter((name) => name && fields.get(name) === "");
   emptied.push(...rules(params, form));

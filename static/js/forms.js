@@ -43,8 +43,18 @@ export function setUp() {
 /** Make a form that has just come ready: the parts that apply, its equivalent as a call. */
 export function prepare(form) {
   if (form.dataset.compose) showParts(form);
+  showDays(form);
   widgets.prepare(form);
   equivalent.add(form);
+}
+
+/** Fields that are a day here and seconds since 1970 in the API: the day in the reader's own zone. */
+function showDays(form) {
+  for (const input of form.querySelectorAll("[data-seconds]")) {
+    const was = new Date(Number(input.dataset.was) * 1000);
+    const parts = [was.getFullYear(), was.getMonth() + 1, was.getDate()];
+    if (Number(input.dataset.was)) input.defaultValue = parts.map((part) => String(part).padStart(2, "0")).join("-");
+  }
 }
 
 /** Parts of a form that apply only for some choices: data-when="name=value|value", or "name" for any that is not empty. */

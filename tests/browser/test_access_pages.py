@@ -26,6 +26,8 @@ DIALOGS = {
     "password": "/dialogs/access/password?user=eve%40pve", "role": "/dialogs/access/role?name=Night",
     "grant": "/dialogs/access/grant?path=/vms/100", "pool": "/dialogs/access/pool?name=office",
     "new-pool": "/dialogs/access/pool", "token": "/dialogs/access/token", "tokens": "/dialogs/access/tokens?user=admin%40pve",
+    "edit-token": "/dialogs/access/token?user=admin%40pve&name=terraform",
+    "secret": "/dialogs/access/secret?user=admin%40pve&name=terraform",
     "totp": "/dialogs/access/totp", "recovery": "/dialogs/access/recovery",
     "delete": "/dialogs/access/delete/user?name=bob%40pve",
 }  # fmt: skip
@@ -100,7 +102,58 @@ async def test_two_factor_login_is_set_up_with_the_codes_of_the_picture(place: P
         await page.fill("#f-password", ADMIN_PASSWORD)
         await page.click("#confirm")
         await expect(page.locator("#access-account")).to_contain_text("Authenticator app,")
-    assert (await office.access.login("admin@pve", ADMIN_PASSWORD, remote="192.0.2.2")).need_tfa
+        assert (await office.access.login("admin@pve", ADMIN_PASSWORD, remote="192.0.2.2")).need_tfa
+        await page.click("[aria-label='Edit Authenticator app']")
+        await site.look(page, "access-dialog-factor-wide")
+        await page.fill("#f-description", "The old phone")
+        await page.uncheck("[name=enable]")
+        await page.fill("#f-password", ADMIN_PASSWORD)
+        await page.click("#confirm")
+        await expect(page.locator("#access-account")).to_contain_text("The old phone Disabled")
+    assert not (await office.access.login("admin@pve", ADMIN_PASSWORD, remote="192.0.2.2")).need_tfa
+
+
+async def test_a_token_is_changed_and_its_new_secret_is_told_once(place: Place) -> None:
+    site, office = place
+    was = await office.access.tokens.create(
+        ADMIN, "admin@pve", "deploy", privsep=True, expire=1_900_000_000, comment="old"
+    )
+    async with site.page() as page:
+        await site.visit(page, "/account")
+        await page.click("[aria-label='Edit deploy']")
+        await expect(page.locator("#f-expire-date")).to_have_value(re.compile(r"^2030-03-1\d$"))
+        await page.fill("#f-comment", "of the pipeline")
+        await page.uncheck("[name=privsep]")
+        await page.click("#confirm")
+        await expect(page.locator("#access-account")).to_contain_text("of the pipeline")
+        now = office.access.tokens.get(ADMIN, "admin@pve", "deploy")
+        assert (now["expire"], now["comment"], bool(now["privsep"])) == (1_900_000_000, "of the pipeline", False)
+        await page.click("[aria-label='Edit deploy']")
+        await page.fill("#f-expire-date", "")
+        await page.fill("#f-comment", "")
+        await page.click("#confirm")
+        await expect(page.locator("#access-account")).not_to_contain_text("of the pipeline")
+        assert not office.access.tokens.get(ADMIN, "admin@pve", "deploy").get("expire")
+        await page.click("[aria-label='New secret for deploy']")
+        await page.click("#confirm")
+        await expect(page.locator("#once")).to_contain_text(re.compile(r"^admin@pve!deploy=[0-9a-f-]{36}$"))
+        assert str(was["value"]) not in await page.inner_text("#once")
+
+
+async def test_the_day_until_which_a_user_may_log_in_stays_when_something_else_is_changed(place: Place) -> None:
+    site, office = place
+    async with site.page() as page:
+        await site.visit(page, "/access/users")
+        for date, name in (("2031-05-06", "Evelyn"), (None, "Eve")):
+            await page.click('[data-user="eve@pve"] summary')
+            await page.click('[data-user="eve@pve"] >> text=Edit')
+            if date:
+                await page.fill("#f-expire-date", date)
+            await expect(page.locator("#f-expire-date")).to_have_value("2031-05-06")
+            await page.fill("#f-firstname", name)
+            await page.click("#confirm")
+            await expect(page.locator('[data-user="eve@pve"]')).to_contain_text(f"{name} Adams")
+    assert int(str(office.access.users.get(ADMIN, "eve@pve")["expire"])) > 1_900_000_000
 
 
 async def test_a_name_that_is_not_given_yet_is_not_asked_about(place: Place) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Route, expect
 
 from appliance.model.guest import GuestState
 from appliance.services.storage_config import StorageDocument
@@ -24,6 +24,7 @@ DIALOGS = {
     "add-disk": "/dialogs/guest/100/add/disk", "add-cdrom": "/dialogs/guest/100/add/cdrom",
     "add-net": "/dialogs/guest/101/add/net", "add-mount": "/dialogs/guest/101/add/mp",
     "remove-disk": "/dialogs/guest/100/remove/scsi0", "destroy-disk": "/dialogs/guest/100/remove/unused0",
+    "tags": "/dialogs/guest/100/edit/tags", "password": "/dialogs/guest/100/password",
     "notes": "/dialogs/guest/100/notes", "snapshot": "/dialogs/guest/100/snapshot",
     "rollback": "/dialogs/guest/100/snapshot/clean/rollback", "clone": "/dialogs/guest/104/clone",
     "move-disk": "/dialogs/guest/100/move/scsi0", "move-volume": "/dialogs/guest/101/move/mp0",
@@ -70,6 +71,42 @@ async def test_a_setting_is_judged_while_it_is_typed_saved_pushed_and_taken_back
         await expect(page.locator("#config-net0")).to_contain_text("VLAN 5")
         await page.click("#revert-all")
         await expect(page.locator("[data-waiting]")).to_have_count(0)
+
+
+async def test_tags_are_edited_in_the_guests_menu_and_pushed_to_every_page(place: Place) -> None:
+    site, _ = place
+    async with site.page("phone") as page, site.page() as other:
+        await site.visit(page, "/guests/101")
+        await site.visit(other, "/guests/101")
+        await page.click("#guest-menu summary")
+        await page.click("[data-action=tags]")
+        await page.fill("#f-tags", "edge;resolver")
+        await page.click("#confirm")
+        for each in (page, other):
+            await expect(each.locator("#guest-head .tag")).to_have_text(["edge", "resolver"])
+
+
+async def test_a_password_inside_a_vm_is_set_by_its_agent(place: Place) -> None:
+    site, _ = place
+    asked: list[str] = []
+
+    async def answer(route: Route) -> None:
+        asked.append(f"{route.request.method} {route.request.post_data}")
+        await route.fulfill(json={"data": {"result": {}}})
+
+    async with site.page() as page:
+        await page.route("**/agent/set-user-password", answer)
+        await site.visit(page, "/guests/100")
+        await page.evaluate("htmx.ajax('GET', '/dialogs/guest/100/password', { target: '#dialog' })")
+        await page.fill("#f-username", "ada")
+        await page.fill("#f-password", "long enough & more")
+        await page.click("#dialog .equivalent summary")
+        await expect(page.locator("[data-equivalent=cli]")).not_to_contain_text("long enough")
+        await page.click("#confirm")
+        await expect(page.locator(".toast")).to_contain_text("The password is set.")
+    assert len(asked) == 1
+    assert asked[0].startswith("POST ")
+    assert "username=ada" in asked[0]
 
 
 async def test_devices_come_and_go_and_only_a_destroyed_disk_asks_for_the_name(place: Place) -> None:

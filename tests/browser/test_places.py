@@ -8,6 +8,7 @@ import pytest
 from playwright.async_api import Page, expect
 
 from appliance import events as bus
+from appliance.web import keys
 from tests.browser.fake_site import FakeSite
 from tests.fakes.services import NODE
 
@@ -173,6 +174,14 @@ async def test_the_bridge_that_the_appliance_made_is_changed_on_the_networks_pag
         await expect(page.locator("tr", has_text="vmbr0")).to_contain_text("10.64.0.1/22")
         await page.click("#edit-bridge")
         await expect(page.locator("#f-comments")).to_have_value("")
+
+
+async def test_the_bridge_is_brought_back_to_its_settings_by_a_task(site: FakeSite) -> None:
+    async with site.page() as page:
+        await site.visit(page, "/node/network")
+        await page.click("#apply-network")
+        await expect(page.locator("#drawer-bar .latest")).to_contain_text("Apply settings: networking")
+    assert site.application[keys.SERVICES].network.reapplied == 1  # type: ignore[attr-defined]
 
 
 async def test_two_who_edit_the_bridge_get_a_conflict_and_lose_nothing(site: FakeSite) -> None:

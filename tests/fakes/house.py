@@ -91,7 +91,7 @@ class HouseNetwork:
     """The bridge `vmbr0`, which is the appliance's own, and an interface of the host."""
 
     def __init__(self) -> None:
-        self.problem, self.comment = "", ""
+        self.problem, self.comment, self.reapplied = "", "", 0
         self._found = [_interface("vmbr0", "bridge", "10.64.0.1/22"), _interface("eth0", "", "192.0.2.7/24")]
 
     def is_managed(self, name: str) -> bool:
@@ -106,6 +106,9 @@ class HouseNetwork:
     @property
     def digest(self) -> str:
         return f"{self._found[0].addresses} {self._found[0].mtu} {self.comment}"[:40]
+
+    async def reapply(self) -> None:
+        self.reapplied += 1
 
     async def update_bridge(self, name: str, change: BridgeChange) -> None:
         if change.digest and change.digest != self.digest:

@@ -40,6 +40,16 @@ async def read(house: Site, path: str, *, user: str = "admin@pve", status: int =
         return await reply.text()
 
 
+async def test_a_password_inside_a_guest_is_offered_for_a_vm_and_to_whom_the_api_lets_set_it(house: Site) -> None:
+    html = await read(house, "/dialogs/guest/100/password")
+    assert 'data-api="POST /nodes/testnode/qemu/100/agent/set-user-password"' in html
+    await read(house, "/dialogs/guest/101/password", status=404)  # a container has no agent
+    house.world.access.grant("bob@pve", "/vms/100", "VM.Audit", "VM.GuestAgent.Audit")
+    await read(house, "/dialogs/guest/100/password", user="bob@pve", status=403)
+    house.world.access.grant("bob@pve", "/vms/100", "VM.Audit", "VM.GuestAgent.Unrestricted")
+    await read(house, "/dialogs/guest/100/password", user="bob@pve")
+
+
 async def test_every_page_and_dialog_renders_without_inline_script_or_style(house: Site) -> None:
     for path in [*PAGES, *DIALOGS]:
         html = await read(house, path)

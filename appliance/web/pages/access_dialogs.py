@@ -103,8 +103,25 @@ async def pool(visit: Visit) -> web.StreamResponse:
 
 @visited
 async def token(visit: Visit) -> web.StreamResponse:
-    """GET /dialogs/access/token?user=USER"""
-    return await visit.part("dialogs/access_token.html", {"userid": _whose(visit)})
+    """GET /dialogs/access/token?user=USER&name=TOKEN: a new one without a name."""
+    found = _token(visit) if _given(visit, "name") else None
+    return await visit.part("dialogs/access_token.html", {"userid": _whose(visit), "token": found})
+
+
+@visited
+async def secret(visit: Visit) -> web.StreamResponse:
+    """GET /dialogs/access/secret?user=USER&name=TOKEN: a new secret for a token."""
+    return await visit.part("dialogs/access_secret.html", {"userid": _whose(visit), "token": _token(visit)})
+
+
+@visited
+async def factor(visit: Visit) -> web.StreamResponse:
+    """GET /dialogs/access/factor?user=USER&name=ID"""
+    access, identity, userid = visit.viewer.services.access, visit.viewer.identity, _whose(visit)
+    known = access.tfa.get(identity, userid, _given(visit, "name"))
+    found = access_pages.filled([known], *access_pages.FACTOR_FIELDS)[0]
+    is_local = identity.user.endswith("@pve")
+    return await visit.part("dialogs/access_factor.html", {"userid": userid, "factor": found, "is_local": is_local})
 
 
 @visited
@@ -161,6 +178,13 @@ async def delete(visit: Visit) -> web.StreamResponse:
     asks = kind == "factor" and visit.viewer.identity.user.endswith("@pve")
     context = {"name": name, "path": paths[kind], "loss": LOSSES[kind], "asks_password": asks}
     return await visit.part("dialogs/access_delete.html", context)
+
+
+def _token(visit: Visit) -> dict[str, object]:
+    """The token a dialog is about. Raises `NotFound`, `PermissionDenied`."""
+    name = _given(visit, "name")
+    known = visit.viewer.services.access.tokens.get(visit.viewer.identity, _whose(visit), name)
+    return access_pages.filled([{**known, "tokenid": name}], *access_pages.TOKEN_FIELDS)[0]
 
 
 def _given(visit: Visit, name: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, NotFound, PermissionDenied
 from appliance.model.guest import GuestKind
 from appliance.services import ct_interfaces, guest_agent
 from appliance.services.ports.running_guest import RunningGuest
@@ -22,7 +22,8 @@ from appliance.web.pages.visit import Visit, visited
 
 ROWS_LIMIT = 64
 TEXT_LIMIT = 120
-AGENT_PRIVILEGES = ("VM.GuestAgent.Audit", "VM.GuestAgent.Unrestricted")
+UNRESTRICTED = "VM.GuestAgent.Unrestricted"
+AGENT_PRIVILEGES = ("VM.GuestAgent.Audit", UNRESTRICTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,28 @@ async def inside(viewer: Viewer, guest_id: int) -> Context:
                 interfaces, systems = await _ask_agent(running)
     except ApplianceError as error:
         silence = error.message
-    return {**contexts.guest_head(viewer, guest_id), "interfaces": interfaces, "systems": systems, "silence": silence}
+    has_agent = guest.kind is GuestKind.QEMU and not silence and bool(interfaces or systems)
+    return {
+        **contexts.guest_head(viewer, guest_id), "interfaces": interfaces, "systems": systems, "silence": silence,
+        "may_set_password": has_agent and viewer.may(f"/vms/{guest_id}", UNRESTRICTED),
+    }  # fmt: skip
+
+
+@visited
+async def edit_password(visit: Visit) -> web.StreamResponse:
+    """GET /dialogs/guest/{vmid}/password: of a user inside a VM, set by its agent."""
+    viewer, guest_id = visit.viewer, visit.number("vmid")
+    guest = viewer.guest(guest_id)
+    if guest.kind is not GuestKind.QEMU:
+        raise NotFound(f"a guest agent of guest {guest_id}")
+    if not viewer.may(f"/vms/{guest_id}", UNRESTRICTED):
+        raise PermissionDenied(f"You need {UNRESTRICTED} on /vms/{guest_id} for this.")
+    context = {
+        "guest": guest,
+        "node": viewer.node,
+        "user": viewer.services.guests.config(guest.guest_id)[0].get("ciuser", ""),
+    }
+    return await visit.part("dialogs/guest_password.html", context)
 
 
 async def _ask_agent(running: RunningGuest) -> tuple[Sequence[Interface], Sequence[FileSystem]]:

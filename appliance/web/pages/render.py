@@ -40,7 +40,7 @@ TASK_WORDS: Mapping[str, str] = {
     "vzcreate": "Create", "vzstart": "Start", "vzstop": "Stop", "vzshutdown": "Shut down", "vzreboot": "Reboot",
     "vzsuspend": "Suspend", "vzresume": "Resume", "vzdestroy": "Delete", "vzclone": "Clone",
     "vztemplate": "Make template", "vncproxy": "Open display", "termproxy": "Open console", "imgcopy": "Upload",
-    "vncshell": "Open shell",
+    "vncshell": "Open shell", "srvreload": "Apply settings",
     "imgdel": "Delete volume", "download": "Download", "aptemplate": "Build template", "aplinfo": "Build template",
     "ocipush": "Push image", "ocigc": "Clean up images", "ocibuild": "Build image",
     "startall": "Start all guests", "stopall": "Stop all guests", "vzdump": "Back up",
