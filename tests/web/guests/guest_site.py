@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 from aiohttp.test_utils import TestClient
 
+from appliance.model.guest import GuestKind
 from appliance.services.guests import GuestService
 from appliance.web.api import lxc, qemu
 from appliance.web.registry import Resource
@@ -18,6 +20,9 @@ from tests.fakes.guests import FakeGuestService
 from tests.fakes.services import NODE, World, fake_services
 
 RESOURCES: tuple[Resource, ...] = (qemu.api, lxc.api)
+DISK = "local:100/vm-100-disk-0.qcow2"
+ROOT = "local:101/vm-101-disk-0.raw,size=4G"
+KINDS = pytest.mark.parametrize("kind", list(GuestKind))
 
 
 @dataclass(slots=True)
@@ -80,3 +85,12 @@ def guest_services(directory: Path) -> tuple[Services, World, FakeGuestService]:
     guests = FakeGuestService(world.tasks)
     # the fake fulfils what the resources use of the class, hence the cast
     return dataclasses.replace(services, guests=cast(GuestService, guests)), world, guests
+
+
+def define(site: GuestSite, kind: GuestKind, **config: object) -> str:
+    """A guest with a disk; returns its path."""
+    if kind is GuestKind.QEMU:
+        site.guests.add(100, kind, **({"scsi0": f"{DISK},size=8G"} | config))
+        return "qemu/100"
+    site.guests.add(101, kind, **({"rootfs": ROOT} | config))
+    return "lxc/101"
