@@ -39,7 +39,8 @@ BEHIND: Final = struct.Struct("<4Q4I")
 
 @dataclass(frozen=True, slots=True)
 class Processor:
-    """One of them as QEMU tells it: `registers` in the order of REGISTERS; `waiting` when an interrupt should wake it."""
+    """One of them as QEMU tells it: `registers` in the order of REGISTERS, none when it is not in 64-bit mode; `waiting` when
+    an interrupt should wake it."""
 
     registers: tuple[int, ...]
     waiting: bool
@@ -52,6 +53,8 @@ def processors(registers: str, apics: Iterable[str]) -> list[Processor]:
 
 
 def _processor(told: str, apic: str) -> Processor:
+    if "RIP=" not in told:  # not in 64-bit mode: it runs a guest that is not, or still boots
+        return Processor((), waiting=False)
     values = tuple(int(_found(rf"\b{name} *=([0-9a-f]+)", told), 16) for name in REGISTERS)
     enabled = bool(int(_found(r"RFL=([0-9a-f]+)", told), 16) & RFLAGS_IF)
     requested = bool(re.search(r"^IRR\s+\d", apic, re.MULTILINE)) and not re.search(r"^ISR\s+\d", apic, re.MULTILINE)

@@ -56,6 +56,12 @@ def test_each_processor_goes_with_its_own_apic() -> None:
     assert [each.waiting for each in processors(told, [NO_REQUEST, REQUESTS])] == [False, True]
 
 
+def test_one_that_runs_its_guests_older_code_is_left_alone() -> None:
+    told = "\nCPU#0\r\nEAX=00e41038 EBX=001600f0 ECX=00000001 EDX=00000000\r\nEIP=0000fff0 EFL=00000202 II=0 HLT=1\r\n"
+    (found,) = processors(told, [REQUESTS])
+    assert not found.waiting
+
+
 def _memory(*, eflags: int = RFLAGS_IF, hflags: int = HFLAGS_LONG_MODE, hflags2: int = 0) -> bytes:
     (processor,) = processors(IDLE, [REQUESTS])
     registers = struct.pack(f"<{len(REGISTERS)}Q", *processor.registers)
