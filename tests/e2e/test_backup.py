@@ -33,7 +33,11 @@ def api(appliance: Appliance) -> Any:
 
 @pytest.fixture(scope="module")
 def template(appliance: Appliance, api: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = write_template(tmp_path_factory.mktemp("template") / "busybox_1_amd64.tar.gz")
+    return upload_template(appliance, api, tmp_path_factory.mktemp("template"))
+
+
+def upload_template(appliance: Appliance, api: Any, directory: Path) -> str:
+    path = write_template(directory / "busybox_1_amd64.tar.gz")
     return appliance.upload(api, path, "vztmpl", path.name)
 
 
@@ -51,6 +55,15 @@ def say(appliance: Appliance, api: Any, vmid: int, command: str, expected: str) 
     with appliance.terminal(api, f"lxc/{vmid}") as console:
         console.type(f"{command}\n")
         console.wait_for(expected, timeout_s=20)
+
+
+def start_slow_to_read(
+    appliance: Appliance, api: Any, vmid: int, directory: Path, *, rootfs: str, size_bytes: int
+) -> None:
+    """A container whose archive takes a while: /big is noise, /sum its checksum."""
+    order = {"ostemplate": upload_template(appliance, api, directory), "rootfs": rootfs, "memory": 64, "start": 1}
+    appliance.finish(api, appliance.node(api).lxc.post(vmid=vmid, **order))
+    say(appliance, api, vmid, f"head -c {size_bytes} /dev/urandom >/big; md5sum /big >/sum; echo rea''dy", "ready")
 
 
 @pytest.mark.parametrize("rootfs", ["local:0", "local:0.1"])
@@ -353,11 +366,8 @@ def test_hostile_archives_are_refused_and_leave_nothing(appliance: Appliance, ap
 def test_a_killed_appliance_leaves_no_half_archive_and_no_snapshot(tmp_path: Path) -> None:
     with Appliance() as appliance:
         api = appliance.api()
-        path = write_template(tmp_path / "busybox_1_amd64.tar.gz")
-        template = appliance.upload(api, path, "vztmpl", path.name)
+        start_slow_to_read(appliance, api, 730, tmp_path, rootfs="local:0", size_bytes=200_000_000)
         node = appliance.node(api)
-        appliance.finish(api, node.lxc.post(vmid=730, ostemplate=template, rootfs="local:0", memory=64, start=1))
-        say(appliance, api, 730, "head -c 200000000 /dev/urandom >/big; echo rea''dy", "ready")
         dump = appliance.data_dir / "storage/local/dump"
         node.vzdump.post(vmid=730, storage="local", compress="gzip")
         while not list(dump.iterdir()):
@@ -379,11 +389,8 @@ def test_a_killed_appliance_leaves_no_half_archive_and_no_snapshot(tmp_path: Pat
 def test_a_kill_while_a_guest_is_restored_over_leaves_the_old_one(tmp_path: Path) -> None:
     with Appliance() as appliance:
         api = appliance.api()
-        path = write_template(tmp_path / "busybox_1_amd64.tar.gz")
-        template = appliance.upload(api, path, "vztmpl", path.name)
+        start_slow_to_read(appliance, api, 731, tmp_path, rootfs="local:1", size_bytes=300_000_000)
         node = appliance.node(api)
-        appliance.finish(api, node.lxc.post(vmid=731, ostemplate=template, rootfs="local:1", memory=64, start=1))
-        say(appliance, api, 731, "head -c 300000000 /dev/urandom >/big; md5sum /big >/sum; echo rea''dy", "ready")
         volume = back_up(appliance, api, 731, mode="suspend", compress="zstd")
         appliance.finish(api, node.lxc(731).status.stop.post())
         before = node.lxc(731).config.get()

@@ -260,6 +260,13 @@ class GuestWorld:
         """The task, once it has ended."""
         return await self.tasks.wait(upid, timeout_s=PATIENCE_S)
 
+    async def cancel_after(self, upid: str, turns: int) -> TaskInfo:
+        """Cancel a task once everything has gone on `turns` times, wherever it is then; the task when it has ended."""
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await self.tasks.cancel(upid)
+        return await self.end_of(upid)
+
     async def succeed(self, upid: str) -> None:
         """The task ends well."""
         status = (await self.end_of(upid)).status

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import msgspec
 import pytest
 
@@ -66,10 +64,7 @@ async def test_a_pass_that_fails_leaves_the_container_as_it_was(world: GuestWorl
 async def test_a_cancelled_move_has_happened_or_not(world: GuestWorld, steps: int) -> None:
     await world.make_ct(start=True)
     upid = await move(world)
-    for _ in range(steps):
-        await asyncio.sleep(0)
-    await world.tasks.cancel(upid)
-    await world.end_of(upid)
+    await world.cancel_after(upid, steps)
     config, _ = world.guests.config(101)
     moved = config["rootfs"].startswith("big:")
     local, big = volumes(world)
@@ -82,10 +77,7 @@ async def test_a_cancelled_move_has_happened_or_not(world: GuestWorld, steps: in
 async def test_a_move_cancelled_at_its_beginning_leaves_no_mark(world: GuestWorld, steps: int) -> None:
     await world.make_vm()
     upid = await move(world, VM, "scsi0")
-    for _ in range(steps):
-        await asyncio.sleep(0)
-    await world.tasks.cancel(upid)
-    await world.end_of(upid)
+    await world.cancel_after(upid, steps)
     document = await world.host.store.get("guests/100")
     assert document is not None
     assert decode(document.key, document.value).moving is None
@@ -161,10 +153,7 @@ async def test_a_cancelled_mirror_has_switched_or_not(world: GuestWorld, steps: 
     run = await world.make_vm(start=True)
     assert run is not None
     upid = await move(world, VM, "scsi0")
-    for _ in range(steps):
-        await asyncio.sleep(0)
-    await world.tasks.cancel(upid)
-    await world.end_of(upid)
+    await world.cancel_after(upid, steps)
     config, _ = world.guests.config(100)
     moved = config["scsi0"].startswith("big:")
     assert volumes(world) == ([OLD_DISK], [NEW_DISK] if moved else [])

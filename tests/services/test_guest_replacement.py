@@ -133,10 +133,7 @@ async def test_a_cancelled_restoration_has_happened_or_not(world: GuestWorld, st
     await world.make_vm(name="mine")
     await snapshot(world, "one")
     upid = await restore(world)
-    for _ in range(steps):
-        await asyncio.sleep(0)
-    await world.tasks.cancel(upid)
-    await world.end_of(upid)
+    await world.cancel_after(upid, steps)
     config, _ = world.guests.config(100)
     happened = config["name"] == "saved"
     assert config["scsi0"].startswith(NEW_DISK if happened else OLD_DISK)

@@ -15,7 +15,7 @@ from appliance.ct import rootfs
 from appliance.errors import Conflict, HostError, NotFound
 from appliance.kernel import mount
 from appliance.model.guest import GuestId
-from appliance.model.volume import ContentType, VolumeFormat, VolumeId
+from appliance.model.volume import ContentType, OpenedVolume, VolumeFormat, VolumeId
 from appliance.storage import overlays
 from appliance.storage.directory import DirectoryBackend
 from appliance.storage.trees import TreeKind
@@ -57,6 +57,18 @@ async def make(backend: DirectoryBackend, archive: Path, guest_id: GuestId = GUE
         )
 
 
+async def copied(
+    backend: DirectoryBackend,
+    source: OpenedVolume,
+    guest_id: GuestId = OTHER,
+    *,
+    full: bool,
+    log: Callable[[str], None] = lambda line: None,
+) -> VolumeId:
+    """A clone of a directory volume, or of what a snapshot keeps of one."""
+    return await backend.clone(source, guest_id, format=VolumeFormat.SUBVOL, full=full, log=log)
+
+
 @contextmanager
 def mounted(volume: object, place: Path) -> Iterator[Path]:
     """What a container would see, ids as they are on the volume."""
@@ -92,6 +104,16 @@ async def read(backend: DirectoryBackend, volume: VolumeId, place: Path) -> dict
         place,
         lambda root: {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()},
     )
+
+
+async def kept(
+    backend: DirectoryBackend, archive: Path, place: Path, name: str = "one", *, in_use: bool = False
+) -> VolumeId:
+    """A container's volume that had a file "first" in it when the snapshot `name` was made."""
+    volume = await make(backend, archive)
+    await write(backend, volume, place, "first", "1")
+    await backend.snapshot(volume, name, in_use=in_use)
+    return volume
 
 
 async def test_an_archive_is_unpacked_once_and_never_written_to(
@@ -198,13 +220,11 @@ async def test_a_long_chain_is_not_made_longer(
 async def test_a_clone_of_a_snapshot_shows_what_it_kept(
     backend: DirectoryBackend, archive: Path, tmp_path: Path, *, in_use: bool
 ) -> None:
-    volume, place = await make(backend, archive), tmp_path / "m"
-    await write(backend, volume, place, "first", "1")
-    await backend.snapshot(volume, "one", in_use=in_use)
+    place = tmp_path / "m"
+    volume = await kept(backend, archive, place, in_use=in_use)
     await write(backend, volume, place, "second", "2")
     await backend.snapshot(volume, "two")
-    source = await backend.open_snapshot(volume, "one")
-    clone = await backend.clone(source, OTHER, format=VolumeFormat.SUBVOL, full=True, log=lambda line: None)
+    clone = await copied(backend, await backend.open_snapshot(volume, "one"), full=True)
     await write(backend, clone, place, "third", "3")
     await backend.delete_snapshot(volume, "one")
     await backend.delete(volume)
@@ -214,17 +234,15 @@ async def test_a_clone_of_a_snapshot_shows_what_it_kept(
 
 
 async def linked(backend: DirectoryBackend, volume: VolumeId, name: str, guest_id: GuestId = OTHER) -> VolumeId:
-    source = await backend.open_snapshot(volume, name)
-    return await backend.clone(source, guest_id, format=VolumeFormat.SUBVOL, full=False, log=lambda line: None)
+    return await copied(backend, await backend.open_snapshot(volume, name), guest_id, full=False)
 
 
 @pytest.mark.parametrize("in_use", [False, True])
 async def test_a_linked_clone_of_a_snapshot_shows_what_it_kept_whatever_becomes_of_the_volume(
     backend: DirectoryBackend, archive: Path, tmp_path: Path, *, in_use: bool
 ) -> None:
-    volume, place = await make(backend, archive), tmp_path / "m"
-    await write(backend, volume, place, "first", "1")
-    await backend.snapshot(volume, "zero")
+    place = tmp_path / "m"
+    volume = await kept(backend, archive, place, "zero")
     await write(backend, volume, place, "first", "2")
     await backend.snapshot(volume, "one", in_use=in_use)
     clone = await linked(backend, volume, "one")
@@ -244,9 +262,8 @@ async def test_a_linked_clone_of_a_snapshot_shows_what_it_kept_whatever_becomes_
 async def test_a_snapshot_and_its_volume_stay_while_a_linked_clone_stands_on_them(
     backend: DirectoryBackend, archive: Path, tmp_path: Path
 ) -> None:
-    volume, place = await make(backend, archive), tmp_path / "m"
-    await write(backend, volume, place, "first", "1")
-    await backend.snapshot(volume, "one")
+    place = tmp_path / "m"
+    volume = await kept(backend, archive, place)
     clone = await linked(backend, volume, "one")
     for refused in (backend.check_snapshot_removal, backend.delete_snapshot):
         with pytest.raises(Conflict, match=f"linked clones stand on snapshot 'one': {clone}"):
@@ -267,9 +284,8 @@ async def test_a_snapshot_and_its_volume_stay_while_a_linked_clone_stands_on_the
 async def test_what_a_later_snapshot_keeps_as_well_is_enough_for_a_linked_clone(
     backend: DirectoryBackend, archive: Path, tmp_path: Path
 ) -> None:
-    volume, place = await make(backend, archive), tmp_path / "m"
-    await write(backend, volume, place, "first", "1")
-    await backend.snapshot(volume, "one")
+    place = tmp_path / "m"
+    volume = await kept(backend, archive, place)
     clone = await linked(backend, volume, "one")
     await backend.snapshot(volume, "two")
     await backend.delete_snapshot(volume, "one")
@@ -281,11 +297,9 @@ async def test_what_a_later_snapshot_keeps_as_well_is_enough_for_a_linked_clone(
 async def test_a_snapshot_of_a_template_goes_although_linked_clones_stand_on_the_template(
     backend: DirectoryBackend, archive: Path, tmp_path: Path
 ) -> None:
-    template, place = await make(backend, archive), tmp_path / "m"
-    await write(backend, template, place, "first", "1")
-    await backend.snapshot(template, "one")
-    source = await backend.open(template)
-    clone = await backend.clone(source, OTHER, format=VolumeFormat.SUBVOL, full=False, log=lambda line: None)
+    place = tmp_path / "m"
+    template = await kept(backend, archive, place)
+    clone = await copied(backend, await backend.open(template), full=False)
     await backend.delete_snapshot(template, "one")
     assert await read(backend, clone, place) == {"etc/hostname": "template", "first": "1"}
 
@@ -301,8 +315,7 @@ async def test_a_snapshot_is_not_removed_while_a_clone_of_it_is_made(
         removal = asyncio.ensure_future(backend.delete_snapshot(volume, "one"))
         removal.add_done_callback(lambda done: removals.append(done.exception()))
 
-    source = await backend.open_snapshot(volume, "one")
-    clone = await backend.clone(source, OTHER, format=VolumeFormat.SUBVOL, full=False, log=remove)
+    clone = await copied(backend, await backend.open_snapshot(volume, "one"), full=False, log=remove)
     assert isinstance(removals[0], Conflict)
     await backend.delete(clone)
 
@@ -311,12 +324,10 @@ async def test_a_snapshot_is_not_removed_while_a_clone_of_it_is_made(
 async def test_a_clone_is_a_volume_of_its_own(
     backend: DirectoryBackend, archive: Path, tmp_path: Path, *, full: bool
 ) -> None:
-    volume, place = await make(backend, archive), tmp_path / "m"
-    await write(backend, volume, place, "first", "1")
-    await backend.snapshot(volume, "one")
+    place = tmp_path / "m"
+    volume = await kept(backend, archive, place)
     await write(backend, volume, place, "second", "2")
-    source = await backend.open(volume)
-    clone = await backend.clone(source, OTHER, format=VolumeFormat.SUBVOL, full=full, log=lambda line: None)
+    clone = await copied(backend, await backend.open(volume), full=full)
     await write(backend, clone, place, "third", "3")
     seen = await read(backend, clone, place)
     assert set(seen) == {"etc/hostname", "first", "second", "third"}
@@ -327,9 +338,7 @@ async def test_a_clone_is_a_volume_of_its_own(
     else:
         with pytest.raises(Conflict, match="linked clones"):
             await backend.delete(volume)
-        again = await backend.clone(
-            await backend.open(clone), GuestId(103), format=VolumeFormat.SUBVOL, full=True, log=lambda line: None
-        )
+        again = await copied(backend, await backend.open(clone), GuestId(103), full=True)
         await backend.delete(clone)
         await backend.delete(volume)
         assert await read(backend, again, place) == seen
