@@ -17,11 +17,11 @@ from functools import partial
 from pathlib import Path
 
 from appliance.clock import Clock
-from appliance.errors import ApplianceError, Conflict, InvalidParameter, NotFound
+from appliance.errors import ApplianceError, Conflict, InvalidParameter
 from appliance.events import EventBus, GuestListChanged
 from appliance.model.guest import CtCredentials, GuestId, GuestKind, GuestState
 from appliance.model.volume import OpenedVolume, VolumeFormat, VolumeId
-from appliance.services import guest_config, lifecycle
+from appliance.services import guest_config, lifecycle, snapshot_records
 from appliance.services.access import AccessService
 from appliance.services.guest_config import Existing, applications
 from appliance.services.guest_inventory import GuestInventory
@@ -219,17 +219,14 @@ class GuestCreation:
     def _clone_config(self, source: GuestRuntime, snapshot: str, name: str | None) -> dict[str, str]:
         config = source.stored.record.config
         if snapshot:
-            kept = source.stored.record.snapshots.get(snapshot)
-            if kept is None:
-                raise NotFound(f"{source.label}: snapshot '{snapshot}'")
-            if kept.state:
-                raise Conflict(f"{source.label}: snapshot '{snapshot}' is incomplete: remove it")
-            config = kept.config
+            config = snapshot_records.whole(source, snapshot).config
         return guest_config.clone_config(
             source.kind,
             source.guest_id,
             config,
-            name=guest_config.parse(source.kind, {_name_key(source.kind): name}).popitem()[1] if name else None,
+            name=guest_config.parse(source.kind, {guest_config.name_key(source.kind): name}).popitem()[1]
+            if name
+            else None,
             new_uuid=uuid.uuid4,
             new_mac=self._inventory.mac_source(),
             now=self._clock.now(),
@@ -428,10 +425,6 @@ def with_image(image: Image, parsed: Mapping[str, str]) -> tuple[dict[str, str],
     )
     merged = applications.merged_environment(keys.get("env", ""), parsed.get("env", ""))
     return {**keys, **parsed, "env": merged, applications.IMAGE_KEY: keys[applications.IMAGE_KEY]}, lost
-
-
-def _name_key(kind: GuestKind) -> str:
-    return "name" if kind is GuestKind.QEMU else "hostname"
 
 
 def _hash(password: str) -> str:

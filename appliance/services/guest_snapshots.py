@@ -72,7 +72,7 @@ class GuestSnapshots:
 
     def config(self, kind: GuestKind, guest_id: int, name: str) -> dict[str, str]:
         """The configuration a snapshot keeps, with what is known of it. Raises `NotFound`."""
-        kept = self._records.find(self._inventory.get(guest_id, kind), name)
+        kept = snapshot_records.find(self._inventory.get(guest_id, kind), name)
         told = {"snaptime": str(int(kept.snaptime)), "description": kept.description, "parent": kept.parent}
         told["vmstate"], told["snapstate"] = kept.vmstate, kept.state
         return kept.config | {key: value for key, value in told.items() if value}
@@ -106,7 +106,7 @@ class GuestSnapshots:
     async def roll_back(self, kind: GuestKind, guest_id: int, name: str, *, start: bool, user: str) -> str:
         """Returns the UPID. The guest is ended if it runs; it starts again with `start`, or when memory was kept."""
         guest = self._inventory.get(guest_id, kind)
-        self._records.check_whole(guest, name)
+        self._records.returnable(guest, name)
 
         async def act(guest: GuestRuntime, task: TaskHandle) -> None:
             await self._return.to(guest, name, start=start, log_line=task.log)
@@ -116,10 +116,10 @@ class GuestSnapshots:
     async def remove(self, kind: GuestKind, guest_id: int, name: str, *, force: bool, user: str) -> str:
         """Returns the UPID. With `force` the record goes even if a volume's snapshot cannot be removed."""
         guest = self._inventory.get(guest_id, kind)
-        self._records.find(guest, name)
+        snapshot_records.find(guest, name)
 
         async def act(guest: GuestRuntime, task: TaskHandle) -> None:
-            self._records.find(guest, name)
+            snapshot_records.find(guest, name)
             await self._removal.remove(guest, name, force=force, task=task)
 
         return await self._task("delsnapshot", guest, user, act)
@@ -128,7 +128,7 @@ class GuestSnapshots:
         """Change a snapshot's description."""
         guest = self._inventory.get(guest_id, kind)
         async with guest.hold(f"snapshot {name} described by {user}"):
-            kept = self._records.find(guest, name)
+            kept = snapshot_records.find(guest, name)
             changed = msgspec.structs.replace(kept, description=description or "")
             await self._records.write(guest, snapshots={**guest.stored.record.snapshots, name: changed})
 

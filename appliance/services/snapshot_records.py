@@ -23,24 +23,15 @@ SNAPSHOTS_LIMIT = 128
 
 
 class SnapshotRecords:
-    """Finds and changes the records. Who changes one holds the guest's lock; every change is a transaction."""
+    """Checks and changes the records. Who changes one holds the guest's lock; every change is a transaction."""
 
     def __init__(self, inventory: GuestInventory, events: EventBus) -> None:
         self._inventory = inventory
         self._events = events
 
-    def find(self, guest: GuestRuntime, name: str) -> SnapshotRecord:
-        """Raises `NotFound`."""
-        kept = guest.stored.record.snapshots.get(name)
-        if kept is None:
-            raise NotFound(f"{guest.label}: snapshot '{name}'")
-        return kept
-
-    def check_whole(self, guest: GuestRuntime, name: str) -> SnapshotRecord:
+    def returnable(self, guest: GuestRuntime, name: str) -> SnapshotRecord:
         """One that can be returned to. Raises `NotFound`, `Conflict`."""
-        kept = self.find(guest, name)
-        if kept.state:
-            raise Conflict(f"{guest.label}: snapshot '{name}' is incomplete: remove it")
+        kept = whole(guest, name)
         self.check_template(guest)
         return kept
 
@@ -78,6 +69,22 @@ class SnapshotRecords:
             config["parent"] = gone.parent
             config = {key: value for key, value in config.items() if key != "parent" or value}
         await self.write(guest, config=config, snapshots=rest)
+
+
+def find(guest: GuestRuntime, name: str) -> SnapshotRecord:
+    """Raises `NotFound`."""
+    kept = guest.stored.record.snapshots.get(name)
+    if kept is None:
+        raise NotFound(f"{guest.label}: snapshot '{name}'")
+    return kept
+
+
+def whole(guest: GuestRuntime, name: str) -> SnapshotRecord:
+    """One that holds everything. Raises `NotFound`, `Conflict` for one that is being made or removed."""
+    kept = find(guest, name)
+    if kept.state:
+        raise Conflict(f"{guest.label}: snapshot '{name}' is incomplete: remove it")
+    return kept
 
 
 def without_lock(config: Mapping[str, str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from appliance.services.guest_runner import EngineState, GuestRunner
 from appliance.services.guest_runtime import GuestRuntime
 from appliance.services.ports import LogLine
 from appliance.services.snapshot_parts import parts_of
-from appliance.services.snapshot_records import SnapshotRecords, without_lock
+from appliance.services.snapshot_records import SnapshotRecords, find, without_lock
 from appliance.services.storage import StorageService
 from appliance.tasks import to_its_end
 
@@ -28,7 +28,7 @@ class SnapshotReturn:
 
     async def to(self, guest: GuestRuntime, name: str, *, start: bool, log_line: LogLine) -> None:
         """The guest is ended if it runs; it starts again with `start`, or when memory was kept."""
-        kept = self._records.check_whole(guest, name)
+        kept = self._records.returnable(guest, name)
         if guest.state is not GuestState.STOPPED:
             log_line("stopping it")
             await self._runner.stop(guest)
@@ -41,7 +41,7 @@ class SnapshotReturn:
 
     async def roll_back(self, guest: GuestRuntime, name: str, log_line: LogLine) -> None:
         """Volumes and configuration of a stopped guest; may be repeated after an interruption. Raises `Conflict`."""
-        kept = self._records.find(guest, name)
+        kept = find(guest, name)
         if guest.state is not GuestState.STOPPED:
             raise Conflict(f"{guest.label} is running: it cannot return to snapshot '{name}'")
         record = guest.stored.record

@@ -18,6 +18,7 @@ from appliance.services.guest_config.changes import (
     create_config,
     fill_macs,
     free_unused_slot,
+    name_key,
     plan_update,
 )
 from appliance.services.guest_config.ct_spec import to_ct_spec
@@ -113,6 +114,7 @@ __all__ = [
     "key_table",
     "live_plan",
     "masked",
+    "name_key",
     "owned_volumes",
     "parse",
     "parse_disk",

@@ -70,7 +70,7 @@ def clone_config(
     """The configuration of a clone, its volumes still the original's: new identity, MACs and name; no lock, no past."""
     dropped = {"lock", "template", "parent", "snaptime", "vmstate", "meta", "protection"}
     copy = {key: value for key, value in config.items() if key not in dropped and not key.startswith("unused")}
-    copy["name" if kind is GuestKind.QEMU else "hostname"] = name or f"{'Copy-of-' + _name(kind, config, guest_id)}"
+    copy[name_key(kind)] = name or f"{'Copy-of-' + _name(kind, config, guest_id)}"
     mac_key = "macaddr" if kind is GuestKind.QEMU else "hwaddr"
     for slot in _nic_slots(copy):
         values = parsing.parse_one(kind, slot, copy[slot])
@@ -206,8 +206,13 @@ def _smbios(config: Mapping[str, str]) -> dict[str, str]:
     return parsing.parse_one(GuestKind.QEMU, "smbios1", config["smbios1"]) if config.get("smbios1") else {}
 
 
+def name_key(kind: GuestKind) -> str:
+    """The key under which a guest's name is stored."""
+    return "name" if kind is GuestKind.QEMU else "hostname"
+
+
 def _name(kind: GuestKind, config: Mapping[str, str], guest_id: int) -> str:
-    return config.get("name" if kind is GuestKind.QEMU else "hostname") or f"{kind.prefix.upper()}{guest_id}"
+    return config.get(name_key(kind)) or f"{kind.prefix.upper()}{guest_id}"
 
 
 def with_generation_id(config: dict[str, str], new_uuid: Callable[[], uuid.UUID]) -> dict[str, str]:
