@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import functools
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import jinja2
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
@@ -36,6 +38,29 @@ class Site:
     def origin(self) -> str:
         """The Origin header of our own pages."""
         return f"http://{self.client.host}:{self.client.port}"
+
+
+class CompiledTemplates(jinja2.BytecodeCache):
+    """What each template, as it was translated, was compiled to."""
+
+    def __init__(self) -> None:
+        self._code: dict[tuple[str, str], bytes] = {}
+
+    def load_bytecode(self, bucket: jinja2.bccache.Bucket) -> None:
+        if (code := self._code.get((bucket.key, bucket.checksum))) is not None:
+            bucket.bytecode_from_string(code)
+
+    def dump_bytecode(self, bucket: jinja2.bccache.Bucket) -> None:
+        self._code[bucket.key, bucket.checksum] = bucket.bytecode_to_string()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def templates_are_compiled_once() -> Iterator[None]:
+    """Each application compiles every template for itself, which takes a second: those of these tests share the result."""
+    with pytest.MonkeyPatch.context() as patch:
+        shared = functools.partial(jinja2.Environment, bytecode_cache=CompiledTemplates())
+        patch.setattr(jinja2, "Environment", shared)
+        yield
 
 
 @pytest.fixture
