@@ -9,14 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from appliance.errors import HostError
-from tests.lab.interrupt_flag import Keeper
 from tests.lab.recipe import GUEST_DISK_SERIAL
 
 QMP_TIMEOUT_S: Final = 30.0
@@ -25,7 +23,10 @@ END_TIMEOUT_S: Final = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """What a host is made of. `program` begins QEMU's command line; `forwards` are pairs (our loopback's port, its port)."""
+    """What a host is made of. `program` begins QEMU's command line; `forwards` are pairs (our loopback's port, its port).
+
+    `cpus` are those that its processes run on: there is one more, recipe.PROCESSORS says why.
+    """
 
     program: Sequence[str]
     memory_mib: int
@@ -48,7 +49,6 @@ class Emulator:
         self._log = directory / "qemu.log"
         self._qmp = directory / "qmp"
         self._process: subprocess.Popen[bytes] | None = None
-        self._keeper: Keeper | None = None
 
     @property
     def running(self) -> bool:
@@ -65,8 +65,6 @@ class Emulator:
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 pass_fds=() if wire_fd is None else (wire_fd,),
             )  # fmt: skip
-        self._keeper = Keeper(self.name, self._process.pid, self._qmp, self._say)
-        self._keeper.start()
 
     async def kill(self) -> None:
         """SIGKILL, and reap it: for the host a power cut. Nothing when it has ended."""
@@ -82,10 +80,6 @@ class Emulator:
         async with asyncio.timeout(timeout_s):
             while process.poll() is None:
                 await asyncio.sleep(0.02)
-            if self._keeper is not None:
-                self._keeper.stop()
-                await asyncio.to_thread(self._keeper.join)
-                self._keeper = None
 
     async def command(self, name: str, **arguments: Any) -> Any:
         """One QMP command; returns what it returned. Raises `HostError` when QEMU refuses or is not there."""
@@ -108,15 +102,11 @@ class Emulator:
         """What QEMU itself said."""
         return self._log.read_text(errors="replace")[-4000:] if self._log.exists() else ""
 
-    def _say(self, line: str) -> None:
-        with self._log.open("a") as log:
-            log.write(f"{time.strftime('%H:%M:%S')} {line}\n")
-
     def _argv(self, hardware: Hardware, wire_fd: int | None) -> list[str]:
         forwards = "".join(f",hostfwd=tcp:127.0.0.1:{ours}-:{theirs}" for ours, theirs in hardware.forwards)
         argv = [
             *hardware.program, "-name", f"lab-{self.name}", "-nodefaults", "-no-user-config", "-display", "none",
-            "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(hardware.cpus),
+            "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(hardware.cpus + 1),
             "-m", str(hardware.memory_mib), "-kernel", str(hardware.kernel), "-initrd", str(hardware.initrd),
             "-append", hardware.kernel_arguments,
             "-chardev", f"file,id=console,path={self.console},append=on", "-serial", "chardev:console",

@@ -1,8 +1,7 @@
 """Which QEMU emulates the lab's hosts: this system's, or a newer one of the same release's backports.
 
-A host in QEMU 7.2 stands still while its guest is in GRUB more often than one in 10.0 does (interrupt_flag.py has what can be
-done about it). What users run is not touched: the newer packages are only unpacked, below `.build/`. They need no library that
-the release has not.
+7.2 has more errors in its emulation of SVM than 10.0 (docs/lab.md). What users run is not touched: the newer packages are
+only unpacked, below `.build/`. They need no library that the release has not.
 """
 
 from __future__ import annotations
