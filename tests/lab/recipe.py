@@ -37,29 +37,30 @@ GUEST_DISK: Final = f"{GUEST_DIR}/debian-12.qcow2"
 GUEST_DISK_SERIAL: Final = "debian-12"
 """The disk image lies on a disk of its own, byte for byte: a read-only one, shared by all hosts."""
 
+EARLY_FILES: Final[Mapping[str, FileEntry]] = {
+    # the packages' own initial RAM disks are made and thrown away: as small as can be
+    "etc/initramfs-tools/conf.d/lab.conf": FileEntry(text="MODULES=list\nCOMPRESS=gzip\n"),
+}
+
 PROCESSORS: Final = "1-63"
 """On which all processes of a host run: not the first. QEMU's emulation of the x87 (cpu_clear_ignne, also in 10.0) has every
 processor that restores its registers write into flags of the first one, without a lock: that one then at times loses or
 gets back the bits for SVM which it has just changed. A host whose guest ran there stood still for ever (global interrupts
 off, in its idle loop), crashed (interrupts on, just after VMRUN), or had its guest crash."""
 
-EARLY_FILES: Final[Mapping[str, FileEntry]] = {
-    # the packages' own initial RAM disks are made and thrown away: as small as can be
-    "etc/initramfs-tools/conf.d/lab.conf": FileEntry(text="MODULES=list\nCOMPRESS=gzip\n"),
-}
-
-_SETUP = """\
+_SETUP = f"""\
 #!/bin/sh
 # What differs from host to host comes on the kernel's command line.
 set -e
+taskset --all-tasks --cpu-list --pid {PROCESSORS} 1 >/dev/null  # whatever starts from now on inherits it
 for word in $(cat /proc/cmdline); do
   case "$word" in
-    lab.key=*) key=${word#lab.key=} ;;
-    lab.address=*) address=${word#lab.address=} ;;
+    lab.key=*) key=${{word#lab.key=}} ;;
+    lab.address=*) address=${{word#lab.address=}} ;;
   esac
 done
 mkdir -p -m 700 /root/.ssh
-echo "ssh-ed25519 ${key} lab" >/root/.ssh/authorized_keys
+echo "ssh-ed25519 ${{key}} lab" >/root/.ssh/authorized_keys
 echo "127.0.0.1 localhost
 127.0.1.1 $(cat /proc/sys/kernel/hostname)
 ::1 localhost" >/etc/hosts
@@ -118,7 +119,6 @@ FILES: Final[Mapping[str, FileEntry]] = {
     "etc/ssh/sshd_config.d/lab.conf": FileEntry(
         text="HostKey /etc/ssh/ssh_host_ed25519_key\nUsePAM no\nPermitRootLogin prohibit-password\nMaxSessions 64\n"
     ),
-    "etc/systemd/system.conf.d/lab.conf": FileEntry(text=f"[Manager]\nCPUAffinity={PROCESSORS}\n"),
     "etc/systemd/journald.conf.d/lab.conf": FileEntry(text="[Journal]\nStorage=persistent\nSyncIntervalSec=1s\n"),
     "etc/modprobe.d/lab.conf": FileEntry(text="options kvm_amd vgif=0\n"),
     "etc/systemd/system/lab-setup.service": FileEntry(text=_SETUP_UNIT),
