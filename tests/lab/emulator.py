@@ -25,7 +25,7 @@ END_TIMEOUT_S: Final = 30.0
 class Hardware:
     """What a host is made of. `program` begins QEMU's command line; `forwards` are pairs (our loopback's port, its port).
 
-    `cpus` are those that its processes run on: there is one more, recipe.PROCESSORS says why.
+    `cpus` are those that its processes run on: there is one more, host.FIRST_PROCESSOR says why.
     """
 
     program: Sequence[str]

@@ -42,25 +42,18 @@ EARLY_FILES: Final[Mapping[str, FileEntry]] = {
     "etc/initramfs-tools/conf.d/lab.conf": FileEntry(text="MODULES=list\nCOMPRESS=gzip\n"),
 }
 
-PROCESSORS: Final = "1-63"
-"""On which all processes of a host run: not the first. QEMU's emulation of the x87 (cpu_clear_ignne, also in 10.0) has every
-processor that restores its registers write into flags of the first one, without a lock: that one then at times loses or
-gets back the bits for SVM which it has just changed. A host whose guest ran there stood still for ever (global interrupts
-off, in its idle loop), crashed (interrupts on, just after VMRUN), or had its guest crash."""
-
-_SETUP = f"""\
+_SETUP = """\
 #!/bin/sh
 # What differs from host to host comes on the kernel's command line.
 set -e
-taskset --all-tasks --cpu-list --pid {PROCESSORS} 1 >/dev/null  # whatever starts from now on inherits it
 for word in $(cat /proc/cmdline); do
   case "$word" in
-    lab.key=*) key=${{word#lab.key=}} ;;
-    lab.address=*) address=${{word#lab.address=}} ;;
+    lab.key=*) key=${word#lab.key=} ;;
+    lab.address=*) address=${word#lab.address=} ;;
   esac
 done
 mkdir -p -m 700 /root/.ssh
-echo "ssh-ed25519 ${{key}} lab" >/root/.ssh/authorized_keys
+echo "ssh-ed25519 ${key} lab" >/root/.ssh/authorized_keys
 echo "127.0.0.1 localhost
 127.0.1.1 $(cat /proc/sys/kernel/hostname)
 ::1 localhost" >/etc/hosts
