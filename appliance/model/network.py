@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
@@ -48,12 +47,6 @@ class BridgeSettings:
     def gateway(self) -> IPv4Address | None:
         """The bridge's own address: the first of the subnet."""
         return None if self.subnet is None else self.subnet[1]
-
-    @property
-    def digest(self) -> str:
-        """What tells these settings from others (SHA-1, hex, as of guests' configurations)."""
-        parts = (self.name, str(self.subnet), str(self.dhcp), str(self.dns), str(self.mtu), self.comment)
-        return hashlib.sha1("\0".join(parts).encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

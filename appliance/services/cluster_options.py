@@ -5,7 +5,6 @@ Written by PUT /cluster/options; services read from it what concerns them.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ import msgspec
 
 from appliance.errors import Conflict, HostError
 from appliance.model.guest import GUEST_ID_MAX, GUEST_ID_MIN
+from appliance.services import digests
 from appliance.services.guest_config.property_string import PropertySchema
 from appliance.services.guest_config.values import integer
 from appliance.state.store import Store
@@ -50,8 +50,8 @@ async def read(store: Store) -> tuple[dict[str, object], int]:
 
 
 def digest(options: Mapping[str, object]) -> str:
-    """What tells one state of the options from another (SHA-1, hex, as of guests' configurations)."""
-    return hashlib.sha1(msgspec.json.encode(options, order="sorted"), usedforsecurity=False).hexdigest()
+    """What tells one state of the options from another."""
+    return digests.digest(options)
 
 
 def check_digest(options: Mapping[str, object], expected: str | None) -> None:

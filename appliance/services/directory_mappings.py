@@ -11,7 +11,6 @@ system and the appliance's own are refused.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Final
 import msgspec
 
 from appliance.errors import Conflict, HostError, InvalidParameter, NotFound
+from appliance.services import digests
 from appliance.services.storage_config import is_of_the_system
 from appliance.state.documents import Documents, Stored
 from appliance.state.store import Store
@@ -46,7 +46,7 @@ class DirectoryMapping(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
 
     def digest(self) -> str:
         """Changes with every change."""
-        return hashlib.sha1(msgspec.json.encode(self, order="deterministic"), usedforsecurity=False).hexdigest()
+        return digests.digest(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

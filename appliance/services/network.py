@@ -19,6 +19,7 @@ import msgspec
 from appliance.errors import ApplianceError, Conflict, InvalidParameter, Unsupported
 from appliance.model.network import DEFAULT_BRIDGE, BridgeSettings, BridgeState, HostInterface
 from appliance.network.addresses import MAC_PREFIX, new_mac
+from appliance.services import digests
 from appliance.state.documents import Documents
 from appliance.state.store import Store
 from appliance.tasks import TaskScope
@@ -103,14 +104,7 @@ class NetworkService:
         await self._backend.close()
 
     async def _save(self, settings: BridgeSettings) -> None:
-        document = BridgeDocument(
-            subnet=None if settings.subnet is None else str(settings.subnet),
-            dhcp=settings.dhcp,
-            dns=settings.dns,
-            mtu=settings.mtu,
-            comment=settings.comment,
-        )
-        await self._store.txn([], [self._bridges.put(self._name, document)])
+        await self._store.txn([], [self._bridges.put(self._name, _document(settings))])
 
     # --- MAC addresses
 
@@ -156,7 +150,7 @@ class NetworkService:
     @property
     def digest(self) -> str:
         """What tells one state of the managed bridge's settings from another; "" while there is no bridge."""
-        return self.state.settings.digest if self.state is not None else ""
+        return digests.digest(_document(self.state.settings)) if self.state is not None else ""
 
     # --- changing
 
@@ -174,7 +168,7 @@ class NetworkService:
         if not self.is_managed(name) or self.state is None:
             raise Unsupported(f"network interface {name}: the appliance does not change interfaces it did not make")
         settings = self.state.settings
-        if change.digest and change.digest != settings.digest:
+        if change.digest and change.digest != self.digest:
             raise Conflict(f"bridge {name} has changed meanwhile: it is edited as it is now, or without a digest")
         if change.cidr is not None:
             settings = settings.with_subnet(await self._free_subnet(name, change.cidr))
@@ -204,6 +198,16 @@ class NetworkService:
             raise Conflict(f"the network is not available: {self.problem or 'it has not been started'}")
         async with self._changing:
             self.state = await self._backend.apply(self.state.settings)
+
+
+def _document(settings: BridgeSettings) -> BridgeDocument:
+    return BridgeDocument(
+        subnet=None if settings.subnet is None else str(settings.subnet),
+        dhcp=settings.dhcp,
+        dns=settings.dns,
+        mtu=settings.mtu,
+        comment=settings.comment,
+    )
 
 
 def _settings(name: str, document: BridgeDocument) -> BridgeSettings:

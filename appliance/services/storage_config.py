@@ -5,7 +5,6 @@ Only directory storages exist; the parameters are PVE's `dir` ones, those that a
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import msgspec
 
 from appliance.errors import InvalidParameter
 from appliance.model.volume import ContentType
+from appliance.services import digests
 
 DEFAULT_STORAGE: Final = "local"
 DEFAULT_CONTENT: Final = (ContentType.IMAGES, ContentType.ROOTDIR)
@@ -41,7 +41,7 @@ class StorageDocument(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
 
     def digest(self) -> str:
         """Changes with every change; what `digest` parameters are compared with."""
-        return hashlib.sha1(msgspec.json.encode(self, order="deterministic"), usedforsecurity=False).hexdigest()
+        return digests.digest(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
