@@ -37,7 +37,7 @@ class GuestSummary:
 class GuestView(msgspec.Struct, frozen=True, kw_only=True):
     """One guest as everybody sees it. Times in seconds, sizes in bytes, `cpu_ratio` of all its CPUs (0 to 1).
 
-    Made anew for each list, hence a struct: a frozen dataclass takes four times as long.
+    Made anew for each list, hence a struct: a frozen dataclass of as many fields takes ten times as long (7.4 µs, not 0.7).
     """
 
     guest_id: GuestId
