@@ -6,8 +6,11 @@ Everything in it belongs to namespaces made here, and goes with them: the machin
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import subprocess
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,6 +21,7 @@ ip address replace "$ip/$mask" dev "$interface"
 [ -z "$router" ] || ip route replace default via "$router"
 echo "leased $ip router $router dns $dns mtu $mtu"
 """
+PAUSE_S = 0.1
 WORLD_ADDRESS, HOST_UPLINK = "198.51.100.1", "198.51.100.2"
 
 
@@ -26,6 +30,25 @@ def run(*argv: str, check: bool = True, timeout_s: float = 20) -> str:
     done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, check=False)
     assert not check or done.returncode == 0, f"{argv}: {done.returncode} {done.stdout}{done.stderr}"
     return done.stdout + done.stderr
+
+
+def is_answered(command: Callable[..., str], address: str, *, source: str | None = None, within_s: int = 10) -> bool:
+    """Whether an echo request is answered, as soon as one is; `command` runs a program where they are sent from.
+
+    A port just made forwards when its carrier is seen, which the kernel may look at a second later, and a lost solicitation
+    of a neighbour takes a second more. A ping that is told of an error meanwhile (no route, no neighbour) gives up: another
+    is begun.
+    """
+    options = ["-I", source] if source else []
+    deadline = time.monotonic() + within_s
+    while (left_s := deadline - time.monotonic()) > 0:
+        limit = f"-w{math.ceil(left_s)}"
+        answer = command("ping", "-n", "-c1", limit, "-i0.2", *options, address, check=False)
+        if "1 received" in answer:
+            return True
+        print(answer)
+        time.sleep(PAUSE_S)
+    return False
 
 
 class Guest:
@@ -53,11 +76,8 @@ class Guest:
         return run("nsenter", "-t", str(self.pid), "-n", *argv, check=check)
 
     def can_ping(self, address: str, *, source: str | None = None, within_s: int = 10) -> bool:
-        """Whether an echo request is answered, as soon as one is: a port just made forwards when its carrier is seen,
-        which the kernel may look at a second later, and a lost solicitation of a neighbour takes a second more."""
-        options = ["-I", source] if source else []
-        answer = self.run("ping", "-n", "-c1", f"-w{within_s}", "-i0.2", *options, address, check=False)
-        return "1 received" in answer
+        """See `is_answered`."""
+        return is_answered(self.run, address, source=source, within_s=within_s)
 
     def cannot_ping(self, address: str, *, source: str | None = None) -> bool:
         """Whether no echo request is answered in two seconds."""
@@ -135,6 +155,10 @@ class Lab:
     def run(self, *argv: str, check: bool = True) -> str:
         """Run a program on the host."""
         return run("ip", "netns", "exec", self.name, *argv, check=check)
+
+    def can_ping(self, address: str, *, within_s: int = 10) -> bool:
+        """See `is_answered`."""
+        return is_answered(self.run, address, within_s=within_s)
 
     def interfaces(self) -> set[str]:
         """The names of the host's interfaces, without what this kernel puts into every namespace."""
