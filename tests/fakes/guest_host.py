@@ -294,6 +294,18 @@ class GuestWorld:
         )
         return self.run_of(guest_id)
 
+    async def running_vm(self, **config: str) -> FakeRunningGuest:
+        """VM 100, running."""
+        running = await self.make_vm(100, start=True, **config)
+        assert running is not None
+        return running
+
+    async def running_ct(self) -> FakeRunningGuest:
+        """Container 101, running."""
+        running = await self.make_ct(start=True)
+        assert running is not None
+        return running
+
     def run_of(self, guest_id: int) -> FakeRunningGuest | None:
         """What runs of the guest."""
         for engine in (self.host.vms, self.host.cts):
@@ -315,6 +327,12 @@ class GuestWorld:
         return [
             event.new for event in self.events if isinstance(event, GuestStateChanged) and event.guest_id == guest_id
         ]
+
+
+async def turns() -> None:
+    """Let everything that can go on go on."""
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 @contextlib.asynccontextmanager

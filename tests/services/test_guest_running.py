@@ -3,47 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
-from appliance.errors import Conflict, HostError, InvalidParameter, NotFound
+from appliance.errors import Conflict, HostError, NotFound
 from appliance.events import GuestStateChanged
-from appliance.model.guest import GuestId, GuestKind, GuestState, GuestStats
-from appliance.services import guest_startup
+from appliance.model.guest import GuestKind, GuestState, GuestStats
 from appliance.services.guest_sampler import ROUND_S
 from appliance.services.restart_policy import INTERVAL_S
-from appliance.state.store import StoreFull
-from tests.fakes.engines import FakeRunningGuest
-from tests.fakes.guest_host import ADMIN, GuestHost, GuestWorld, open_world
+from tests.fakes.guest_host import ADMIN, GuestWorld, turns
 
 VM, CT = GuestKind.QEMU, GuestKind.LXC
 PORT = (100, "net0")
-
-
-async def running_vm(world: GuestWorld, **config: str) -> FakeRunningGuest:
-    running = await world.make_vm(100, start=True, **config)
-    assert running is not None
-    return running
-
-
-async def running_ct(world: GuestWorld) -> FakeRunningGuest:
-    running = await world.make_ct(start=True)
-    assert running is not None
-    return running
-
-
-async def turns() -> None:
-    """Let everything that can go on go on."""
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 # --- starting -----------------------------------------------------------------------------------------------------------
 
 
 async def test_a_start_plugs_the_ports_and_gives_the_engine_volumes_and_taps_by_slot(world: GuestWorld) -> None:
-    await running_vm(world)
+    await world.running_vm()
     assert world.host.ports.plugged == {PORT}
     resources = world.host.vms.opened[0]
     assert getattr(resources, "taps", None) == {"net0": "tap100i0"}
@@ -119,7 +97,7 @@ async def test_opposite_operations_asked_for_at_once_happen_one_after_another(wo
 
 
 async def test_a_guest_that_crashes_is_cleaned_up_and_can_be_started_again(world: GuestWorld) -> None:
-    running = await running_vm(world)
+    running = await world.running_vm()
     running.end("crashed", "QEMU was killed by signal 9")
     await world.reaches(100, GuestState.STOPPED)
     await turns()
@@ -145,14 +123,14 @@ async def test_why_a_guest_ended_is_in_the_log_of_what_ended_it_and_of_the_start
 
 
 async def test_ports_that_cannot_be_removed_do_not_keep_the_guest_from_being_stopped(world: GuestWorld) -> None:
-    running = await running_vm(world)
+    running = await world.running_vm()
     world.host.ports.broken = HostError("netlink: device or resource busy")
     running.end("crashed", "gone")
     await world.reaches(100, GuestState.STOPPED)
 
 
 async def test_an_orderly_shutdown_is_asked_for_and_waited_for(world: GuestWorld) -> None:
-    running = await running_vm(world)
+    running = await world.running_vm()
     await world.succeed(await world.guests.power.shutdown(VM, 100, user=ADMIN))
     assert running.asked == ["shutdown"]
     assert world.states(100)[-2:] == [GuestState.STOPPING, GuestState.STOPPED]
@@ -160,7 +138,7 @@ async def test_an_orderly_shutdown_is_asked_for_and_waited_for(world: GuestWorld
 
 
 async def test_a_guest_that_ignores_its_shutdown_goes_on_running_unless_force_was_asked_for(world: GuestWorld) -> None:
-    running = await running_vm(world)
+    running = await world.running_vm()
     running.complies = False
     upid = await world.guests.power.shutdown(VM, 100, user=ADMIN, timeout_s=0.01)
     assert "orderly shutdown: nothing within" in await world.fail(upid)
@@ -171,7 +149,7 @@ async def test_a_guest_that_ignores_its_shutdown_goes_on_running_unless_force_wa
 
 
 async def test_a_stop_overrules_a_shutdown_that_waits(world: GuestWorld) -> None:
-    running = await running_vm(world)
+    running = await world.running_vm()
     running.complies = False
     shutting = await world.guests.power.shutdown(VM, 100, user=ADMIN, timeout_s=600)
     await turns()
@@ -211,7 +189,7 @@ async def test_stopping_a_stopped_guest_succeeds_and_shutting_it_down_does_not(w
 
 
 async def test_a_paused_guest_is_woken_to_be_shut_down(world: GuestWorld) -> None:
-    running = await running_vm(world)
+    running = await world.running_vm()
     await world.succeed(await world.guests.power.suspend(VM, 100, user=ADMIN))
     assert world.state(100) is GuestState.PAUSED
     await world.succeed(await world.guests.power.shutdown(VM, 100, user=ADMIN))
@@ -219,7 +197,7 @@ async def test_a_paused_guest_is_woken_to_be_shut_down(world: GuestWorld) -> Non
 
 
 async def test_a_reboot_is_a_shutdown_and_a_start_with_the_configuration_of_now(world: GuestWorld) -> None:
-    first = await running_vm(world)
+    first = await world.running_vm()
     await world.guests.configuration.update(VM, 100, put={"cores": "4"}, delete=(), digest=None, user=ADMIN)
     await world.succeed(await world.guests.power.reboot(VM, 100, user=ADMIN))
     assert first.ended
@@ -231,7 +209,7 @@ async def test_a_reboot_is_a_shutdown_and_a_start_with_the_configuration_of_now(
 
 
 async def test_a_container_that_reboots_from_inside_is_started_again(world: GuestWorld) -> None:
-    first = await running_ct(world)
+    first = await world.running_ct()
     await world.host.clock.advance(3600)
     first.end("reset", "restart asked for inside")
     await world.reaches(101, GuestState.STOPPED)
@@ -240,7 +218,7 @@ async def test_a_container_that_reboots_from_inside_is_started_again(world: Gues
 
 
 async def test_a_container_that_reboots_at_once_waits_before_it_starts_again(world: GuestWorld) -> None:
-    (await running_ct(world)).end("reset", "restart asked for inside")
+    (await world.running_ct()).end("reset", "restart asked for inside")
     await world.reaches(101, GuestState.STOPPED)
     await turns()
     assert world.host.cts.started == [101]
@@ -249,7 +227,7 @@ async def test_a_container_that_reboots_at_once_waits_before_it_starts_again(wor
 
 
 async def test_a_stop_in_the_middle_of_a_reboot_from_inside_wins(world: GuestWorld) -> None:
-    (await running_ct(world)).end("reset", "restart asked for inside")
+    (await world.running_ct()).end("reset", "restart asked for inside")
     await world.reaches(101, GuestState.STOPPED)
     await world.succeed(await world.guests.power.stop(CT, 101, user=ADMIN))
     await world.host.clock.advance(INTERVAL_S)
@@ -259,7 +237,7 @@ async def test_a_stop_in_the_middle_of_a_reboot_from_inside_wins(world: GuestWor
 
 
 async def test_a_guest_removed_in_the_middle_of_a_reboot_from_inside_is_not_started(world: GuestWorld) -> None:
-    (await running_ct(world)).end("reset", "restart asked for inside")
+    (await world.running_ct()).end("reset", "restart asked for inside")
     await world.reaches(101, GuestState.STOPPED)
     await world.succeed(await world.guests.creation.destroy(CT, 101, user=ADMIN))
     await world.host.clock.advance(INTERVAL_S)
@@ -267,120 +245,7 @@ async def test_a_guest_removed_in_the_middle_of_a_reboot_from_inside_is_not_star
     assert world.host.cts.started == [101]
 
 
-# --- the appliance goes and comes ---------------------------------------------------------------------------------------
-
-
-async def test_guests_outlive_the_appliance_and_are_found_again_with_their_ports_and_their_age(host: GuestHost) -> None:
-    async with open_world(host) as world:
-        running = await running_vm(world)
-        await world.make_ct(start=True)
-    assert not running.held
-    assert not running.ended
-    await host.clock.advance(500)
-    async with open_world(host) as world:
-        assert [view.state for view in world.guests.list()] == [GuestState.RUNNING] * 2
-        assert world.guests.get(100).uptime_s == 500
-        assert world.guests.running_slots() == {(GuestId(100), "net0"), (GuestId(101), "net0")}
-        running.end()
-        await world.reaches(100, GuestState.STOPPED)
-        await turns()
-        assert host.ports.plugged == {(101, "net0")}
-
-
-async def test_ports_of_a_guest_that_ended_meanwhile_are_removed_at_the_next_start(host: GuestHost) -> None:
-    async with open_world(host) as world:
-        running = await running_vm(world)
-    running.end()
-    async with open_world(host) as world:
-        assert world.state(100) is GuestState.STOPPED
-        assert host.ports.plugged == set()
-
-
-async def test_a_paused_guest_is_found_paused(host: GuestHost) -> None:
-    async with open_world(host) as world:
-        await running_vm(world)
-        await world.succeed(await world.guests.power.suspend(VM, 100, user=ADMIN))
-    async with open_world(host) as world:
-        assert world.state(100) is GuestState.PAUSED
-
-
-async def test_a_guest_that_runs_but_cannot_be_taken_over_counts_as_running_and_keeps_its_ports(
-    host: GuestHost,
-) -> None:
-    async with open_world(host) as world:
-        running = await running_vm(world)
-    host.vms.unreachable = InvalidParameter({"cpu": "no longer understood"})
-    async with open_world(host) as world:
-        assert world.state(100) is GuestState.RUNNING
-        assert host.ports.plugged == {PORT}
-        assert world.guests.running_slots() == {(GuestId(100), "net0")}
-        with pytest.raises(Conflict):
-            await world.guests.creation.destroy(VM, 100, user=ADMIN)
-        assert "already running" in await world.fail(await world.guests.power.start(VM, 100, user=ADMIN))
-        assert "no longer understood" in await world.fail(await world.guests.power.stop(VM, 100, user=ADMIN))
-        host.vms.unreachable = None
-        await world.succeed(await world.guests.power.stop(VM, 100, user=ADMIN))
-        assert running.ended
-        assert world.state(100) is GuestState.STOPPED
-        assert host.ports.plugged == set()
-
-
-async def test_one_guest_that_cannot_be_taken_over_does_not_keep_the_others_from_being_found(host: GuestHost) -> None:
-    async with open_world(host) as world:
-        await running_vm(world)
-        await world.make_ct(start=True)
-    host.vms.unreachable = HostError("monitor is deaf")
-    async with open_world(host) as world:
-        assert world.guests.running(101).pid == 4101
-
-
-# --- start order and boot -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def boot_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The kernel's boot id; another text is another boot of the host."""
-    path = tmp_path / "boot_id"
-    path.write_text("first boot\n")
-    monkeypatch.setattr(guest_startup, "BOOT_ID", path)
-    return path
-
-
-async def start_onboot(world: GuestWorld) -> None:
-    """As the appliance does when it listens; returns when the task it may have begun has ended."""
-    await world.guests.start_onboot()
-    for info in await world.tasks.list(kinds=("startall",), running=True):
-        await world.host.clock.advance(3600)
-        assert (await world.end_of(info.upid)).status == "OK"
-
-
-async def test_onboot_guests_start_once_a_boot_of_the_host(host: GuestHost, boot_id: Path) -> None:
-    async with open_world(host) as world:
-        await world.make_vm(onboot="1")
-        await world.make_vm(102)
-        await start_onboot(world)
-        assert host.vms.started == [100]
-        await world.succeed(await world.guests.power.stop(VM, 100, user=ADMIN))
-    async with open_world(host) as world:  # the appliance restarted: whoever stopped the guest wanted it stopped
-        await start_onboot(world)
-        assert host.vms.started == [100]
-    boot_id.write_text("second boot\n")
-    async with open_world(host) as world:
-        await start_onboot(world)
-        assert host.vms.started == [100, 100]
-
-
-async def test_a_full_disk_at_boot_does_not_end_the_appliance(
-    host: GuestHost, boot_id: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with open_world(host) as world:
-        await world.make_vm(onboot="1")
-        host.store.fail_with(StoreFull("store: no space left"))
-        await world.guests.start_onboot()
-        assert "no space left" in caplog.text
-        host.store.fail_with(None)
-        await start_onboot(world)
-        assert host.vms.started == [100]
+# --- start order ---------------------------------------------------------------------------------------------------------
 
 
 async def test_guests_start_in_their_order_with_their_delays_and_stop_backwards(world: GuestWorld) -> None:
@@ -415,7 +280,7 @@ async def test_one_guest_that_fails_is_a_warning_and_delays_no_other(world: Gues
 
 
 async def test_stop_all_ends_by_force_what_does_not_comply_in_its_own_time(world: GuestWorld) -> None:
-    running = await running_vm(world, startup="down=0")
+    running = await world.running_vm(startup="down=0")
     running.complies = False
     await world.succeed(await world.guests.power.stop_all(user=ADMIN))
     assert running.asked == ["shutdown", "stop"]
@@ -427,8 +292,8 @@ async def test_stop_all_ends_by_force_what_does_not_comply_in_its_own_time(world
 async def test_cpu_is_a_share_of_the_guests_own_cpus_and_one_bad_guest_spoils_no_other_figures(
     world: GuestWorld, caplog: pytest.LogCaptureFixture
 ) -> None:
-    vm = await running_vm(world, cores="4")
-    bad = await running_ct(world)
+    vm = await world.running_vm(cores="4")
+    bad = await world.running_ct()
     vars(bad)["figures"] = None
     await world.host.clock.advance(ROUND_S)
     await turns()
@@ -450,22 +315,3 @@ async def test_consoles_and_displays_need_a_guest_that_runs(world: GuestWorld) -
     client = await world.guests.attach_console(100, "console")
     await world.succeed(await world.guests.power.stop(VM, 100, user=ADMIN))
     assert await client.read() == b""
-
-
-async def test_a_start_names_the_volumes_of_guests_that_no_configuration_names_and_leaves_them_alone(
-    host: GuestHost, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with open_world(host) as world:
-        await world.make_vm(100)
-        await world.make_vm(102)
-        lent = host.volumes.put("100/vm-100-disk-6.qcow2", guest_id=100)
-        await world.guests.configuration.update(VM, 102, put={"scsi1": str(lent)}, delete=(), digest=None, user=ADMIN)
-    strays = [host.volumes.put(f"100/vm-100-disk-{n}.qcow2", guest_id=100) for n in (7, 8)]
-    caplog.clear()
-    async with open_world(host) as world:
-        config = world.guests.config(100)
-        await turns()
-        assert world.guests.config(100) == config
-    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert told == [f"vm 100: volumes of its id that no configuration names: {strays[0]}, {strays[1]}"]
-    assert {str(volume) for volume in strays} <= set(host.volumes.names())
