@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.host, pytest.mark.timeout(240)]
 CORE_SECTOR = 1
 DISK_BYTES = 4 << 20
 CONFIG = "serial --unit=0 --speed=115200\nterminal_input serial\nterminal_output serial\n"
+PROMPT = b"grub> "
 MODULES = ("biosdisk", "serial", "terminal", "echo", "ls", "reboot", "halt")
 SPEC = VmSpec(
     guest_id=GuestId(100),
@@ -46,16 +47,20 @@ def make_disk(directory: Path) -> Path:
 
 
 async def test_grub_reaches_its_prompt_on_the_serial_console_and_answers(tmp_path: Path) -> None:
+    """Each command is typed at the prompt: while GRUB reads its disk through the firmware, the firmware polls the same line
+    for keys of its own (SeaBIOS, `sercon_check_event`, by the timer's interrupt), and what it takes GRUB never sees."""
     disk = await asyncio.to_thread(make_disk, tmp_path)
     async with native_engine(tmp_path) as engine, native_vm(engine, SPEC, {"virtio0": disk}) as vm:
         console = await Console.of(vm)
-        await console.until(b"grub> ")
+        await console.until(PROMPT)
         await console.type(b"echo native-machine\r")
         await console.until(
             b"native-machine"
         )  # what is typed comes back letter by letter, with cursor movements between
+        await console.until(PROMPT)
         await console.type(b"ls\r")
         await console.until(b"(hd0)")
+        await console.until(PROMPT)
         await console.type(b"halt\r")
         assert (await console.end(vm)).kind == "shutdown"
         await console.close()
