@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.harness import ROOT, Appliance, TaskFailed, free_port
@@ -177,10 +178,10 @@ def test_a_log_nobody_follows_any_more_is_closed(site: tuple[Appliance, Any]) ->
         assert follower.stdout is not None
         assert follower.stdout.readline() == b"up\n"
         assert appliance.process is not None
-        opened = Path(f"/proc/{appliance.process.pid}/fd")
+        process = psutil.Process(appliance.process.pid)
 
         def is_read() -> bool:
-            return any(path.exists() and "ct-logs/212" in str(path.readlink()) for path in opened.iterdir())
+            return any("ct-logs/212" in file.path for file in process.open_files())
 
         assert is_read()
         follower.kill()
