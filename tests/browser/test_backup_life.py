@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.test_end_to_end import TASK_LIMIT_MS, log_in, wait_for_screen
 from tests.browser.visiting import visit
@@ -27,21 +27,30 @@ def template(appliance: Appliance, busybox_template: Path) -> str:
     return appliance.upload(appliance.api(), busybox_template, "vztmpl", "busybox_1_amd64.tar.gz")
 
 
+def running_container(appliance: Appliance, template: str, hostname: str) -> int:
+    """A container's VMID. They name network interfaces of the host, which other tests use too: hence by chance."""
+    vmid = random.randint(20_000, 90_000)
+    api = appliance.api()
+    made = {"ostemplate": template, "rootfs": "local:0", "memory": 64, "hostname": hostname, "start": 1}
+    appliance.finish(api, appliance.node(api).lxc.post(vmid=vmid, **made))
+    return vmid
+
+
+def type_in_console(page: Page, line: str, answer: str) -> None:
+    """Type a line into the console on the screen, and wait until it shows what matches `answer`."""
+    expect(page.locator("#console")).to_have_attribute("data-status", "connected")
+    page.wait_for_timeout(300)
+    page.keyboard.type(f"\n{line}\n")
+    wait_for_screen(page, answer, limit_s=30)
+
+
 def test_a_container_is_backed_up_looked_into_and_restored_without_leaving_the_browser(
     browser: Browser, appliance: Appliance, template: str
 ) -> None:
-    vmid = random.randint(20_000, 90_000)  # ids name network interfaces of the host, which other tests use too
-    api = appliance.api()
-    node = appliance.node(api)
-    appliance.finish(
-        api, node.lxc.post(vmid=vmid, ostemplate=template, rootfs="local:0", memory=64, hostname="precious", start=1)
-    )
+    vmid = running_container(appliance, template, "precious")
     page = log_in(browser, appliance)
     visit(page, f"/guests/{vmid}/console")
-    expect(page.locator("#console")).to_have_attribute("data-status", "connected")
-    page.wait_for_timeout(300)
-    page.keyboard.type("\necho worth keeping >/srv-file; sync; echo do''ne\n")
-    wait_for_screen(page, r"done", limit_s=30)
+    type_in_console(page, "echo worth keeping >/srv-file; sync; echo do''ne", r"done")
 
     page.click(".tabs >> text=Backups")
     page.click("#back-up")
@@ -76,10 +85,7 @@ def test_a_container_is_backed_up_looked_into_and_restored_without_leaving_the_b
     page.wait_for_url(f"**/guests/{vmid + 1}", timeout=TASK_LIMIT_MS)
     expect(page.locator("#guest-head")).to_have_attribute("data-state", "running", timeout=TASK_LIMIT_MS)
     page.click(".tabs >> text=Console")
-    expect(page.locator("#console")).to_have_attribute("data-status", "connected")
-    page.wait_for_timeout(300)
-    page.keyboard.type("\ncat /srv-file\n")
-    wait_for_screen(page, r"\nworth keeping", limit_s=30)
+    type_in_console(page, "cat /srv-file", r"\nworth keeping")
 
     visit(page, "/storage/local?content=backup")
     expect(page.locator("body")).to_have_attribute("data-live", "connected")
@@ -93,18 +99,12 @@ def test_a_container_is_backed_up_looked_into_and_restored_without_leaving_the_b
 def test_a_changed_guest_is_as_it_was_after_its_backup_was_restored_over_it(
     browser: Browser, appliance: Appliance, template: str, screenshots: Path
 ) -> None:
-    vmid = random.randint(20_000, 90_000)
+    vmid = running_container(appliance, template, "ledger")
     api = appliance.api()
     node = appliance.node(api)
-    appliance.finish(
-        api, node.lxc.post(vmid=vmid, ostemplate=template, rootfs="local:0", memory=64, hostname="ledger", start=1)
-    )
     page = log_in(browser, appliance)
     visit(page, f"/guests/{vmid}/console")
-    expect(page.locator("#console")).to_have_attribute("data-status", "connected")
-    page.wait_for_timeout(300)
-    page.keyboard.type("\necho the first page >/ledger; sync; echo do''ne\n")
-    wait_for_screen(page, r"done", limit_s=30)
+    type_in_console(page, "echo the first page >/ledger; sync; echo do''ne", r"done")
     page.click(".tabs >> text=Backups")
     page.click("#back-up")
     page.click("#confirm")
@@ -115,10 +115,7 @@ def test_a_changed_guest_is_as_it_was_after_its_backup_was_restored_over_it(
 
     # what was written and configured afterwards is what is lost: a file, a second file, the host name, the memory
     page.click(".tabs >> text=Console")
-    expect(page.locator("#console")).to_have_attribute("data-status", "connected")
-    page.wait_for_timeout(300)
-    page.keyboard.type("\necho torn out >/ledger; touch /scribble; sync; echo agai''n\n")
-    wait_for_screen(page, r"again", limit_s=30)
+    type_in_console(page, "echo torn out >/ledger; touch /scribble; sync; echo agai''n", r"again")
     page.click(".tabs >> text=Backups")
     row.locator("[data-backup=replace]").click()
     expect(page.locator("#dialog .notice")).to_contain_text("ledger is running")  # nothing is restored over that
@@ -148,10 +145,8 @@ def test_a_changed_guest_is_as_it_was_after_its_backup_was_restored_over_it(
     page.click("#drawer-bar")
 
     page.click(".tabs >> text=Console")
-    expect(page.locator("#console")).to_have_attribute("data-status", "connected")
-    page.wait_for_timeout(300)
-    page.keyboard.type("\ncat /ledger; ls /scribble; hostname\n")
-    wait_for_screen(page, r"\nthe first page\n(.*\n)*.*scribble: No such file.*\n(.*\n)*ledger\b", limit_s=30)
+    lost = r"\nthe first page\n(.*\n)*.*scribble: No such file.*\n(.*\n)*ledger\b"
+    type_in_console(page, "cat /ledger; ls /scribble; hostname", lost)
     page.click(".tabs >> text=Snapshots")
     expect(page.locator("main")).not_to_contain_text("in-between")
     after = dict(node.lxc(vmid).config.get())

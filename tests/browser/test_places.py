@@ -10,6 +10,7 @@ from playwright.async_api import Page, expect
 from appliance import events as bus
 from appliance.web import keys
 from tests.browser.fake_site import FakeSite
+from tests.fakes.house import HouseNetwork
 from tests.fakes.services import NODE
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
@@ -181,7 +182,9 @@ async def test_the_bridge_is_brought_back_to_its_settings_by_a_task(site: FakeSi
         await site.visit(page, "/node/network")
         await page.click("#apply-network")
         await expect(page.locator("#drawer-bar .latest")).to_contain_text("Apply settings: networking")
-    assert site.application[keys.SERVICES].network.reapplied == 1  # type: ignore[attr-defined]
+    network = site.application[keys.SERVICES].network
+    assert isinstance(network, HouseNetwork)
+    assert network.reapplied == 1
 
 
 async def test_two_who_edit_the_bridge_get_a_conflict_and_lose_nothing(site: FakeSite) -> None:

@@ -156,7 +156,9 @@ async def test_what_is_below_the_screen_comes_after_what_is_on_it_and_neither_ch
             }"""
         )
         assert state == ["paused", 40]
-        await page.wait_for_timeout(200)
+        await page.evaluate(
+            "new Promise((done) => requestAnimationFrame(() => setTimeout(done)))"
+        )  # when they would come
         await expect(page.locator("#guest-rows > tr")).to_have_count(40)
 
 
