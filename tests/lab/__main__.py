@@ -31,6 +31,8 @@ _SUITES: Final = {
     "self": ("test_[!pv]*.py", "what the lab promises to tests"),
 }
 """Verb: the files of its tests, and what they try. Each has a budget of its own: docs/lab.md."""
+_OPTIONS: Final = {"test": ("-n", "2", "--dist", "loadfile")}
+"""The emulated host's life takes longest, and waits a lot: what needs no emulation is tried meanwhile."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     match options.verb:
         case verb if verb in _SUITES:
             files = map(str, sorted(_HERE.glob(_SUITES[verb][0])))
-            return _pytest([*files, "--durations=20", *rest])
+            return _pytest([*files, "--durations=20", *_OPTIONS.get(verb, ()), *rest])
         case "up":
             return asyncio.run(_up(options.count))
         case "ssh":

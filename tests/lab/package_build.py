@@ -8,6 +8,7 @@ The later version is the same package with another number inside and outside: wh
 
 from __future__ import annotations
 
+import fcntl
 import re
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from tests.lab import image
 BUILD_TIMEOUT_S: Final = 900.0
 _STEP_TIMEOUT_S = 120.0
 _DIRECTORY: Final = image.ROOT / "dist/lab"
+_LOCK: Final = image.ROOT / "dist/.lab.lock"
 _MODULES = "usr/lib/appliance/lib/python3.11"
 
 
@@ -35,13 +37,19 @@ class Package:
 
 
 def build() -> Package:
-    """The package of the last commit; built where there is none. What is not committed is not in it."""
+    """The package of the last commit; built where there is none. What is not committed is not in it.
+
+    Waits for a build under way in another process, which is bounded.
+    """
     commit = _run("git", "-C", image.ROOT, "rev-parse", "HEAD").strip()
     directory = _DIRECTORY / commit
-    if not (directory / "appliance").exists():
-        for old in _DIRECTORY.glob("*"):
-            shutil.rmtree(old)
-        _run(image.ROOT / "dev", "deb", "--output", directory, timeout_s=BUILD_TIMEOUT_S)
+    _LOCK.parent.mkdir(exist_ok=True)
+    with _LOCK.open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (directory / "appliance").exists():
+            for old in _DIRECTORY.glob("*"):
+                shutil.rmtree(old)
+            _run(image.ROOT / "dev", "deb", "--output", directory, timeout_s=BUILD_TIMEOUT_S)
     (path,) = directory.glob("appliance_*_amd64.deb")
     return Package(path, path.name.split("_")[1], directory / "appliance")
 

@@ -19,6 +19,7 @@ from tests.e2e.busybox import write_template
 from tests.lab import image, package_build
 from tests.lab.conftest import started_host
 from tests.lab.host import LabHost
+from tests.lab.image import HostImage
 from tests.lab.package_build import Package
 from tests.lab.packaged import DATA_DIR, PackagedHost, in_loop
 from tests.lab.variants import BARE
@@ -48,16 +49,21 @@ class Life:
 
 
 @pytest.fixture(scope="module")
-def package() -> Package:
+def bare_image() -> HostImage:
+    return in_loop(image.build(print, BARE))
+
+
+@pytest.fixture(scope="module")
+def package(bare_image: HostImage) -> Package:
+    """Asked for after the image: other modules have it built meanwhile."""
     return package_build.build()
 
 
 @pytest.fixture(scope="module")
-def life(package: Package, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
+def life(bare_image: HostImage, package: Package, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
     """A bare host, before anything is installed."""
-    host_image = in_loop(image.build(print, BARE))
     later = package_build.later(package, tmp_path_factory.mktemp("later"))
-    with started_host(LabHost(host_image)) as host:
+    with started_host(LabHost(bare_image)) as host:
         bare = PackagedHost(host)
         found = Life(bare, package, later)
         bare.apt("update")

@@ -24,6 +24,7 @@ from tests.lab.package_life import (
     NATIVE,
     QEMU,
     Life,
+    bare_image,
     ct_init,
     cut,
     installed,
@@ -38,7 +39,7 @@ from tests.lab.package_life import (
 )  # fmt: skip
 from tests.lab.packaged import ADMIN, DATA_DIR, PackagedHost, guest_run, in_loop
 
-__all__ = ["cut", "installed", "life", "package", "purged", "rebooted", "removed", "upgraded", "used"]
+__all__ = ["bare_image", "cut", "installed", "life", "package", "purged", "rebooted", "removed", "upgraded", "used"]
 """Fixtures: the phases."""
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 

@@ -14,7 +14,7 @@ from tests.lab.debian_root import DebianRoot
 from tests.lab.package_build import Package
 from tests.lab.packaged import in_loop
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 VERSION_LIMIT_S = 0.3
 LISTENS_LIMIT_S = 1.5

@@ -9,7 +9,7 @@ import pytest
 from tests.lab import package_build
 from tests.lab.package_build import Package
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from tests.lab.debian_system import DebianSystem
 from tests.lab.package_build import Package
 from tests.lab.packaged import in_loop
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 WATCHDOG_S = 6
 KEPT = "APPLIANCE_OPTIONS='--log-format plain'"
