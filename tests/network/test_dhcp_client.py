@@ -120,6 +120,12 @@ def has(guest: Guest, address: str) -> bool:
     return any(f" {address}/" in line and "tentative" not in line for line in lines)
 
 
+def remaining_s(guest: Guest) -> int:
+    """How long its address is valid still."""
+    lines = guest.run("ip", "-4", "address", "show", "eth0").splitlines()
+    return int(next(line.split()[1] for line in lines if "valid_lft" in line).removesuffix("sec"))
+
+
 def clients(guest: Guest) -> set[int]:
     """The processes of clients in the guest's network namespace."""
     found = set()
@@ -261,14 +267,24 @@ async def test_a_server_that_comes_later_is_found(confined: Guest, backend: Netw
     await backend.unplug(A)
 
 
+async def test_a_lease_is_renewed_long_before_it_ends(confined: Guest, backend: NetworkBackend, server: Server) -> None:
+    server.stop()
+    server.start("--dhcp-option=option:T1,3")  # when the client is to ask for more time; half of the lease otherwise
+    await backend.plug_ct(A, nic(ip="dhcp"), confined.netns)
+    await until(lambda: has(confined, GIVEN4), "the address")
+    looked_for, acknowledged = server.log().count("DHCPDISCOVER"), server.log().count("DHCPACK")
+    await until(lambda: server.log().count("DHCPACK") >= acknowledged + 2, "two renewals")
+    assert server.log().count("DHCPDISCOVER") == looked_for, "it was kept, not had anew"
+    assert LEASE_S - 10 <= remaining_s(confined) <= LEASE_S
+
+
 async def test_an_address_lives_no_longer_than_its_lease_without_its_client(
     confined: Guest, lab: Lab, backend: NetworkBackend, server: Server
 ) -> None:
     """The kernel itself counts down what dhcpcd set, so that an address is gone in time even with its client."""
     await backend.plug_ct(A, nic(ip="dhcp"), confined.netns)
     await until(lambda: has(confined, GIVEN4), "the address")
-    line = next(line for line in confined.run("ip", "address", "show", "eth0").splitlines() if "valid_lft" in line)
-    assert 0 < int(line.split()[1].removesuffix("sec")) <= LEASE_S
+    assert 0 < remaining_s(confined) <= LEASE_S
 
 
 async def test_what_cannot_be_is_said(
