@@ -58,7 +58,10 @@ class GuestAgent:
                         await writer.wait_closed()
         except (TimeoutError, OSError, EOFError) as error:
             raise GuestFault(f"{self._name}: QEMU guest agent is not running") from error
-        except (ValueError, asyncio.LimitOverrunError) as error:
+        except asyncio.LimitOverrunError as error:
+            limit = f"{ANSWER_LIMIT_BYTES >> 20} MiB"
+            raise GuestFault(f"{self._name}: the guest agent's answer is longer than {limit}") from error
+        except ValueError as error:
             raise GuestFault(f"{self._name}: the guest agent's answer is not understood") from error
 
     async def _talk(
@@ -75,7 +78,7 @@ class GuestAgent:
         await writer.drain()
         for _ in range(STALE_ANSWERS_LIMIT):
             await reader.readuntil(_SENTINEL)
-            if _answer(await reader.readline()).get("return") == sync_id:
+            if _answer(await reader.readuntil(b"\n")).get("return") == sync_id:
                 break
         else:  # without a bound it could hold the loop for as long as it has something to say
             raise ValueError("no answer to the synchronisation")
@@ -83,7 +86,7 @@ class GuestAgent:
         await writer.drain()
         if not answers:
             return {}
-        answer = _answer(await reader.readline())
+        answer = _answer(await reader.readuntil(b"\n"))
         if "return" in answer:
             return answer["return"]
         error = answer.get("error")

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
-from appliance.errors import GuestFault, Unsupported
+from appliance.errors import Conflict, GuestFault, NotFound, Unsupported
 from appliance.services.ports.running_guest import RunningGuest
 
 READ_LIMIT_BYTES = 16 << 20
 READ_CHUNK_BYTES = 1 << 20
 READS_LIMIT = 4 * READ_LIMIT_BYTES // READ_CHUNK_BYTES
 """An agent that answers a byte at a time must not keep a request busy for ever."""
+ABSENT = "absent"
+_NO_SUCH_FILE = ("No such file or directory", "The system cannot find the file specified")
+"""How an agent says ENOENT: its errors are text only (qga/commands-posix.c, commands-win32.c)."""
 
 
 @runtime_checkable
@@ -85,8 +89,8 @@ async def set_password(running: RunningGuest, username: str, password: str, *, c
 async def read_file(
     running: RunningGuest, path: str, *, offset: int = 0, limit_bytes: int = READ_LIMIT_BYTES
 ) -> tuple[bytes, bool]:
-    """`limit_bytes` of a file in the guest from `offset` on, and whether there is more."""
-    handle = await ask(running, "file-open", {"path": path, "mode": "rb"})
+    """`limit_bytes` of a file in the guest from `offset` on, and whether there is more. Raises `NotFound`."""
+    handle = await _open(running, path, "rb")
     content = bytearray()
     try:
         if offset:
@@ -105,13 +109,37 @@ async def read_file(
         await ask(running, "file-close", {"handle": handle})
 
 
-async def write_file(running: RunningGuest, path: str, content: bytes) -> None:
-    """Replace a file in the guest."""
-    handle = await ask(running, "file-open", {"path": path, "mode": "wb"})
+async def write_file(running: RunningGuest, path: str, content: bytes, *, expected: str = "") -> None:
+    """Replace a file in the guest. `expected` is its SHA-256 before, "absent", or "" when it does not matter.
+
+    Raises `Conflict` when it is not as expected. The agent cannot hold anybody off meanwhile: what is written inside
+    between the look and the writing is lost.
+    """
+    if expected and await _digest(running, path) != expected:
+        raise Conflict(f"vm {running.guest_id}: {path}: the file has been changed by somebody else")
+    handle = await _open(running, path, "wb")
     try:
         await ask(running, "file-write", {"handle": handle, "buf-b64": base64.b64encode(content).decode()})
     finally:
         await ask(running, "file-close", {"handle": handle})
+
+
+async def _open(running: RunningGuest, path: str, mode: str) -> object:
+    try:
+        return await ask(running, "file-open", {"path": path, "mode": mode})
+    except GuestFault as error:
+        if any(words in error.message for words in _NO_SUCH_FILE):
+            raise NotFound(f"vm {running.guest_id}: {path}") from error
+        raise
+
+
+async def _digest(running: RunningGuest, path: str) -> str:
+    """The file's SHA-256, "absent", or "" for one that is larger than what can be read at once."""
+    try:
+        content, more = await read_file(running, path)
+    except NotFound:
+        return ABSENT
+    return "" if more else hashlib.sha256(content).hexdigest()
 
 
 def _object(running: RunningGuest, answer: object) -> dict[str, object]:

@@ -24,7 +24,7 @@ from tests.fakes.services import NODE, FakeTasks
 
 
 class AgentVm:
-    """A running VM whose agent gives prepared answers and remembers what it was asked."""
+    """A running VM whose agent gives prepared answers, or raises them, and remembers what it was asked."""
 
     def __init__(self, guest_id: int) -> None:
         self.guest_id = GuestId(guest_id)
@@ -36,7 +36,10 @@ class AgentVm:
     async def agent(self, command: str, **arguments: object) -> object:
         self.asked.append((command, arguments))
         answers = self.answers.get(command, [{}])
-        return answers.pop(0) if len(answers) > 1 else answers[0]
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 @dataclass(slots=True)

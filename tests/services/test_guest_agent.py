@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from typing import cast
 
 import pytest
 
-from appliance.errors import GuestFault, Unsupported
+from appliance.errors import Conflict, GuestFault, NotFound, Unsupported
 from appliance.services import guest_agent
 from appliance.services.ports.running_guest import RunningGuest
 from tests.fakes.guests import AgentVm
@@ -47,6 +48,38 @@ async def test_answers_that_make_no_sense_are_the_guests_fault(answer: list[obje
     _, running = vm_with(file_open=[7], file_read=answer)
     with pytest.raises(GuestFault):
         await guest_agent.read_file(running, "/etc/motd")
+
+
+NO_SUCH_FILE = GuestFault(
+    "vm 100: guest agent: guest-file-open: failed to open file '/x' (mode: 'rb'): No such file or directory"
+)
+
+
+async def test_a_file_that_is_not_there_is_not_the_guests_fault() -> None:
+    _, running = vm_with(file_open=[NO_SUCH_FILE])
+    with pytest.raises(NotFound, match="vm 100: /x does not exist"):
+        await guest_agent.read_file(running, "/x")
+    _, running = vm_with(file_open=[GuestFault("vm 100: guest agent: guest-file-open: Permission denied")])
+    with pytest.raises(GuestFault, match="Permission denied"):
+        await guest_agent.read_file(running, "/x")
+
+
+async def test_a_file_is_replaced_only_if_it_is_what_it_was_when_it_was_read() -> None:
+    was = hashlib.sha256(b"one").hexdigest()
+    vm, running = vm_with(file_open=[7], file_read=[piece(b"one", eof=True)])
+    await guest_agent.write_file(running, "/x", b"two", expected=was)
+    assert ("file-write", {"handle": 7, "buf-b64": "dHdv"}) in vm.asked
+    vm, running = vm_with(file_open=[7], file_read=[piece(b"theirs", eof=True)])
+    for expected in (was, "absent"):
+        with pytest.raises(Conflict, match="changed by somebody else"):
+            await guest_agent.write_file(running, "/x", b"two", expected=expected)
+    assert "file-write" not in [command for command, _ in vm.asked]
+
+
+async def test_a_new_file_is_written_where_there_is_none() -> None:
+    vm, running = vm_with(file_open=[NO_SUCH_FILE, 7])
+    await guest_agent.write_file(running, "/x", b"new", expected="absent")
+    assert vm.asked[1] == ("file-open", {"path": "/x", "mode": "wb"})
 
 
 async def test_an_engine_without_an_agent_channel_says_so() -> None:

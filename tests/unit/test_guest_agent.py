@@ -85,3 +85,9 @@ async def test_without_a_socket_the_agent_is_not_running(tmp_path: Path) -> None
         await GuestAgent(partial(asyncio.open_unix_connection, str(tmp_path / "none")), name="vm 100").execute(
             "guest-ping", {}
         )
+
+
+async def test_an_answer_that_is_too_long_is_said_to_be() -> None:
+    async with guest_with(lambda _: b"x" * (ANSWER_LIMIT_BYTES + 9) + b"\n") as agent:
+        with pytest.raises(GuestFault, match="vm 100: the guest agent's answer is longer than 4 MiB"):
+            await agent.execute("guest-exec-status", {"pid": 7})

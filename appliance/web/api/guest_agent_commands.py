@@ -20,6 +20,7 @@ from appliance.web.registry import LOGGED_IN, Allow, Call, GuestParams, PveBool,
 
 UNRESTRICTED = "VM.GuestAgent.Unrestricted"
 SHUTDOWN_COMMANDS = ("shutdown", "suspend-disk", "suspend-hybrid", "suspend-ram")
+CONTENT_LIMIT = 61_440
 FilePath = Annotated[str, Meta(min_length=1, max_length=4096, description="path inside the guest")]
 
 
@@ -65,8 +66,11 @@ class WriteFileParams(GuestParams, kw_only=True):
     """Which file, with what."""
 
     file: FilePath
-    content: Annotated[str, Meta(max_length=61440, extra=UNLOGGED)]
+    content: Annotated[str, Meta(max_length=CONTENT_LIMIT, extra=UNLOGGED)]
     encode: Annotated[PveBool, Meta(description="`content` is text; else it is base64 already")] = True
+    expected: Annotated[
+        str, Meta(pattern=r"^([0-9a-f]{64}|absent)$", description="refuse unless this is its SHA-256 before")
+    ] | None = None  # fmt: skip
 
 
 class FileContent(msgspec.Struct, kw_only=True):
@@ -176,9 +180,9 @@ def _declare_programs_and_files(api: Resource) -> None:
 
     @api.post(f"{base}/file-write", summary="Guest agent: write a file", allow=allow("VM.GuestAgent.FileWrite"))
     async def write_file(call: Call, params: WriteFileParams) -> None:
-        """The file is replaced."""
+        """The file is replaced; with `expected` only if nobody has changed it."""
         content = params.content.encode() if params.encode else _from_base64(params.content)
-        await guest_agent.write_file(_running(call, params.vmid), params.file, content)
+        await guest_agent.write_file(_running(call, params.vmid), params.file, content, expected=params.expected or "")
 
 
 def _from_base64(text: str) -> bytes:

@@ -71,6 +71,16 @@ async def test_a_file_is_written_from_base64(site: GuestSite, vm: AgentVm) -> No
     assert (answer.status, "content" in answer.errors) == (400, True)
 
 
+async def test_a_file_that_has_changed_is_not_overwritten(site: GuestSite, vm: AgentVm) -> None:
+    vm.answers["file-read"] = [{"count": 2, "buf-b64": "aGk=", "eof": True}]
+    answer = await site.call("POST", f"{AGENT}/file-write", {"file": "/x", "content": "mine", "expected": "absent"})
+    assert (answer.status, "changed by somebody else" in answer.reason) == (409, True)
+    assert "file-write" not in [command for command, _ in vm.asked]
+    assert (
+        await site.call("POST", f"{AGENT}/file-write", {"file": "/x", "content": "", "expected": "X"})
+    ).status == 400
+
+
 async def test_whether_file_systems_are_frozen_is_known_to_who_may_freeze_them(site: GuestSite, vm: AgentVm) -> None:
     assert (await site.call("POST", f"{AGENT}/fsfreeze-status", user="eve@pve")).status == 403
     site.grant("/vms/100", "VM.GuestAgent.FileSystemMgmt")
