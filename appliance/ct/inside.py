@@ -6,7 +6,8 @@ could. Then it resolves each path as the container would, and never outside (ope
 ROOT_FD, magic links refused). Only regular files are opened, devices and FIFOs never; a file is written beside its place
 and renamed into it, so that a reader sees the old one or the new one.
 
-    read PATH OFFSET LIMIT                    a line of JSON about it, then the bytes; of a directory the names are in it
+    read PATH OFFSET LIMIT                    a line of JSON about it, then the bytes; of a directory the names are in it,
+                                              of a symbolic link, which is followed, what it says
     write PATH MODE UID GID PARENTS EXPECTED  the bytes come from stdin; MODE, UID, GID -1: as the file it replaces, else
                                               0644 and root. EXPECTED: its SHA-256 before, "absent", or "" for no matter
 
@@ -102,6 +103,7 @@ def read(root: int, path: str, offset: int, limit: int) -> None:
     """Tell and copy to stdout."""
     fd = open_file(root, path)
     answer = describe(fd)
+    answer["target"] = _target(root, path)
     if answer["type"] == "directory":
         answer["entries"], answer["more"] = _entries(fd)
     out = sys.stdout.buffer
@@ -112,6 +114,17 @@ def read(root: int, path: str, offset: int, limit: int) -> None:
             out.write(data)
             limit -= len(data)
     out.flush()
+
+
+def _target(root: int, path: str) -> str:
+    """What the symbolic link at `path` says; "" of anything else."""
+    with suppress(OSError):
+        link = open_in(root, path, os.O_PATH | os.O_NOFOLLOW)
+        try:
+            return os.readlink("", dir_fd=link)
+        finally:
+            os.close(link)
+    return ""
 
 
 def _entries(fd: int) -> tuple[list[dict[str, object]], bool]:

@@ -395,7 +395,8 @@ class ExecRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileInfo:
-    """A file or directory in a container. Ids are the container's own; `entries` of a directory, `more` when cut off."""
+    """A file or directory in a container. Ids are the container's own; `entries` of a directory, `more` when cut off.
+    `target` is what the symbolic link says by which it was found; "" without one."""
 
     type: str  # "file" or "directory"
     size: int = 0
@@ -403,6 +404,7 @@ class FileInfo:
     uid: int = 0
     gid: int = 0
     mtime: int = 0
+    target: str = ""
     entries: tuple[Mapping[str, object], ...] | None = None
     more: bool = False
 

@@ -167,6 +167,16 @@ async def test_editing_keeps_owner_and_mode_and_notices_what_others_wrote(host: 
     await guest.stop()
 
 
+async def test_a_symbolic_link_is_followed_and_said_to_be_one(host: Host) -> None:
+    guest = await host.start()
+    await run(guest, "sh", "-c", "echo here > /etc/real; busybox ln -s real /etc/link; busybox ln -s etc /elsewhere")
+    for path, target in (("/etc/link", "real"), ("/etc/real", ""), ("/elsewhere", "etc"), ("/elsewhere/real", "")):
+        async with guest.files.read(path) as (info, _):
+            assert info.target == target
+    assert await content_of(guest, "/etc/link") == b"here\n"
+    await guest.stop()
+
+
 async def test_a_privileged_container_s_root_is_ours_and_its_paths_are_still_its_own(
     host: Host, tmp_path: Path
 ) -> None:

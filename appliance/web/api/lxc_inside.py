@@ -91,7 +91,8 @@ class Entry(msgspec.Struct, kw_only=True):
 
 
 class Info(msgspec.Struct, kw_only=True):
-    """A file or directory; ids are those inside. `more`: the directory holds more than is listed."""
+    """A file or directory; ids are those inside. `more`: the directory holds more than is listed. `target`: the path is a
+    symbolic link that says this; writing to it replaces the link."""
 
     type: str
     size: int
@@ -99,6 +100,7 @@ class Info(msgspec.Struct, kw_only=True):
     uid: int
     gid: int
     mtime: int
+    target: str | None = None
     entries: list[Entry] | None = None
     more: bool | None = None
 
@@ -244,6 +246,11 @@ def _split(text: str) -> tuple[str, str]:
     return name, value
 
 
+def _text(name: str) -> str:
+    """Bytes of a name that are no UTF-8 are replaced: JSON cannot say them."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def _reply(info: FileInfo) -> dict[str, object]:
     return {
         "type": info.type,
@@ -252,6 +259,9 @@ def _reply(info: FileInfo) -> dict[str, object]:
         "uid": info.uid,
         "gid": info.gid,
         "mtime": info.mtime,
-        "entries": None if info.entries is None else list(info.entries),
+        "target": _text(info.target) or None,
+        "entries": None
+        if info.entries is None
+        else [{**entry, "name": _text(str(entry["name"]))} for entry in info.entries],
         "more": True if info.more else None,
     }
