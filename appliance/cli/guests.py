@@ -108,17 +108,17 @@ def run(context: Context, word: str, arguments: Arguments) -> None:
         print("\n".join(overview(word)))
         return
     name = arguments.positional.pop(0)
-    if word == "ct" and name in INSIDE:
+    if name in INSIDE[word]:
         from appliance.cli import inside
 
-        inside.run(context, name, arguments)
+        inside.run(context, word, name, arguments)
         return
     verb = VERBS.get(name)
     if verb is not None and verb.only not in ("", word):
         whose = {"vm": "virtual machines", "ct": "containers"}[verb.only]
         raise CliError(f"{name} is for {whose} only", Exit.USAGE)
     if verb is None:
-        known = [*_names(word), *(INSIDE if word == "ct" else ())]
+        known = [*_names(word), *INSIDE[word]]
         near = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]}?" if near else f"see appliance {word} --help"
         raise CliError(f"unknown verb {name}; {hint}", Exit.USAGE)
@@ -175,9 +175,8 @@ def overview(word: str) -> Iterator[str]:
     for name in _names(word):
         left = " ".join([name, *(part.upper() for part in VERBS[name].positional)])
         yield f"  {left:<35}{VERBS[name].summary}"
-    if word == "ct":
-        for name, summary in INSIDE.items():
-            yield f"  {name + ' VMID …':<35}{summary}"
+    for name, summary in INSIDE[word].items():
+        yield f"  {name + ' VMID …':<35}{summary}"
     yield ""
     yield f"A verb's own help lists its parameters: appliance {word} create --help"
     yield ""

@@ -1,4 +1,7 @@
-"""`appliance ct exec|push|pull|edit|enter`: programs, files and a shell in a running container, over the API."""
+"""`appliance ct exec|push|pull|edit|enter`: programs, files and a shell in a running container, over the API.
+
+Those of a virtual machine are its agent's: `agent.py`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlencode
 
+from appliance.cli import agent
 from appliance.cli.arguments import Arguments
 from appliance.cli.context import Context
 from appliance.cli.errors import CliError, Exit
@@ -25,23 +29,29 @@ NODE = "/nodes/localhost/lxc"
 INPUT_LIMIT_BYTES = 4 << 20
 
 
-def run(context: Context, name: str, arguments: Arguments) -> None:
-    """One of the verbs. Raises `CliError`; `SystemExit` with a program's own status."""
+def run(context: Context, word: str, name: str, arguments: Arguments) -> None:
+    """One of the verbs of "ct" or "vm". Raises `CliError`; `SystemExit` with a program's own status."""
     if arguments.wants_help:
-        print(f"usage: {USAGE[name]}\n\n{SUMMARY[name][0].upper()}{SUMMARY[name][1:]}.")
+        summary = SUMMARY[word][name]
+        print(f"usage: {USAGE[word][name]}\n\n{summary[0].upper()}{summary[1:]}.")
         return
     verbs: dict[str, Callable[[Context, Arguments], None]] = {
         "exec": _exec, "push": _push, "pull": _pull, "edit": _edit, "enter": _enter,
     }  # fmt: skip
+    of_agent: dict[str, Callable[[Context, Arguments], None]] = {
+        "exec": agent.execute,
+        "push": lambda context, arguments: agent.push(context, *_take(arguments, "push", 3, word="vm")),
+        "pull": lambda context, arguments: agent.pull(context, *_take(arguments, "pull", 3, word="vm")),
+    }
     try:
-        verbs[name](context, arguments)
+        (verbs if word == "ct" else of_agent)[name](context, arguments)
     except OSError as error:
         raise CliError(f"{error.filename or name}: {error.strerror}", Exit.FAILED) from error
 
 
 def _exec(context: Context, arguments: Arguments) -> None:
     if len(arguments.positional) < 2:
-        raise CliError(f"usage: {USAGE['exec']}", Exit.USAGE)
+        raise CliError(f"usage: {USAGE['ct']['exec']}", Exit.USAGE)
     vmid, *command = arguments.positional
     form: list[tuple[str, str]] = [("command", word) for word in command]
     params = dict(arguments.params)
@@ -136,9 +146,9 @@ def _enter(context: Context, arguments: Arguments) -> None:
     attach(context.api, f"{NODE}/{vmid}", {"cmd": "shell"})
 
 
-def _take(arguments: Arguments, name: str, count: int) -> list[str]:
+def _take(arguments: Arguments, name: str, count: int, *, word: str = "ct") -> list[str]:
     if len(arguments.positional) != count:
-        raise CliError(f"usage: {USAGE[name]}", Exit.USAGE)
+        raise CliError(f"usage: {USAGE[word][name]}", Exit.USAGE)
     _id(arguments.positional[0])
     return arguments.positional
 
