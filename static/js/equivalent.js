@@ -8,7 +8,7 @@ const VERBS = { GET: "get", POST: "create", PUT: "set", DELETE: "delete" };
 const SECRET = /password|secret|totp|^value$/i;
 const HIDDEN = new Set(["digest"]);
 
-const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`);
+export const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`);
 
 function shownParams(params) {
   return Object.entries(params)
@@ -31,6 +31,11 @@ export function apiCall(method, path, params) {
 export function add(form) {
   const body = form.querySelector(".dialog-body, .form-body");
   if (!body || !form.dataset.api || body.querySelector(".equivalent")) return;
+  attach(form, body, () => said(form));
+}
+
+/** The same for a form whose call is not made of its fields alone: `lines()` gives { cli, call }. */
+export function attach(form, body, lines) {
   const details = document.createElement("details");
   details.className = "disclosure equivalent";
   details.dataset.keep = "";
@@ -40,7 +45,7 @@ export function add(form) {
   const error = body.querySelector("[data-form-error]");
   if (error) error.before(details);
   else body.append(details);
-  const update = () => details.open && write(form, details);
+  const update = () => details.open && write(details, lines());
   details.addEventListener("toggle", update);
   form.addEventListener("input", update);
   form.addEventListener("change", update);
@@ -60,13 +65,17 @@ function line(kind, label) {
   return box;
 }
 
-function write(form, details) {
+function said(form) {
   const [method, path] = target(form);
   const { requests, before = [] } = compose(form);
   const calls = [...before, ...requests.map((params) => [method, path, params])];
   const each = (words) => calls.map((one) => words(...one)).join("\n");
-  details.querySelector("[data-equivalent=cli]").textContent = each(commandLine);
-  details.querySelector("[data-equivalent=call]").textContent = each(apiCall);
+  return { cli: each(commandLine), call: each(apiCall) };
+}
+
+function write(details, { cli, call }) {
+  details.querySelector("[data-equivalent=cli]").textContent = cli;
+  details.querySelector("[data-equivalent=call]").textContent = call;
 }
 
 export async function copy(text) {

@@ -3,6 +3,7 @@
 
 import { call } from "./api.js";
 import { follow, onData } from "./live.js";
+import { size } from "./text.js";
 import { t } from "./words.js";
 
 const HEIGHT = 150;
@@ -11,20 +12,11 @@ const STEPS_S = { hour: 60, day: 60, week: 1800, month: 1800, year: 21600 };
 const SPANS_S = { hour: 3600, day: 86400, week: 7 * 86400, month: 31 * 86400, year: 366 * 86400 };
 const LIVE = new Set(["hour", "day"]);
 const COLOURS = ["--accent", "--graph-2", "--graph-3"];
-const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 
 const percent = (value) => (value == null ? "–" : `${(value * 100).toFixed(value < 0.0995 ? 1 : 0)} %`);
 const share = (value) => (value == null ? "–" : `${value.toFixed(value < 9.95 ? 1 : 0)} %`);
 const plain = (value) => (value == null ? "–" : value.toFixed(2));
 const perSecond = (value) => (value == null ? "–" : `${size(value)}/s`);
-
-function size(value) {
-  if (value == null) return "–";
-  let unit = 0;
-  let amount = value;
-  while (Math.abs(amount) >= 1023.5 && unit < UNITS.length - 1) [amount, unit] = [amount / 1024, unit + 1];
-  return `${unit === 0 || amount >= 99.95 ? amount.toFixed(0) : amount.toFixed(1)} ${UNITS[unit]}`;
-}
 
 const line = (name, word, extra = {}) => ({ name, word, ...extra });
 const BINARY = Array.from({ length: 60 }, (_, power) => 2 ** power); // ticks of sizes: 512 MiB, 1 GiB …

@@ -14,7 +14,7 @@ from appliance.errors import ApplianceError, NotFound, PermissionDenied
 from appliance.model.guest import GuestKind
 from appliance.services import ct_interfaces, guest_agent
 from appliance.services.ports.running_guest import RunningGuest
-from appliance.web.pages import contexts
+from appliance.web.pages import contexts, reach
 from appliance.web.pages.contexts import Context
 from appliance.web.pages.guest_tabs import is_up
 from appliance.web.pages.viewer import Viewer
@@ -22,6 +22,7 @@ from appliance.web.pages.visit import Visit, visited
 
 ROWS_LIMIT = 64
 TEXT_LIMIT = 120
+PATH_LIMIT = 4096
 UNRESTRICTED = "VM.GuestAgent.Unrestricted"
 AGENT_PRIVILEGES = ("VM.GuestAgent.Audit", UNRESTRICTED)
 
@@ -88,6 +89,17 @@ async def edit_password(visit: Visit) -> web.StreamResponse:
         "user": viewer.services.guests.config(guest.guest_id)[0].get("ciuser", ""),
     }
     return await visit.part("dialogs/guest_password.html", context)
+
+
+@visited
+async def upload(visit: Visit) -> web.StreamResponse:
+    """GET /dialogs/guest/{vmid}/upload?path=DIRECTORY: a file of the reader's into the guest."""
+    viewer, guest_id = visit.viewer, visit.number("vmid")
+    guest = viewer.guest(guest_id)
+    if not reach.rights(viewer, guest_id).write:
+        raise PermissionDenied(f"You need VM.GuestAgent.FileWrite on /vms/{guest_id} for this.")
+    directory = visit.request.query.get("path", "")[:PATH_LIMIT]
+    return await visit.part("dialogs/guest_upload.html", {"guest": guest, "directory": directory or "/"})
 
 
 async def _ask_agent(running: RunningGuest) -> tuple[Sequence[Interface], Sequence[FileSystem]]:

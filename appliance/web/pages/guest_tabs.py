@@ -10,20 +10,24 @@ from appliance.model.guest import GuestId, GuestKind, GuestState
 from appliance.services import guest_config
 from appliance.services.guest_config import applications
 from appliance.services.permissions import levels
-from appliance.web.pages import backups, contexts, hardware, notes
+from appliance.web.api.guest_agent_commands import CONTENT_LIMIT
+from appliance.web.pages import backups, contexts, hardware, notes, reach
 from appliance.web.pages.contexts import Context
 from appliance.web.pages.hardware import Tab
 from appliance.web.pages.viewer import Viewer
 
 TABS: Final[Mapping[GuestKind, Sequence[str]]] = {
     GuestKind.QEMU: (
-        "summary", "console", "display", "hardware", "cloudinit", "options", "snapshots", "backups", "permissions", "tasks",
+        "summary", "console", "display", "inside", "hardware", "cloudinit", "options", "snapshots", "backups", "permissions",
+        "tasks",
     ),
-    GuestKind.LXC: ("summary", "logs", "console", "hardware", "options", "snapshots", "backups", "permissions", "tasks"),
+    GuestKind.LXC: (
+        "summary", "logs", "console", "inside", "hardware", "options", "snapshots", "backups", "permissions", "tasks",
+    ),
 }  # fmt: skip
 TAB_WORDS: Final[Mapping[str, str]] = {
     "summary": "Summary", "logs": "Logs",
-    "console": "Console", "display": "Display", "hardware": "Hardware", "cloudinit": "Cloud-init",
+    "console": "Console", "display": "Display", "inside": "Inside", "hardware": "Hardware", "cloudinit": "Cloud-init",
     "options": "Options", "snapshots": "Snapshots", "backups": "Backups", "permissions": "Permissions", "tasks": "Tasks",
 }  # fmt: skip
 CONTAINER_HARDWARE = "Resources"
@@ -86,6 +90,8 @@ def tabs(viewer: Viewer, guest_id: int) -> Sequence[tuple[str, str]]:
     found = [name for name in TABS[guest.kind] if may_look or name not in ("console", "display", "logs")]
     if "logs" in found and not is_application(viewer, guest_id):
         found.remove("logs")
+    if guest.template or not reach.rights(viewer, guest_id).any:
+        found.remove("inside")
     words = {**TAB_WORDS, "hardware": CONTAINER_HARDWARE} if guest.kind is GuestKind.LXC else TAB_WORDS
     return [(name, words[name]) for name in found]
 
@@ -254,6 +260,11 @@ async def _permissions(viewer: Viewer, guest_id: int) -> Context:
     }
 
 
+async def _inside(viewer: Viewer, guest_id: int) -> Context:
+    limits = {"write_limit": CONTENT_LIMIT, "show_limit": reach.FILE_LIMIT_BYTES}
+    return {**reach.now(viewer, guest_id), "may": reach.rights(viewer, guest_id), **limits}
+
+
 async def _console(viewer: Viewer, guest_id: int) -> Context:
     return {"consoles": consoles(viewer, guest_id)}
 
@@ -288,4 +299,5 @@ _PARTS: Final[Mapping[str, Callable[[Viewer, int], Awaitable[Context]]]] = {
     "backups": _backups,
     "permissions": _permissions,
     "console": _console,
+    "inside": _inside,
 }
