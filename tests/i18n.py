@@ -26,6 +26,7 @@ from appliance.web.pages import (
     language,
     oci,
     render,
+    value_words,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,6 +57,7 @@ def tables() -> list[str]:
         guest_tabs.CONTAINER_HARDWARE,
         *render.TASK_WORDS.values(),
         *areas.words(),
+        *value_words.words(),
     ]
     words += [name for name, _, _ in hardware.FORMS.values()] + [
         *forms.PART_LABELS.values(),

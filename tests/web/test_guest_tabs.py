@@ -58,6 +58,14 @@ def test_a_form_carries_what_only_the_appliance_writes() -> None:
     assert "file" not in parts
 
 
+def test_an_operating_system_is_called_by_its_name_where_it_is_shown_and_chosen() -> None:
+    rows = hardware.rows(VM, Tab.OPTIONS, {"ostype": "l26"}, [Pending("ostype", "win11", "l26")], contexts.label_of)
+    assert [(row.value, row.waits) for row in rows if row.key == "ostype"] == [("Linux 2.6+", "Windows 11/2022/2025")]
+    for kind in GuestKind:
+        (each,) = forms.inputs_of(kind, "ostype", "", choices={}, label_of=contexts.label_of)
+        assert not [(value, word) for value, word in each.choices if value == word], "a code has no name"
+
+
 def test_a_password_is_never_put_into_a_form() -> None:
     (each,) = forms.inputs_of(VM, "cipassword", "$6$secret", choices={}, label_of=contexts.label_of)
     assert (each.kind, each.value) == ("password", "")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
 from appliance.model.guest import GuestKind, GuestState
 from appliance.model.volume import ContentType
+from appliance.web.pages.creation import CREATED_WITH
+from appliance.web.pages.value_words import value_word
 from tests.fakes.house import CODE, HOSTILE, PASSWORD, WITH_SECOND_FACTOR, HouseAccess
 from tests.web.conftest import Site
 
@@ -120,6 +123,15 @@ async def test_what_does_not_exist_is_a_page_that_says_so(house: Site) -> None:
     await read(house, "/guests/100/nonsense", status=404)
     await read(house, "/storage/other", status=404)
     await read(house, "/dialogs/guest/100/edit/..%2f..", status=404)
+
+
+async def test_the_dialog_for_a_vm_says_what_it_sends_where_nothing_is_chosen(house: Site, repository: Path) -> None:
+    page = await read(house, "/dialogs/create-vm")
+    script = (repository / "static" / "js" / "compose.js").read_text()
+    for name, value in CREATED_WITH.items():
+        assert f'params.{name.partition(".")[0]} ??= "{value}"' in script
+        word = value_word(name, value)
+        assert re.search(rf'name="_{re.escape(name)}".*?<option value="" selected>Default \({re.escape(word)}\)<', page)
 
 
 async def log_in(house: Site, **fields: str) -> tuple[int, str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from aiohttp import web
@@ -30,6 +31,8 @@ SECTIONS: Final[Mapping[GuestKind, Sequence[tuple[str, Sequence[str]]]]] = {
         ("Options", ("tags", "onboot", "startup", "protection", "description")),
     ),
 }
+CREATED_WITH: Final[Mapping[str, str]] = {"ostype": "l26", "machine.type": "q35", "scsihw": "virtio-scsi-pci"}
+"""What the dialog for a VM sends where nothing was chosen (`static/js/compose.js`), other than the API's defaults."""
 
 
 @visited
@@ -72,4 +75,12 @@ def _inputs(kind: GuestKind, keys: Sequence[str], choices: forms.Choices) -> Seq
         known = guest_config.key_table(kind).find(key)
         if known is not None and known.supported:
             found += forms.inputs_of(kind, key, "", choices=choices, label_of=contexts.label_of)
-    return found
+    return [_as_created(each) for each in found] if kind is GuestKind.QEMU else found
+
+
+def _as_created(each: Input) -> Input:
+    """The input with the default it has in this dialog."""
+    if each.name not in CREATED_WITH:
+        return each
+    words = dict(each.choices)
+    return replace(each, choices=[("", f"Default ({words[CREATED_WITH[each.name]]})"), *each.choices[1:]])

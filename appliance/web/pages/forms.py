@@ -17,6 +17,7 @@ from appliance.services.guest_config.schema import ConfigKey
 from appliance.services.guest_config.values import Value, ValueType
 from appliance.web.pages import app_forms
 from appliance.web.pages.app_forms import HealthParts, PortRow
+from appliance.web.pages.value_words import value_word
 
 Choices = Mapping[str, Sequence[tuple[str, str]]]
 """What an input offers, by "key.part" or key of its family: "net.bridge" → (value, words)."""
@@ -182,12 +183,9 @@ def _input(key: str, part: str, schema: Value, text: str, label: str, given: Seq
             step = "1" if schema.type is ValueType.INTEGER else "any"
             return replace(common, kind="number", minimum=schema.minimum, maximum=schema.maximum, step=step)
     if options := schema.works or schema.choices:
-        words = [(option, option) for option in options]
-        return replace(
-            common,
-            kind="select",
-            choices=[("", f"Default ({schema.default})" if schema.default else "Default"), *words],
-        )
+        words = [(option, value_word(part or key, option)) for option in options]
+        unset = f"Default ({value_word(part or key, schema.default)})" if schema.default else "Default"
+        return replace(common, kind="select", choices=[("", unset), *words])
     return common
 
 

@@ -21,6 +21,7 @@ from appliance.services.guest_config.schema import ConfigKey
 from appliance.services.guest_config.values import Value, ValueType
 from appliance.services.guest_config.vm_devices import DISK_BUSES
 from appliance.web.pages import app_forms
+from appliance.web.pages.value_words import value_word
 
 
 class Tab(StrEnum):
@@ -270,13 +271,13 @@ def _has_parts(key: ConfigKey) -> bool:
 def _default(key: ConfigKey) -> str:
     if not isinstance(key.value, Value) or not key.value.default:
         return ""
-    return _plain(key.value, key.value.default)
+    return _plain(key.name, key.value, key.value.default)
 
 
-def _plain(value: Value, text: str) -> str:
+def _plain(name: str, value: Value, text: str) -> str:
     if value.type is ValueType.BOOLEAN:
         return {"1": "Yes", "0": "No"}.get(text, text)
-    return text
+    return value_word(name, text)
 
 
 def _description(kind: GuestKind, name: str) -> str:
@@ -306,7 +307,7 @@ def _summary(kind: GuestKind, name: str, texts: Mapping[str, str]) -> str:
     text = texts.get(name, "")
     key = guest_config.key_table(kind).find(name)
     if key is not None and isinstance(key.value, Value):
-        return _plain(key.value, text)
+        return _plain(name, key.value, text)
     return _property_words(kind, name, text)
 
 
