@@ -118,7 +118,10 @@ async def test_a_viewer_sees_only_the_guests_and_storages_they_may(house: Site) 
 
 
 async def test_what_does_not_exist_is_a_page_that_says_so(house: Site) -> None:
-    assert "999 does not exist" in await read(house, "/guests/999", status=404)
+    html = await read(house, "/guests/999", status=404)
+    assert '<p dir="auto">Guest 999 does not exist.</p>' in html
+    assert "data-palette" in html[html.index("Not found") :]
+    assert 'href="/overview"' in html[html.index("Not found") :]
     await read(house, "/guests/abc", status=404)
     await read(house, "/guests/100/nonsense", status=404)
     await read(house, "/storage/other", status=404)
@@ -132,6 +135,17 @@ async def test_the_dialog_for_a_vm_says_what_it_sends_where_nothing_is_chosen(ho
         assert f'params.{name.partition(".")[0]} ??= "{value}"' in script
         word = value_word(name, value)
         assert re.search(rf'name="_{re.escape(name)}".*?<option value="" selected>Default \({re.escape(word)}\)<', page)
+
+
+async def test_an_address_without_a_page_is_an_error_to_programs_and_a_page_to_browsers(house: Site) -> None:
+    async with house.client.get("/nowhere") as reply:
+        assert (reply.status, reply.content_type) == (404, "application/json")
+    headers = house.as_user() | {"Accept": "text/html"}
+    async with house.client.get("/<b>nowhere", headers=headers) as reply:
+        assert reply.status == 404
+        assert "Page &#39;/&lt;b&gt;nowhere&#39; does not exist." in await reply.text()
+    async with house.client.get("/nowhere", headers={"Accept": "text/html"}, allow_redirects=False) as reply:
+        assert (reply.status, reply.headers["Location"]) == (303, "/login?next=%2Fnowhere")
 
 
 async def log_in(house: Site, **fields: str) -> tuple[int, str, str]:

@@ -124,4 +124,5 @@ def routes() -> list[web.RouteDef]:
         web.get("/dialogs/access/delete/{kind}", access_dialogs.delete),
         web.post("/forms/check", checks.check),
         web.get("/ws/page", page.serve),
+        web.get("/{address:.*}", places.show_nothing),
     ]

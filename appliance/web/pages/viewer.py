@@ -113,7 +113,10 @@ class Viewer:
     def guest(self, guest_id: int) -> GuestView:
         """One guest. Raises `PermissionDenied` before `NotFound`: who may not see it does not learn whether it exists."""
         self._require(f"/vms/{guest_id}", "VM.Audit")
-        return self.services.guests.get(GuestId(guest_id))
+        try:
+            return self.services.guests.get(GuestId(guest_id))
+        except NotFound as error:
+            raise NotFound(f"guest {guest_id}") from error  # an address does not say whether it was a VM
 
     def rights(self, guest_id: int) -> GuestRights:
         """What buttons to show for a guest."""

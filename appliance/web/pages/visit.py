@@ -36,7 +36,7 @@ class Visit:
         """A number in the path. Raises `NotFound`."""
         text = self.request.match_info[name]
         if not text.isdecimal() or len(text) > 9:
-            raise NotFound(f"guest {text[:40]}")
+            raise NotFound(f"guest '{text[:40]}'")
         return int(text)
 
     async def page(
@@ -107,13 +107,18 @@ def words(error: ApplianceError) -> str:
     return "; ".join(error.errors.values()) if isinstance(error, InvalidParameter) else error.message
 
 
+def sentence(text: str) -> str:
+    """A message of the API as a sentence: a capital letter before it, a full stop after it."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
 async def _problem(visit: Visit, error: ApplianceError) -> web.Response:
     status = int(error.status)
     if visit.is_part:
-        response = await visit.part("dialogs/problem.html", {"message": words(error)})
+        response = await visit.part("dialogs/problem.html", {"message": sentence(words(error))})
         response.headers["HX-Retarget"] = "#dialog"
         return response
-    response = await visit.page("problem", active="", title="Problem", message=words(error), status=status)
+    response = await visit.page("problem", active="", title="Problem", message=sentence(words(error)), status=status)
     response.set_status(status)
     return response
 
