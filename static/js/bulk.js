@@ -20,6 +20,8 @@ const ACTIONS = {
     skip: (g) => g.state === "stopped" && t("is stopped already"),
     work: powered("stop"),
   },
+  suspend: { word: t("Suspend"), skip: (g) => g.state !== "running" && t("does not run"), work: powered("suspend") },
+  resume: { word: t("Resume"), skip: (g) => g.state !== "paused" && t("is not suspended"), work: powered("resume") },
   snapshot: {
     word: t("Take snapshot"),
     field: { label: t("Name of the snapshot"), pattern: "[A-Za-z][A-Za-z0-9_\\-]{1,39}", hint: t("Letters, digits, - and _; it begins with a letter.") },

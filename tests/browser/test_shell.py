@@ -114,6 +114,22 @@ async def test_many_guests_are_started_at_once_with_a_result_for_each(site: Fake
         await site.look(page, "shell-bulk-wide")
 
 
+async def test_many_guests_are_suspended_and_resumed_and_those_to_whom_it_does_not_apply_are_left(
+    site: FakeSite,
+) -> None:
+    async with site.page() as page:
+        await site.visit(page, "/")
+        for verb, state in (("suspend", "paused"), ("resume", "running")):
+            await page.check("#select-all")
+            await page.click(f"[data-bulk={verb}]")
+            await expect(page.locator("#bulk-103")).to_have_attribute("data-outcome", "skipped")  # it is stopped
+            await page.click("#bulk-go")
+            for guest_id in (100, 101):
+                await expect(page.locator(f"#bulk-{guest_id}")).to_have_attribute("data-outcome", "ok")
+                await expect(page.locator(f"#guest-row-{guest_id}")).to_have_attribute("data-state", state)
+            await page.keyboard.press("Escape")
+
+
 async def test_what_is_below_the_screen_comes_after_what_is_on_it_and_neither_change_nor_choice_is_lost(
     site: FakeSite,
 ) -> None:

@@ -314,6 +314,12 @@ class FakeGuests:
     async def stop(self, kind: GuestKind, guest_id: int, *, user: str, **options: object) -> str:
         return await self._power("stop", kind, guest_id, user, GuestState.STOPPED)
 
+    async def suspend(self, kind: GuestKind, guest_id: int, *, user: str, **options: object) -> str:
+        return await self._power("suspend", kind, guest_id, user, GuestState.PAUSED)
+
+    async def resume(self, kind: GuestKind, guest_id: int, *, user: str, **options: object) -> str:
+        return await self._power("resume", kind, guest_id, user, GuestState.RUNNING)
+
     async def start_all(self, *, user: str, guest_ids: Sequence[int] | None = None, force: bool = False) -> str:
         return await self._all("startall", user, {"guest_ids": guest_ids, "force": force})
 
