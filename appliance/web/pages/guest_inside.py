@@ -25,6 +25,7 @@ TEXT_LIMIT = 120
 PATH_LIMIT = 4096
 UNRESTRICTED = "VM.GuestAgent.Unrestricted"
 AGENT_PRIVILEGES = ("VM.GuestAgent.Audit", UNRESTRICTED)
+TRIM_PRIVILEGES = (*guest_agent.ACTIONS["fstrim"], UNRESTRICTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ async def inside(viewer: Viewer, guest_id: int) -> Context:
     return {
         **contexts.guest_head(viewer, guest_id), "interfaces": interfaces, "systems": systems, "silence": silence,
         "may_set_password": has_agent and viewer.may(f"/vms/{guest_id}", UNRESTRICTED),
+        "may_trim": has_agent and any(viewer.may(f"/vms/{guest_id}", name) for name in TRIM_PRIVILEGES),
     }  # fmt: skip
 
 
