@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from appliance.doctor.facts import CONTROLLERS, Facts
 from appliance.doctor.finding import Finding, broken, install, lacks, ok
+from appliance.kernel.hugepages import HUGE_SHARED_MEMORY, SHARED_MEMORY_POLICY
 from appliance.version import DATA_FORMAT
 
 MEMORY_MIN_BYTES = 1 << 30
@@ -81,6 +82,13 @@ def _machines(facts: Facts) -> Iterator[Finding]:
         yield lacks("native machines", "KVM lacks some features", "; ".join(lost), "a newer kernel")
     else:
         yield ok("native machines", "KVM with hardware virtualization")
+        if facts.shared_memory_pages and facts.shared_memory_pages not in HUGE_SHARED_MEMORY:
+            yield lacks(
+                "huge pages",
+                f"{SHARED_MEMORY_POLICY} says {facts.shared_memory_pages}",
+                "memory of native machines is in small pages, which costs them speed",
+                f"echo advise >{SHARED_MEMORY_POLICY} (the package does so at boot)",
+            )
     if facts.no_seabios:
         yield lacks("SeaBIOS", facts.no_seabios, "native machines boot kernels directly only", install("seabios"))
     yield from _qemu(facts)

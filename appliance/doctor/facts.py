@@ -19,7 +19,7 @@ from pathlib import Path
 from appliance.config import DEFAULT_DATA_DIR, default_run_dir
 from appliance.ct.host import LXCFS
 from appliance.errors import ApplianceError
-from appliance.kernel import kvm_capabilities
+from appliance.kernel import hugepages, kvm_capabilities
 from appliance.kernel.cgroups import CgroupLayout
 from appliance.kernel.kvm_capabilities import KvmCapabilities
 from appliance.kernel.virtualization import open_error
@@ -54,6 +54,8 @@ class Facts:
     kvm: KvmCapabilities = field(default_factory=KvmCapabilities)
     qemu: HostFacts = field(default_factory=HostFacts)
     no_seabios: str = ""
+    shared_memory_pages: str = ""
+    """`hugepages.shared_memory_policy`."""
     programs: Mapping[str, str] = field(default_factory=dict)
     """Of `PROGRAMS`, those that are installed, and where."""
     libraries: frozenset[str] = frozenset()
@@ -94,6 +96,7 @@ def _look(data_dir: Path, run_dir: Path, qemu: HostFacts) -> Facts:
         kvm=kvm_capabilities.probe(),
         qemu=qemu,
         no_seabios=firmware.problem(),
+        shared_memory_pages=hugepages.shared_memory_policy(),
         programs=_programs(),
         libraries=frozenset(_libraries()),
         device_errors={device: open_error(device) for device in DEVICES},

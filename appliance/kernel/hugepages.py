@@ -1,4 +1,4 @@
-"""Pools of huge pages (Documentation/admin-guide/mm/hugetlbpage.rst). Blocking.
+"""Huge pages: pools of them (Documentation/admin-guide/mm/hugetlbpage.rst), and those made as memory is touched. Blocking.
 
     nr_hugepages             pages the pool keeps, used or not
     free, resv               of these: not in use; promised to mappings that have not touched them yet
@@ -16,6 +16,12 @@ from typing import Final
 
 DIRECTORY: Final = Path("/sys/kernel/mm/hugepages")
 KIB_2M, KIB_1G = 2048, 1 << 20
+
+
+SHARED_MEMORY_POLICY: Final = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+"""Whether a memfd, which native machines' RAM is, gets huge pages as it is touched (transhuge.rst). The kernel's own
+default is "never"; "advise" gives them to who asks by madvise(2)."""
+HUGE_SHARED_MEMORY: Final = frozenset({"always", "within_size", "advise", "force"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,15 @@ def pool(size_kib: int) -> Pool:
         overcommit=_read(size_kib, "nr_overcommit_hugepages"),
         surplus=_read(size_kib, "surplus_hugepages"),
     )
+
+
+def shared_memory_policy() -> str:
+    """The word chosen in `SHARED_MEMORY_POLICY`; "" where the kernel has no such pages."""
+    try:
+        words = SHARED_MEMORY_POLICY.read_text().split()
+    except OSError:
+        return ""
+    return next((word.strip("[]") for word in words if word.startswith("[")), "")
 
 
 def set_overcommit(size_kib: int, pages: int) -> None:

@@ -15,6 +15,7 @@ which a driver would see as an index of 0. `unpack_from` is one load.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -126,6 +127,8 @@ class GuestMemory:
         self._host_address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         try:
             self._map.madvise(mmap.MADV_DONTDUMP)
+            if not options.hugepages_kib:
+                self._prefer_huge_pages()
             for part in options.placements:  # of the memfd's pages, whoever takes them: so before any is there
                 mbind(self._host_address + part.offset, part.size, part.policy, part.nodes, about=name)
             if options.prealloc or options.hugepages_kib:
@@ -151,6 +154,12 @@ class GuestMemory:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def _prefer_huge_pages(self) -> None:
+        """As the guest touches it, memory comes in pages of 2 MiB where the host has them free and its shmem_enabled says
+        "advise" (kernel/hugepages.py): a processor in a guest walks two page tables for each miss of its TLB."""
+        with contextlib.suppress(OSError):  # a kernel without them
+            self._map.madvise(mmap.MADV_HUGEPAGE)
 
     # Addresses
 

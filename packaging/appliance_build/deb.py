@@ -22,6 +22,7 @@ PLACES = {
     "launcher": ("usr/bin/appliance", 0o755),
     "appliance.service": ("usr/lib/systemd/system/appliance.service", 0o644),
     "appliance-guests.service": ("usr/lib/systemd/system/appliance-guests.service", 0o644),
+    "tmpfiles": ("usr/lib/tmpfiles.d/appliance.conf", 0o644),
     "default": ("etc/default/appliance", 0o644),
     "issue": ("etc/issue.d/appliance.issue", 0o644),
     "completion.bash": ("usr/share/bash-completion/completions/appliance", 0o644),

@@ -31,6 +31,7 @@ GOOD = Facts(
             )
         }
     ),
+    shared_memory_pages="advise",
     programs={name: f"/usr/bin/{name}" for name in PROGRAMS},
     libraries=frozenset(LIBRARIES),
     device_errors=dict.fromkeys(DEVICES, ""),
@@ -66,6 +67,7 @@ def _without(mapping: dict[str, str], name: str) -> dict[str, str]:
         ({"kvm": KvmCapabilities(device_problem="/dev/kvm: No such file")}, "native machines", Level.LACKS),
         ({"kvm": KvmCapabilities(hardware_problem="no svm", values=_EVERY_CAP)}, "native machines", Level.LACKS),
         ({"kvm": KvmCapabilities(values=_EVERY_CAP | {Cap.XSAVE: 0})}, "native machines", Level.LACKS),
+        ({"shared_memory_pages": "never"}, "huge pages", Level.LACKS),
         ({"no_seabios": "no bios-256k.bin"}, "SeaBIOS", Level.LACKS),
         ({"qemu": HostFacts(missing={"arch:x86_64": "not installed"})}, "QEMU", Level.BROKEN),
         ({"programs": _without(dict(GOOD.programs), "conmon")}, "conmon", Level.BROKEN),

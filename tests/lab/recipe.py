@@ -66,6 +66,7 @@ if [ -n "$address" ]; then
 fi
 modprobe kvm_amd vgif=0  # QEMU 7.2: a nested guest hangs with virtual GIF
 modprobe -a vhost_net vhost_vsock tun
+echo advise >/sys/kernel/mm/transparent_hugepage/shmem_enabled  # as the package does
 """
 
 _SETUP_UNIT = """\

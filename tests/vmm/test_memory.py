@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -76,6 +78,14 @@ def test_an_address_that_is_taken_is_in_a_region_and_maps_to_its_place(accesses:
         if inside:
             assert memory.offset_of(address, length) == inside[0].offset + address - inside[0].base
     memory.close()
+
+
+def test_memory_asks_for_huge_pages_as_it_is_touched(large: GuestMemory) -> None:
+    start = f"{large.host_address(0, 1):x}-"
+    with Path("/proc/self/smaps").open() as file:
+        area = itertools.dropwhile(lambda line: not line.startswith(start), file)
+        flags = next(line for line in area if line.startswith("VmFlags:")).split()
+    assert "hg" in flags
 
 
 def test_what_is_written_is_read_back_across_regions(large: GuestMemory) -> None:
