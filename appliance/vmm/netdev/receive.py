@@ -15,8 +15,9 @@ from typing import Final
 from appliance.vmm.netdev.backend import NetBackend, NetStatistics
 from appliance.vmm.netdev.filter import ReceiveFilter
 from appliance.vmm.netdev.header import ETHERNET_BYTES, HEADER_BYTES, MAX_FRAME, VLAN_BYTES, segmented
+from appliance.vmm.virtio.bulk import BulkQueue
 from appliance.vmm.virtio.device import BATCH, BATCH_PIECES
-from appliance.vmm.virtio.queue import Chain, QueueBroken, VirtQueue
+from appliance.vmm.virtio.queue import Chain, QueueBroken
 
 MOST_PIECES: Final = 4 * BATCH_PIECES  # descriptors walked in one run; no driver needs a hundred for a frame
 COUNT_AT: Final = 10
@@ -35,7 +36,7 @@ class Fed(Enum):
 class Receiver:
     """Pair `pair` of `backend` into `queue`. The device's lock is held around every call."""
 
-    def __init__(self, queue: VirtQueue, backend: NetBackend, pair: int, statistics: NetStatistics) -> None:
+    def __init__(self, queue: BulkQueue, backend: NetBackend, pair: int, statistics: NetStatistics) -> None:
         self.queue = queue
         self.filter: ReceiveFilter | None = None  # None: every frame is dropped (link down)
         self.mergeable = True

@@ -67,6 +67,7 @@ class VirtioDevice(Device):
 
     device_id: DeviceId
     device_state_type: type[State] | None = None  # what `save_device` returns
+    queue_type: type[VirtQueue] = VirtQueue
 
     def __init__(self, name: str, context: DeviceContext, *, queue_sizes: Sequence[int], features: int = 0) -> None:
         """`features` is a set of feature bits (`consts.bits`) of the device's own; VERSION_1, EVENT_IDX and INDIRECT_DESC
@@ -79,7 +80,7 @@ class VirtioDevice(Device):
         self.config_generation = 0
         self._config_is_new = False
         self.queues = [
-            VirtQueue(
+            self.queue_type(
                 context.memory, size, label=f"{self.label}: queue {index}", interrupt=partial(self.interrupt, index)
             )
             for index, size in enumerate(queue_sizes)

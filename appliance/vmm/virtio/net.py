@@ -33,6 +33,7 @@ from appliance.vmm.netdev.transmit import Transmitter
 from appliance.vmm.vhost.backend import DataPlane, VhostNetBackend
 from appliance.vmm.vhost.net import RING_FEATURES, VhostNetPlane
 from appliance.vmm.vhost.rings import kernel_features
+from appliance.vmm.virtio.bulk import BulkQueue
 from appliance.vmm.virtio.consts import DeviceId
 from appliance.vmm.virtio.device import VirtioDevice
 from appliance.vmm.virtio.queue import Chain
@@ -61,6 +62,7 @@ class VirtioNet(VirtioDevice):
 
     device_id = DeviceId.NET
     device_state_type = NetState
+    queue_type = BulkQueue
 
     def __init__(
         self,
@@ -88,9 +90,10 @@ class VirtioNet(VirtioDevice):
         self._cable = cable
         self._options = options
         self._vhost = VhostNetPlane(self, cable, open_vhost) if offload else None
-        self._receivers = [Receiver(self.queues[2 * pair], cable, pair, self.statistics) for pair in range(cable.pairs)]
+        bulk = [queue for queue in self.queues if isinstance(queue, BulkQueue)]  # which all are
+        self._receivers = [Receiver(bulk[2 * pair], cable, pair, self.statistics) for pair in range(cable.pairs)]
         self._transmitters = [
-            Transmitter(self.queues[2 * pair + 1], cable, pair, self.statistics) for pair in range(cable.pairs)
+            Transmitter(bulk[2 * pair + 1], cable, pair, self.statistics) for pair in range(cable.pairs)
         ]
         self._plane: DataPlane | None = None  # None: nobody serves the pairs
         self._cables_watched: set[int] = set()
@@ -267,7 +270,8 @@ class VirtioNet(VirtioDevice):
             self._control_kicked()
         elif index < 2 * self._cable.pairs and self._plane == DataPlane.PYTHON:
             if index & 1:
-                self.serve(index, self._transmitters[index // 2].send)
+                if self._transmitters[index // 2].run():
+                    self.kick(index)
             elif index // 2 in self._starved:
                 self._receive(index // 2)
 
@@ -283,6 +287,8 @@ class VirtioNet(VirtioDevice):
         fed = self._receivers[pair].run()
         if fed == Fed.GONE:
             self.context.note(f"{self.name}: the cable has gone")
+        if fed == Fed.ENOUGH and pair not in self._starved:
+            return  # as it was
         with self.lock:
             self._starved.discard(pair)
             if fed != Fed.ENOUGH:

@@ -30,6 +30,7 @@ from __future__ import annotations
 import mmap
 import struct
 import threading
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
@@ -303,65 +304,10 @@ class VirtQueue:
             if elements:
                 self._give_back(elements)
 
-    def scatter(self, data: memoryview, *, most: int, count_at: int) -> int:
-        """Copy `data` into the next buffers, as many as it needs, and give them back at one stroke; how many they were.
-
-        Their number is stored at `data[count_at]`, two bytes, before anything is copied. 0, with nothing taken, unless `most`
-        buffers are enough, each is one writable descriptor of its own, and the first has room for that number, which is what
-        drivers give a network device: `pop` deals with all others, and finds out what is wrong. A frame of 64 KiB takes a
-        fifth of the time here.
-        """
-        with self._lock:
-            taken = self._plain(len(data), most)
-            if not taken or taken[0][2] < count_at + 2:
-                return 0
-            data[count_at : count_at + 2] = len(taken).to_bytes(2, "little")
-            memory, position = self.memory, 0
-            elements: list[int] = []
-            for head, address, length in taken:
-                piece = data[position : position + length]
-                memory.write(address, piece)
-                elements += (head, len(piece))
-                position += length
-            self._next_avail = (self._next_avail + len(taken)) & 0xFFFF
-            self._give_back(elements)
-            return len(taken)
-
-    def _plain(self, wanted: int, most: int) -> list[tuple[int, int, int]]:
-        """(head, address, length) of the next buffers that have room for `wanted` bytes together, looked at and not taken;
-        none for any reason why `scatter` cannot have them."""
-        if not self.enabled or self._again:
-            return []
-        memory, size, found = self.memory, self.size, []
-        ahead = (memory.load_u16(self.avail + 2) - self._next_avail) & 0xFFFF
-        if ahead + self._outstanding > size:
-            return []
-        table, at, is_ram = memory.whole(), memory.offset_of(self.desc, DESC_BYTES * size), memory.is_ram
-        for head in self._heads(min(ahead, most)):
-            if head >= size:
-                return []
-            address, length, flags, _ = _DESCRIPTOR.unpack_from(table, at + DESC_BYTES * head)
-            if flags != DESC_F_WRITE or not length or not is_ram(address, length):
-                return []
-            found.append((head, address, length))
-            wanted -= length
-            if wanted <= 0:
-                return found
-        return []
-
-    def _heads(self, count: int) -> tuple[int, ...]:
-        """The next `count` of the available ring."""
-        first = self._next_avail % self.size
-        straight = min(count, self.size - first)
-        packed = self.memory.read(self.avail + 4 + 2 * first, 2 * straight)
-        if straight < count:  # round the ring's end
-            packed += self.memory.read(self.avail + 4, 2 * (count - straight))
-        return struct.unpack(f"<{count}H", packed)
-
     def _give_back(self, elements: Sequence[int]) -> None:
         """(head, bytes written) by turns, into the used ring, and its index."""
         count, first = len(elements) // 2, self._next_used % self.size
-        packed = struct.pack(f"<{len(elements)}I", *elements)
+        packed = array("I", elements).tobytes()
         straight = 8 * min(count, self.size - first)
         self.memory.write(self.used + 4 + 8 * first, packed[:straight])
         if straight < len(packed):  # round the ring's end
