@@ -101,7 +101,8 @@ class NicSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmDisk:
-    """A disk or CD-ROM. `slot` is "virtio0", "scsi1", "ide2", "sata0" or "efidisk0"; `volume` None is an empty drive."""
+    """A disk or CD-ROM. `slot` is "virtio0", "scsi1", "ide2", "sata0" or "efidisk0"; `volume` None is an empty drive.
+    `aio` is how the host shall do its I/O ("native", "threads", "io_uring"); "" is the engine's choice."""
 
     slot: str
     volume: str | None
@@ -114,6 +115,16 @@ class VmDisk:
     read_only: bool = False
     serial: str = ""
     size_bytes: int = 0
+    aio: str = ""
+
+    def host_io(self, *, direct: bool, io_uring: bool) -> str:
+        """How QEMU's block layer reads and writes the image: "native", "threads" or "io_uring". As `aio` wishes, where that
+        can be: native wants `direct`, io_uring a host that has it."""
+        possible = {"threads", *(["native"] if direct else []), *(["io_uring"] if io_uring else [])}
+        if self.aio in possible:
+            return self.aio
+        # a buffered read that finds its page in memory needs no thread with io_uring
+        return "native" if direct else "io_uring" if io_uring else "threads"
 
     @property
     def bus(self) -> str:

@@ -108,7 +108,7 @@ def block_node(disk: VmDisk, volume: OpenedVolume, *, buffered: bool) -> dict[st
     file = {
         "driver": _protocol(str(volume.path)),
         "filename": str(volume.path),
-        "aio": "native" if direct else "threads",
+        "aio": disk.host_io(direct=direct, io_uring=disk.aio == "io_uring"),
         **common,
     }
     zeroes = None if disk.cdrom else ("unmap" if disk.discard else "on")

@@ -98,7 +98,7 @@ SERVER = replace(
     scsi_controller="virtio-scsi-single",
     disks=(
         disk("scsi0", discard=True, ssd=True, iothread=True, serial="S-0"),
-        disk("virtio9", cache="unsafe"),
+        disk("virtio9", cache="unsafe", aio="io_uring"),
         disk("ide2", volume=None, cdrom=True),
         disk("sata1", cdrom=True),
     ),

@@ -67,11 +67,14 @@ def same(path: Path, kind: str, content: bytes, tmp_path: Path) -> None:
     subprocess.run(["qemu-img", "compare", "-f", kind, "-F", "raw", path, other], check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("mode", ["none", "writeback", "writethrough"])
+@pytest.mark.parametrize(
+    ("mode", "aio"),
+    [("none", "native"), ("writeback", "io_uring"), ("writeback", "threads"), ("writethrough", "io_uring")],
+)
 def test_reads_writes_discards_and_zeroes_reach_the_image(
-    make: Make, path: Path, kind: str, tmp_path: Path, mode: str
+    make: Make, path: Path, kind: str, tmp_path: Path, mode: str, aio: str
 ) -> None:
-    device = make(mode, discard=True)
+    device = make(mode, discard=True, aio=aio)
     assert device.size_bytes == 8 * MIB
     assert device.data_plane == "vhost-user"
     assert device.read_config(b.WRITEBACK_AT, 1) == CACHE_MODES[mode].volatile

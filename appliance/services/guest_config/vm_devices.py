@@ -32,7 +32,7 @@ _VOLUME: Mapping[str, Value] = {
 _DISK: Mapping[str, Value] = {
     **_VOLUME,
     **{name: unsupported("Limit on the disk's throughput.") for name in _THROTTLES},
-    "aio": choice("native", "threads", "io_uring", description="How the host does the I/O; a hint."),
+    "aio": choice("native", "threads", "io_uring", description="How the host does the I/O, where it can."),
     "backup": boolean("Whether backups include the disk.", default="1"),
     "cache": choice("none", "writethrough", "writeback", "unsafe", "directsync", description="Host cache mode."),
     "detect_zeroes": boolean("Whether writes of zeroes become discards; a hint."),

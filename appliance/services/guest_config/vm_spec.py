@@ -174,6 +174,7 @@ def _disk(disk: DiskConfig) -> VmDisk:
         read_only=disk.is_cdrom or is_true(options.get("ro", "0")),
         serial=decode(options.get("serial", "")),
         size_bytes=disk.size_bytes,
+        aio=options.get("aio", ""),
     )
 
 

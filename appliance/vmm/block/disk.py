@@ -14,6 +14,7 @@ from typing import Final
 from appliance.errors import Unsupported
 from appliance.model.guest import VmDisk
 from appliance.model.volume import OpenedVolume, VolumeFormat
+from appliance.vmm.block import qsd
 from appliance.vmm.block.backend import CACHE_MODES
 from appliance.vmm.block.offload import SERIAL_PROBLEM
 from appliance.vmm.block.qsd import QsdBlk, QsdImage, open_offloaded
@@ -67,6 +68,7 @@ def open_disk(context: DeviceContext, disk: VmDisk, volume: OpenedVolume, option
             path=volume.path,
             format=volume.format.value,
             cache=cache,
+            aio=disk.host_io(direct=cache.direct, io_uring=qsd.has_io_uring()),
             read_only=read_only,
             discard=disk.discard,
             queues=queues,

@@ -13,11 +13,14 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import subprocess
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 from appliance.errors import HostError, Unsupported
+from appliance.kernel import io_uring
 from appliance.vmm.block.backend import BlockStatistics, CachePolicy
 from appliance.vmm.block.daemon_io import DaemonIo
 from appliance.vmm.block.qmp import QmpClient
@@ -30,15 +33,18 @@ PROGRAM: Final = "qemu-storage-daemon"
 MONITOR_FD: Final = LISTENER_FD + 1
 NODE, FILE_NODE = "disk", "file"
 FORMATS: Final = ("raw", "qcow2")
+ASK_TIMEOUT_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QsdImage:
-    """What is exported, and how. `format` is one of `FORMATS`; qcow2 has been looked through by the storage layer."""
+    """What is exported, and how. `format` is one of `FORMATS`; qcow2 has been looked through by the storage layer. `aio` is
+    what `VmDisk.host_io` says."""
 
     path: Path
     format: str
     cache: CachePolicy
+    aio: str = "threads"
     read_only: bool = False
     discard: bool = False
     queues: int = 1
@@ -47,6 +53,22 @@ class QsdImage:
 def is_installed() -> bool:
     """Blocking. Whether this host has the daemon."""
     return shutil.which(PROGRAM) is not None
+
+
+@cache
+def has_io_uring() -> bool:
+    """Blocking, once. Whether this host's kernel allows it and the daemon was built for it: it looks at its options before it
+    looks for the file."""
+    if not io_uring.is_available():
+        return False
+    argv = [PROGRAM, "--blockdev", "driver=file,node-name=asked,filename=/dev/null/absent,aio=io_uring"]
+    try:
+        said = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=ASK_TIMEOUT_S, check=False
+        ).stderr
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return b"does not accept value" not in said
 
 
 def nodes(image: QsdImage) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -60,7 +82,7 @@ def nodes(image: QsdImage) -> tuple[dict[str, Any], dict[str, Any]]:
         "driver": "host_device" if str(image.path).startswith("/dev/") else "file",
         "node-name": FILE_NODE,
         "filename": str(image.path),
-        "aio": "native" if image.cache.direct else "threads",
+        "aio": image.aio,
         "locking": "on",
         **common,
     }

@@ -55,6 +55,23 @@ def test_a_bad_boot_order_is_refused(boot: str) -> None:
     assert list(refused(boot=boot)) == ["boot"]
 
 
+@pytest.mark.parametrize(
+    ("wish", "direct", "io_uring", "used"),
+    [
+        ("", True, True, "native"),
+        ("", False, True, "io_uring"),
+        ("", False, False, "threads"),
+        ("threads", True, True, "threads"),
+        ("io_uring", True, True, "io_uring"),
+        ("io_uring", True, False, "native"),
+        ("native", False, False, "threads"),
+    ],
+)
+def test_a_disks_io_is_as_wished_where_that_can_be(wish: str, *, direct: bool, io_uring: bool, used: str) -> None:
+    (disk,) = spec_of(scsi0=f"local:100/vm-100-disk-0.raw{',aio=' if wish else ''}{wish}").disks
+    assert disk.host_io(direct=direct, io_uring=io_uring) == used
+
+
 def test_disks_carry_their_options() -> None:
     config = "local:100/vm-100-disk-0.qcow2,discard=on,ssd=1,iothread=1,ro=1,cache=writeback,serial=a%20b,size=32G"
     (disk,) = spec_of(scsi3=config).disks
