@@ -2,7 +2,7 @@
 
 A guest address is hostile: each access is checked to lie in RAM, wholly, or raises `BadAddress`. Nothing here trusts what
 it read: read once, check, then use. Everything that writes on behalf of a device marks the pages, for KVM's dirty log
-does not contain them (the trap of STYLE): `write*` and writable views do; whoever hands RAM to the kernel calls
+does not contain them (the trap of STYLE): `write*` and writable loans do; whoever hands RAM to the kernel calls
 `mark_dirty`.
 
 Barriers: x86-TSO reorders only a store with a later load. `fence` is for that one case (virtio 1.2 §2.7.13.4.1: the used
@@ -22,7 +22,8 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -109,6 +110,10 @@ class GuestMemory:
         self.size = size_bytes
         self.regions = regions_of(size_bytes)
         self._low = layout.split_ram(size_bytes)[0]
+        self.main = (
+            layout.VGA_HOLE_END,
+            self._low,
+        )  # addresses of most of it, as in the memfd: for who cannot afford a call
         self._high_end = layout.HIGH_RAM + size_bytes - self._low
         flags = os.MFD_CLOEXEC
         if options.hugepages_kib:
@@ -206,18 +211,43 @@ class GuestMemory:
         if self._dirty is not None:
             self._mark(offset, length)
 
-    def view(self, address: int, length: int, *, writable: bool = False) -> memoryview:
-        """The bytes themselves, for readv and writev without a copy. Release it soon (`with`), before `close`.
+    @contextmanager
+    def lend(self, segments: Iterable[tuple[int, int]], *, writable: bool = False) -> Iterator[list[memoryview]]:
+        """The bytes themselves, for readv and writev without a copy: of each (address, length) in turn, those in one piece that
+        follow one another. Keep none of them.
 
-        A writable view marks its pages now *and* must be marked again with `mark_dirty` once the data is there, unless
-        the caller fills it at once: a log taken in between would miss what comes later.
+        What is `writable` is marked when it comes back, whatever has become of it: a log that is taken meanwhile would miss what
+        is written later.
         """
-        offset = self.offset_of(address, length)
-        if writable and self._dirty is not None:
-            self._mark(offset, length)
-        with memoryview(self._map) as whole:
-            part = whole[offset : offset + length]
-        return part if writable else part.toreadonly()
+        spans = self._joined(segments)
+        with memoryview(self._map) as whole, whole.toreadonly() as unwritable:
+            source = whole if writable else unwritable
+            parts = [source[start:end] for start, end in spans]
+        try:
+            yield parts
+        finally:
+            for part in parts:
+                part.release()
+            if writable and self._dirty is not None:
+                for start, end in spans:
+                    self._mark(start, end - start)
+
+    def _joined(self, segments: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Where they lie in the memfd: from, to. Raises `BadAddress`."""
+        (low, high), spans, start, end = self.main, [], 0, 0
+        for address, length in segments:
+            if low <= address <= high - length and length >= 0:
+                offset = address
+            else:
+                offset = self.offset_of(address, length)
+            if offset != end:
+                if end > start:
+                    spans.append((start, end))
+                start = offset
+            end = offset + length
+        if end > start:
+            spans.append((start, end))
+        return spans
 
     def load_u16(self, address: int) -> int:
         value: int = _U16.unpack_from(self._map, self.offset_of(address, 2))[0]

@@ -97,14 +97,39 @@ def test_what_is_written_is_read_back_across_regions(large: GuestMemory) -> None
         assert large.load_u16(address) == address & 0xFFFF
 
 
-def test_a_read_only_view_cannot_be_written_and_a_view_keeps_memory_open(machine: FakeMachine) -> None:
-    with machine.memory.view(0x1000, 16) as view, pytest.raises(TypeError):
-        view[0] = 1
-    with machine.memory.view(0x1000, 16, writable=True) as view:
-        view[:5] = b"hello"
+def test_what_is_lent_to_be_read_cannot_be_written_and_keeps_memory_open(machine: FakeMachine) -> None:
+    with machine.memory.lend([(0x1000, 16)]) as (part,), pytest.raises(TypeError):
+        part[0] = 1
+    with machine.memory.lend([(0x1000, 16)], writable=True) as (part,):
+        part[:5] = b"hello"
         with pytest.raises(BufferError):
             machine.memory.close()
     assert machine.memory.read(0x1000, 5) == b"hello"
+
+
+@given(st.lists(st.tuples(st.integers(0, 15), st.integers(0, 3)), max_size=12))
+def test_what_is_lent_is_all_of_it_in_order_and_in_one_piece_where_it_can_be(places: list[tuple[int, int]]) -> None:
+    memory = GuestMemory(2 * MIB, name="vm 101")
+    try:
+        for address in (0x8000, VGA_HOLE_END):
+            memory.write(address, bytes(range(64)))
+        segments = [(base + at, length) for at, length in places for base in (0x8000, VGA_HOLE_END)]
+        with memory.lend(segments) as parts:
+            assert b"".join(parts) == b"".join(memory.read(*segment) for segment in segments)
+            assert all(parts)
+        straight = [(VGA_HOLE_END, 3), (VGA_HOLE_END + 3, 5), (VGA_HOLE_END + 8, 1)]
+        with memory.lend(straight) as parts:
+            assert [bytes(part) for part in parts] == [bytes(range(9))]
+    finally:
+        memory.close()
+
+
+@pytest.mark.parametrize("segment", [(VGA_HOLE - 1, 2), (VGA_HOLE, 1), (2 * MIB - 1, 2), (-1, 1), (VGA_HOLE_END, -1)])
+def test_what_is_not_ram_is_not_lent(segment: tuple[int, int]) -> None:
+    memory = GuestMemory(2 * MIB, name="vm 101")
+    with pytest.raises(BadAddress), memory.lend([(0x1000, 1), segment]):
+        pass
+    memory.close()
 
 
 def test_a_word_is_never_seen_half_stored(machine: FakeMachine) -> None:
@@ -113,7 +138,7 @@ def test_a_word_is_never_seen_half_stored(machine: FakeMachine) -> None:
     memory.store_u16(0x1002, 0x1234)
 
     def look() -> None:
-        with memory.view(0x1002, 2) as index:
+        with memory.lend([(0x1002, 2)]) as (index,):
             for _ in range(400):
                 os.writev(seen, [index] * 1024)
         over.set()
@@ -150,9 +175,9 @@ def test_everything_that_writes_is_in_the_dirty_log_and_nothing_else(machine: Fa
     memory.store_u16(0x8000, 1)
     memory.store_u32(0x9000, 1)
     memory.store_u64(0xA000, 1)
-    with memory.view(0x10000, PAGE + 1, writable=True):
+    with memory.lend([(0x10000, PAGE), (0x10000 + PAGE, 1)], writable=True):
         pass
-    with memory.view(0x20000, PAGE):
+    with memory.lend([(0x20000, PAGE)]):
         pass
     memory.mark_dirty(0x30000, 1)
     memory.write(0x40000, b"")

@@ -27,18 +27,11 @@ def transfer(
         length = sum(each.length for each in run)
         _bounce(backend, memory, segments, first.offset, length, into_guest=into_guest, durable=durable)
         return
-    buffers = [memory.view(address, length, writable=into_guest) for address, length in segments]
-    try:
+    with memory.lend(segments, writable=into_guest) as buffers:
         if into_guest:
             backend.read(buffers, first.offset, wait=wait)
         else:
             backend.write(buffers, first.offset, durable=durable)
-    finally:
-        for buffer in buffers:
-            buffer.release()
-        if into_guest:  # also what a failed read has written
-            for address, length in segments:
-                memory.mark_dirty(address, length)
 
 
 def _aligned(segments: Sequence[Segment], alignment: int) -> bool:
