@@ -102,7 +102,29 @@ def test_what_an_archive_lies_about_is_refused(
 
 def test_an_archive_of_too_many_entries_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidParameter, match="more than 4096 entries"):
-        Archive(write(tmp_path / "a.tar", {f"f{number}": b"" for number in range(5000)}))
+        Archive(write(tmp_path / "a.tar", {f"blobs/sha256/{number}": b"" for number in range(5000)}))
+
+
+def test_a_root_of_thousands_of_files_is_not_read_to_find_that_it_is_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.tar", {f"srv/{number}": b"" for number in range(3000)})
+    whole, read = archive._Bounded.read, 0
+
+    def counted(file: archive._Bounded, size: int = -1, /) -> bytes:
+        nonlocal read
+        read += 1
+        return whole(file, size)
+
+    monkeypatch.setattr(archive._Bounded, "read", counted)
+    with pytest.raises(InvalidParameter, match="not an OCI archive"):
+        Archive(path)
+    assert read < 100
+
+
+def test_an_image_beside_which_other_files_lie_is_one(tmp_path: Path) -> None:
+    others: dict[str, bytes | tuple[bytes, str]] = {f"notes/{number}": b"" for number in range(20)}
+    assert image_of(write(tmp_path / "a.tar", others | WHOLE)).document == MADE.document
 
 
 def test_a_header_that_claims_gigabytes_is_not_read_into_memory(tmp_path: Path) -> None:

@@ -24,6 +24,9 @@ REFERENCE_NAME: Final = "org.opencontainers.image.ref.name"
 SOURCE_NAME: Final = "io.containerd.image.name"
 _LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
 _MEMBERS_LIMIT: Final = 4096
+_OF_LAYOUT: Final = frozenset({"oci-layout", "index.json", "blobs", "manifest.json", "repositories"})
+_OTHERS_LIMIT: Final = 64
+"""Entries no image layout has (the standard allows some) before it is none: a root's first thousands are not read for that."""
 _INDEX_LIMIT_BYTES: Final = 1 << 20
 _DEPTH_LIMIT: Final = 3
 _READ_LIMIT_BYTES: Final = 8 << 20
@@ -132,10 +135,15 @@ class Archive:
         return self._tar.extractfile(member) if member is not None and member.isreg() else None
 
     def _named(self) -> Iterator[tuple[str, tarfile.TarInfo]]:
+        others = 0
         for count, member in enumerate(self._tar):
+            name = member.name.removeprefix("./")
+            others += name.split("/")[0] not in _OF_LAYOUT
+            if others > _OTHERS_LIMIT:
+                raise InvalidParameter({"ostemplate": f"{self._about} is not an OCI archive"})
             if count >= _MEMBERS_LIMIT:
                 raise InvalidParameter({"ostemplate": f"{self._about}: more than {_MEMBERS_LIMIT} entries"})
-            yield member.name.removeprefix("./"), member
+            yield name, member
 
     def _entry(self, platform: Platform) -> tuple[Descriptor, str]:
         """The archive's only image, or the one for the platform where there are several."""
