@@ -72,6 +72,7 @@ def tables() -> list[str]:
     words += [word for sections in creation.SECTIONS.values() for word, _ in sections]
     words += ["VM", "Container", "Guest", "Yes", "No", "Default", "Default (yes)", "Default (no)", "No medium"]
     words += ["Cloud-init drive", "CD/DVD drive", "User", "Group", "Token"]
+    words += ["System", "Kernel", "Host name", "Time zone", "Logged in", "Version of the agent"]
     words += ["Every (s)", "Gives up after (s)", "Time to start (s)", "Failures in a row"]
     return [word for word in dict.fromkeys(words) if word and not _IS_CODE.fullmatch(word)]
 

@@ -1,5 +1,5 @@
 // The tab "Inside" of a guest's page: whether it can be reached is asked again when its state changes; what was typed, and
-// what was said, stays.
+// what was said, stays. What a VM's agent says of the system is asked for once it answers.
 
 import { insideOf } from "./inside_api.js";
 import { ProgramForm } from "./inside_program.js";
@@ -20,7 +20,16 @@ onChange(() => {
   known = state();
   ask();
 });
-document.addEventListener("form:done", () => document.querySelector("#guest-reach").dataset.reach !== "ready" && ask()); // it may be on now
+const reach = () => document.getElementById("guest-reach").dataset.reach;
+
+/** What a VM's agent says is asked for once it is known to answer. */
+function askAgent() {
+  const card = document.getElementById("guest-agent");
+  if (card && reach() === "ready") window.htmx.trigger(card, "ask");
+}
+
+document.body.addEventListener("htmx:afterSwap", (event) => event.detail.target.id === "guest-reach" && askAgent());
+document.addEventListener("form:done", () => (reach() === "ready" ? askAgent() : ask())); // the agent may be on now, or frozen
 
 const program = section.querySelector("[data-program]");
 if (program) new ProgramForm(program, inside);

@@ -38,6 +38,11 @@ def furnish(office: Office) -> tuple[InsideVm, InsideCt]:
         },
     )  # fmt: skip
     vm, ct = InsideVm(100, interior), InsideCt(101, interior)
+    vm.answers = {
+        "get-osinfo": [{"pretty-name": "Debian GNU/Linux 12 (bookworm)", "kernel-release": "6.1.0-32-amd64"}],
+        "get-host-name": [{"host-name": "shop"}], "get-timezone": [{"zone": "Europe/Berlin"}],
+        "get-users": [[{"user": "ada"}]], "info": [{"version": "8.2.1"}],
+    }  # fmt: skip
     office.guests.guests[100].running, office.guests.guests[101].running = vm, ct
     return vm, ct
 
@@ -80,8 +85,18 @@ async def test_every_state_of_the_tab_fits_and_is_accessible(place: Place, size:
         await expect(page.locator("[data-replaces]")).to_contain_text("/etc/hosts (34 B, 0644")
         await site.look(page, f"inside-upload-{size}")
         await site.visit(page, "/guests/100/inside")
-        await expect(page.locator("#run")).to_be_visible()
+        await expect(page.locator("#guest-agent")).to_contain_text("Debian GNU/Linux 12")
         await site.look(page, f"inside-vm-{size}")
+        await page.click("[data-agent=freeze]")
+        await page.wait_for_selector("#dialog[open] #dialog-title")
+        await site.look(page, f"inside-freeze-{size}")
+        await page.click("#confirm")
+        await expect(page.locator("#guest-agent .notice")).to_contain_text("Its file systems are frozen")
+        await page.evaluate("window.scrollTo(0, 0)")
+        await site.look(page, f"inside-vm-frozen-{size}")
+        await page.click("[data-agent=thaw]")
+        await page.click("#confirm")
+        await expect(page.locator("#guest-agent")).to_contain_text("File systems thawed")
         vm.silent = True
         await site.visit(page, "/guests/100/inside")
         await expect(page.locator("[data-reach=silent]")).to_be_visible()

@@ -119,12 +119,13 @@ class FakeExecution:
 
 
 class InsideVm(AgentVm):
-    """A running VM with an agent; `silent` plays one that is not there."""
+    """A running VM with an agent; `silent` plays one that is not there, `frozen` is the state of its file systems."""
 
     def __init__(self, guest_id: int, interior: Interior) -> None:
         super().__init__(guest_id)
         self.interior = interior
         self.silent = False
+        self.frozen = False
         self._started: list[str] = []
         self._open: dict[int, str] = {}
         self._places: dict[int, int] = {}
@@ -141,7 +142,12 @@ class InsideVm(AgentVm):
                 return self._status(int(str(arguments["pid"])))
             case "file-open" | "file-seek" | "file-read" | "file-write":
                 return self._of_file(command, arguments)
-        return {}
+            case "fsfreeze-status":
+                return "frozen" if self.frozen else "thawed"
+            case "fsfreeze-freeze" | "fsfreeze-thaw":
+                self.frozen = command == "fsfreeze-freeze"
+                return 2
+        return self.answers.get(command, [{}])[0]
 
     def _status(self, pid: int) -> Mapping[str, object]:
         line = self._started[pid - 1]

@@ -32,7 +32,6 @@ from tests.fakes.office import Office, open_office
 BY_ITSELF = "the log-in page and the menu of the user do it by a form of their own"
 CLIENTS = "another spelling for clients of Proxmox VE; the browser uses"
 REFUSED = "always refused:"
-AGENT = "a step of backups, which do it by themselves"
 NOT_IN_THE_BROWSER: Final[Mapping[str, str]] = {
     "POST /access/ticket": BY_ITSELF,
     "DELETE /access/ticket": BY_ITSELF,
@@ -45,9 +44,7 @@ NOT_IN_THE_BROWSER: Final[Mapping[str, str]] = {
     "POST /nodes/{node}/network": f"{REFUSED} interfaces are the host's",
     "DELETE /nodes/{node}/network/{iface}": f"{REFUSED} interfaces are the host's",
     "POST /nodes/{node}/qemu/{vmid}/agent": f"{CLIENTS} the commands' own addresses",
-    "POST /nodes/{node}/qemu/{vmid}/agent/fsfreeze-freeze": AGENT,
-    "POST /nodes/{node}/qemu/{vmid}/agent/fsfreeze-status": AGENT,
-    "POST /nodes/{node}/qemu/{vmid}/agent/fsfreeze-thaw": AGENT,
+    "POST /nodes/{node}/qemu/{vmid}/agent/fsfreeze-status": "whether they are frozen is on the guest's tab Inside",
     "POST /nodes/{node}/qemu/{vmid}/agent/ping": "whether the agent answers is on the guest's summary",
     "POST /nodes/{node}/qemu/{vmid}/agent/shutdown": f"{REFUSED} the guest's own button does it",
     "POST /nodes/{node}/qemu/{vmid}/agent/suspend-disk": f"{REFUSED} nothing would wake the guest",

@@ -50,20 +50,27 @@ class InsideRights:
     execute: bool
     read: bool
     write: bool
+    audit: bool
+    """See what a VM's agent says of the system."""
+    manage: bool
+    """Freeze and thaw a VM's file systems."""
 
     @property
     def any(self) -> bool:
-        return self.execute or self.read or self.write
+        """Whether there is a tab; what an agent tells alone is on the summary too."""
+        return self.execute or self.read or self.write or self.manage
 
 
 def rights(viewer: Viewer, guest_id: int) -> InsideRights:
     """What to show of the tab."""
     held = viewer.services.access.privileges(viewer.identity, f"/vms/{guest_id}")
-    everything = UNRESTRICTED in held
+    everything, is_vm = UNRESTRICTED in held, viewer.guest(guest_id).kind is GuestKind.QEMU
     return InsideRights(
         execute=everything,
         read=everything or "VM.GuestAgent.FileRead" in held,
         write=everything or "VM.GuestAgent.FileWrite" in held,
+        audit=is_vm and (everything or "VM.GuestAgent.Audit" in held),
+        manage=is_vm and (everything or "VM.GuestAgent.FileSystemMgmt" in held),
     )
 
 

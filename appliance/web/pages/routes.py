@@ -7,6 +7,7 @@ from aiohttp import web
 from appliance.web.pages import (
     access_dialogs,
     access_pages,
+    agent_card,
     app_creation,
     backup_dialogs,
     checks,
@@ -44,6 +45,8 @@ def routes() -> list[web.RouteDef]:
         web.get("/guests/{vmid}/{tab}", guests.show_guest),
         web.get("/parts/guest/{vmid}/inside", guest_inside.show),
         web.get("/parts/guest/{vmid}/reach", reach.show),
+        web.get("/parts/guest/{vmid}/agent", agent_card.show),
+        web.get("/dialogs/guest/{vmid}/agent/{action}", agent_card.confirm),
         web.get("/dialogs/guest/{vmid}/upload", guest_inside.upload),
         web.get("/audit", governance.show_audit),
         web.get("/parts/audit-chain", governance.verify_audit),
