@@ -154,11 +154,15 @@ async def self_test(runtime: OciRuntime, places: Places, facts: oci.HostFacts) -
                 await _create_from_pipe(argv, bundle)
             else:
                 await process.run(argv, timeout_s=TEST_LIMIT_S)
+    finally:  # also when a start of the appliance fails meanwhile, which cancels this more than once
+        await to_its_end(_undo(runtime, bundle, cgroup), name="removal of the runtime's self-test")
+
+
+async def _undo(runtime: OciRuntime, bundle: Path, cgroup: Cgroup) -> None:
+    try:
+        await runtime.delete(_TEST_ID)
     finally:
-        try:
-            await runtime.delete(_TEST_ID)
-        finally:  # also when this is what a failed start of the appliance cancels
-            await asyncio.to_thread(_remove_test_bundle, bundle, cgroup)
+        await to_the_end(_remove_test_bundle, bundle, cgroup)
 
 
 async def _create_from_pipe(argv: Sequence[str], bundle: Path) -> None:

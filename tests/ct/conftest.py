@@ -129,19 +129,19 @@ def opening(volumes: Mapping[str, OpenedVolume]) -> Callable[[], Awaitable[Mappi
     return opened
 
 
+real_self_test = runtime.self_test
 _tested: dict[tuple[Path, bool], ApplianceError | OSError | None] = {}
 
 
 @pytest.fixture(autouse=True)
 def runtimes_test_themselves_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A runtime that passed its self-test passes it for every test: only the first engine tries."""
-    real = runtime.self_test
 
     async def remembered(program: OciRuntime, places: Places, facts: oci.HostFacts) -> None:
         key = (program.program, program.takes_pipe)
         if key not in _tested:
             try:
-                await real(program, places, facts)
+                await real_self_test(program, places, facts)
                 _tested[key] = None
             except (ApplianceError, OSError) as error:
                 _tested[key] = error
