@@ -40,6 +40,8 @@ class HostFacts:
     pids_limit: int
     apparmor_profile: str = ""
     """The profile of containers, loaded; empty where the host has no AppArmor."""
+    mounts_at_root_only: bool = False
+    """Whether the runtime refuses procfs and sysfs anywhere but directly below the root (crun, `do_mounts`)."""
 
 
 def container_config(
@@ -64,7 +66,8 @@ def container_config(
         "process": _process(spec, host),
         "root": {"path": str(bundle / spec.root.slot), "readonly": spec.root.read_only},
         "mounts": [
-            *_kernel_mounts(nesting=nesting, writable_sys="force_rw_sys" in spec.features),
+            *_kernel_mounts(writable_sys="force_rw_sys" in spec.features),
+            *(_uncovered(at_root=host.mounts_at_root_only) if nesting else ()),
             *_lxcfs_mounts(host),
             *(_mount_point(each, bundle) for each in sorted(spec.mounts, key=lambda m: m.path.count("/"))),
             *(_device_mount(each, bundle) for each in spec.devices),
@@ -166,8 +169,14 @@ def device_rule(device: CtDevice, *, kind: str, major: int, minor: int) -> dict[
     return {"allow": True, "type": kind, "major": major, "minor": minor, "access": access}
 
 
-def _kernel_mounts(*, nesting: bool, writable_sys: bool) -> list[Mount]:
-    mounts = [
+def _uncovered(*, at_root: bool) -> list[Mount]:
+    """Copies with nothing on them, so that the kernel lets a container inside mount its own (mount_too_revealing)."""
+    proc, sys = ("/.proc", "/.sys") if at_root else ("/dev/.lxc/proc", "/dev/.lxc/sys")
+    return [_mount(proc, "proc", "nosuid", "noexec", "nodev"), _mount(sys, "sysfs", "nosuid", "noexec", "nodev")]
+
+
+def _kernel_mounts(*, writable_sys: bool) -> list[Mount]:
+    return [
         _mount("/proc", "proc", "nosuid", "noexec", "nodev"),
         _mount("/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=64k", "nr_inodes=2048"),
         _mount("/dev/pts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
@@ -178,10 +187,6 @@ def _kernel_mounts(*, nesting: bool, writable_sys: bool) -> list[Mount]:
         _mount("/run", "tmpfs", "nosuid", "nodev", "mode=755"),
         _mount("/run/lock", "tmpfs", "nosuid", "nodev", "noexec", "mode=1777", "size=5m"),
     ]
-    if nesting:  # uncovered copies, so that the kernel lets a container inside mount its own (mount_too_revealing)
-        mounts.append(_mount("/dev/.lxc/proc", "proc", "nosuid", "noexec", "nodev"))
-        mounts.append(_mount("/dev/.lxc/sys", "sysfs", "nosuid", "noexec", "nodev"))
-    return mounts
 
 
 def _lxcfs_mounts(host: HostFacts) -> list[Mount]:

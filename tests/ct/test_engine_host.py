@@ -176,12 +176,14 @@ async def test_what_root_inside_must_not_do_fails(host: Host) -> None:
     assert "Seccomp:\t2" in status.text
 
 
+@each_runtime
 async def test_a_container_that_may_use_keys_has_a_session_keyring_of_its_own(host: Host) -> None:
     guest = await host.start(replace(SPEC, features=frozenset({"keyctl", "nesting"})))  # nesting: /proc/keys is seen
     done = await guest.execute(["/bin/cat", "/proc/keys"], timeout_s=10)
     assert "_ses.101" in done.text
 
 
+@each_runtime
 async def test_nesting_allows_a_user_namespace_with_its_own_proc(host: Host) -> None:
     guest = await host.start(replace(SPEC, features=frozenset({"nesting"})))
     script = "unshare -U -r -m -p -f sh -c 'mkdir -p /tmp/p && mount -t proc proc /tmp/p && echo fine'"
