@@ -176,7 +176,6 @@ async def test_what_root_inside_must_not_do_fails(host: Host) -> None:
     assert "Seccomp:\t2" in status.text
 
 
-@each_runtime
 async def test_a_container_that_may_use_keys_has_a_session_keyring_of_its_own(host: Host) -> None:
     guest = await host.start(replace(SPEC, features=frozenset({"keyctl", "nesting"})))  # nesting: /proc/keys is seen
     done = await guest.execute(["/bin/cat", "/proc/keys"], timeout_s=10)
