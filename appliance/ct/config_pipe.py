@@ -8,6 +8,7 @@ and gives up by itself. Linux lets one process open both ends (fifo(7)), so nobo
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -42,7 +43,10 @@ class ConfigPipe:
             raise HostError(f"write {self._path}: {written} of {len(config)} bytes")
 
     def close(self) -> None:
-        """A reader that has not had its configuration gets none."""
+        """A reader that has not had its configuration gets none: one that is there reads the end, one that comes later finds no
+        pipe, where it would wait for ever."""
         if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
             os.close(self._fd)
             self._fd = -1

@@ -174,15 +174,18 @@ async def _create_from_pipe(argv: Sequence[str], bundle: Path) -> None:
         return config
 
     config = await to_the_end(take)
-    with contextlib.closing(config_pipe.ConfigPipe(bundle)) as pipe:
-        running = asyncio.ensure_future(process.run(argv, timeout_s=TEST_LIMIT_S))
+    pipe = config_pipe.ConfigPipe(bundle)
+    running = asyncio.ensure_future(process.run(argv, timeout_s=TEST_LIMIT_S))
+    try:
+        await asyncio.sleep(0)
+        pipe.write(config)
+        await running
+    finally:
         try:
-            await asyncio.sleep(0)
-            pipe.write(config)
-            await running
-        finally:
             running.cancel()
             await to_its_end(asyncio.wait((running,)), name="end of the runtime's self-test")
+        finally:
+            await to_the_end(pipe.close)
 
 
 def _write_test_bundle(bundle: Path, facts: oci.HostFacts, cgroup: Cgroup, held: contextlib.ExitStack) -> None:

@@ -102,7 +102,7 @@ async def create(
                 if fd >= 0:
                     os.close(fd)
             if pipe is not None:
-                pipe.close()
+                await to_the_end(pipe.close)
     pid = _created_pid(container, line)
     if pipe is not None:
         await to_the_end(records.save, bundle, config_pipe.NAME, config)

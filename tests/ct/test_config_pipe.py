@@ -22,13 +22,14 @@ LARGE = json.dumps({"filler": "x" * 300_000}).encode()
 
 @pytest.mark.parametrize("config", [b"{}", LARGE])
 async def test_a_reader_gets_what_is_written_later(tmp_path: Path, config: bytes) -> None:
-    with contextlib.closing(ConfigPipe(tmp_path)) as pipe:
-        reader = await asyncio.create_subprocess_exec(
-            "head", "-c", str(len(config)), tmp_path / "config.json", stdout=subprocess.PIPE
-        )
-        pipe.write(config)
-        async with asyncio.timeout(10):
-            assert (await reader.communicate())[0] == config
+    pipe = ConfigPipe(tmp_path)
+    reader = await asyncio.create_subprocess_exec(
+        "head", "-c", str(len(config)), tmp_path / "config.json", stdout=subprocess.PIPE
+    )
+    pipe.write(config)
+    async with asyncio.timeout(10):
+        assert (await reader.communicate())[0] == config
+    await asyncio.to_thread(pipe.close)
 
 
 async def test_a_reader_without_a_writer_gives_up(tmp_path: Path) -> None:
@@ -39,10 +40,18 @@ async def test_a_reader_without_a_writer_gives_up(tmp_path: Path) -> None:
     assert reader.stdout is not None
     async with asyncio.timeout(10):
         assert await reader.stdout.readline() == b"open\n"
-        pipe.close()
-        pipe.close()
+        await asyncio.to_thread(pipe.close)
+        await asyncio.to_thread(pipe.close)
         assert await reader.stdout.read() == b""
         assert await reader.wait() == 0
+
+
+def test_a_reader_that_comes_too_late_finds_no_pipe_to_wait_at(tmp_path: Path) -> None:
+    pipe = ConfigPipe(tmp_path)
+    with (tmp_path / "config.json").open("rb") as reader:
+        pipe.close()
+        assert reader.read() == b""
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_configuration_no_pipe_can_hold_is_an_error_that_names_the_file(tmp_path: Path) -> None:
