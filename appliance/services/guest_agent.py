@@ -119,9 +119,22 @@ async def write_file(running: RunningGuest, path: str, content: bytes, *, expect
         raise Conflict(f"vm {running.guest_id}: {path}: the file has been changed by somebody else")
     handle = await _open(running, path, "wb")
     try:
-        await ask(running, "file-write", {"handle": handle, "buf-b64": base64.b64encode(content).decode()})
+        done = 0
+        while done < len(content):
+            done += await _write(running, path, handle, content[done:])
+        await ask(running, "file-flush", {"handle": handle})
     finally:
         await ask(running, "file-close", {"handle": handle})
+
+
+async def _write(running: RunningGuest, path: str, handle: object, content: bytes) -> int:
+    """How much the agent took: fwrite(3) in the guest stops where its disk is full. Raises `GuestFault` for nothing."""
+    arguments = {"handle": handle, "buf-b64": base64.b64encode(content).decode()}
+    count = _object(running, await ask(running, "file-write", arguments)).get("count")
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 < count <= len(content):
+        said = f"the guest agent has written {count!r} of {len(content)} bytes"
+        raise GuestFault(f"vm {running.guest_id}: {path}: {said}")
+    return count
 
 
 async def _open(running: RunningGuest, path: str, mode: str) -> object:

@@ -6,6 +6,7 @@ What the API asked for is kept in `calls`, as a user would say it: ("shutdown", 
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -23,6 +24,13 @@ from appliance.services.guest_volumes import volumes_in_use
 from tests.fakes.services import NODE, FakeTasks
 
 
+def _answer(command: str, arguments: Mapping[str, object]) -> object:
+    """What an agent answers that was not prepared."""
+    if command == "file-write":
+        return {"count": len(base64.b64decode(str(arguments["buf-b64"]))), "eof": False}
+    return {}
+
+
 class AgentVm:
     """A running VM whose agent gives prepared answers, or raises them, and remembers what it was asked."""
 
@@ -35,7 +43,7 @@ class AgentVm:
 
     async def agent(self, command: str, **arguments: object) -> object:
         self.asked.append((command, arguments))
-        answers = self.answers.get(command, [{}])
+        answers = self.answers.get(command, [_answer(command, arguments)])
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         if isinstance(answer, Exception):
             raise answer

@@ -163,14 +163,18 @@ class InsideVm(AgentVm):
             path = str(arguments["path"])
             if arguments["mode"] == "rb" and path not in contents:
                 raise GuestFault(f"vm {self.guest_id}: guest agent: guest-file-open: {path}: No such file or directory")
+            if arguments["mode"] == "wb":
+                contents[path] = b""
             handle = len(self._open)
             self._open[handle], self._places[handle] = path, 0
             return handle
         handle = int(str(arguments["handle"]))
         path, place = self._open[handle], self._places[handle]
         if command == "file-write":
-            contents[path] = base64.b64decode(str(arguments["buf-b64"]))
-            return {}
+            written = base64.b64decode(str(arguments["buf-b64"]))
+            contents[path] = contents[path][:place] + written
+            self._places[handle] += len(written)
+            return {"count": len(written), "eof": False}
         if command == "file-seek":
             self._places[handle] = int(str(arguments["offset"]))
             return {}

@@ -76,6 +76,21 @@ async def test_a_file_is_replaced_only_if_it_is_what_it_was_when_it_was_read() -
     assert "file-write" not in [command for command, _ in vm.asked]
 
 
+async def test_a_file_is_written_to_its_end_however_little_the_agent_takes_at_once() -> None:
+    vm, running = vm_with(file_open=[7], file_write=[{"count": 3, "eof": False}, {"count": 2, "eof": False}])
+    await guest_agent.write_file(running, "/x", b"hello")
+    assert [arguments["buf-b64"] for command, arguments in vm.asked if command == "file-write"] == ["aGVsbG8=", "bG8="]
+    assert [command for command, _ in vm.asked][-2:] == ["file-flush", "file-close"]
+
+
+@pytest.mark.parametrize("count", [0, -1, 6, None, True])
+async def test_an_agent_that_takes_nothing_or_more_than_there_is_is_not_believed(count: object) -> None:
+    vm, running = vm_with(file_open=[7], file_write=[{"count": count, "eof": False}])
+    with pytest.raises(GuestFault, match=r"vm 100: /x: the guest agent has written .* of 5 bytes"):
+        await guest_agent.write_file(running, "/x", b"hello")
+    assert vm.asked[-1] == ("file-close", {"handle": 7})
+
+
 async def test_a_new_file_is_written_where_there_is_none() -> None:
     vm, running = vm_with(file_open=[NO_SUCH_FILE, 7])
     await guest_agent.write_file(running, "/x", b"new", expected="absent")

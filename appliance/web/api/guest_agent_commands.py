@@ -15,13 +15,12 @@ from appliance.services import guest_agent
 from appliance.services.ports.running_guest import RunningGuest
 from appliance.web.api.guest_params import stored_config
 from appliance.web.api.guest_rows import has_agent
+from appliance.web.api.inside_params import UNRESTRICTED, Expected, FilePath
 from appliance.web.parameters import UNLOGGED
 from appliance.web.registry import LOGGED_IN, Allow, Call, GuestParams, PveBool, Resource
 
-UNRESTRICTED = "VM.GuestAgent.Unrestricted"
 SHUTDOWN_COMMANDS = ("shutdown", "suspend-disk", "suspend-hybrid", "suspend-ram")
 CONTENT_LIMIT = 61_440
-FilePath = Annotated[str, Meta(min_length=1, max_length=4096, description="path inside the guest")]
 
 
 class CommandParams(GuestParams, kw_only=True):
@@ -68,9 +67,7 @@ class WriteFileParams(GuestParams, kw_only=True):
     file: FilePath
     content: Annotated[str, Meta(max_length=CONTENT_LIMIT, extra=UNLOGGED)]
     encode: Annotated[PveBool, Meta(description="`content` is text; else it is base64 already")] = True
-    expected: Annotated[
-        str, Meta(pattern=r"^([0-9a-f]{64}|absent)$", description="refuse unless this is its SHA-256 before")
-    ] | None = None  # fmt: skip
+    expected: Expected | None = None
 
 
 class FileContent(msgspec.Struct, kw_only=True):

@@ -23,10 +23,10 @@ from msgspec import Meta
 from appliance.errors import ApplianceError, InvalidParameter
 from appliance.model.guest import ExecRequest, FileInfo, FileWrite, GuestId, GuestKind
 from appliance.services import ct_inside
+from appliance.web.api.inside_params import UNRESTRICTED, Expected, FilePath
 from appliance.web.parameters import UNLOGGED
 from appliance.web.registry import Allow, Call, GuestParams, PveBool, Resource
 
-UNRESTRICTED = "VM.GuestAgent.Unrestricted"
 MAY_EXECUTE = Allow("/vms/{vmid}", UNRESTRICTED)
 MAY_READ = Allow("/vms/{vmid}", "VM.GuestAgent.FileRead", UNRESTRICTED, any_of=True)
 MAY_WRITE = Allow("/vms/{vmid}", "VM.GuestAgent.FileWrite", UNRESTRICTED, any_of=True)
@@ -35,7 +35,6 @@ NAMES = {1: "stdout", 2: "stderr"}
 GONE_POLL_S = 1.0
 INFO_HEADER = "X-Appliance-File"
 
-FilePath = Annotated[str, Meta(min_length=1, max_length=4096, description="path inside the container")]
 InsideId = Annotated[int, Meta(ge=0, le=65535, description="as inside")]
 
 
@@ -76,9 +75,7 @@ class WriteParams(FileParams, kw_only=True):
     uid: InsideId | None = None
     gid: InsideId | None = None
     parents: Annotated[PveBool, Meta(description="make missing directories")] = False
-    expected: Annotated[
-        str, Meta(pattern=r"^([0-9a-f]{64}|absent)$", description="refuse unless this is its SHA-256 before")
-    ] | None = None  # fmt: skip
+    expected: Expected | None = None
 
 
 class Entry(msgspec.Struct, kw_only=True):

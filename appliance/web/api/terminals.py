@@ -24,7 +24,7 @@ from appliance.services.host_shell import HostShell
 from appliance.services.identity import Identity
 from appliance.tasks import TaskScope
 from appliance.web import keys, middleware
-from appliance.web.api.lxc_inside import UNRESTRICTED
+from appliance.web.api.inside_params import UNRESTRICTED
 from appliance.web.registry import Allow, Call, GuestParams, NodeParams, PveBool, Resource
 from appliance.web.ws import console, events
 from appliance.web.ws.viewers import VIEWERS

@@ -16,12 +16,12 @@ from appliance.errors import ApplianceError, Conflict
 from appliance.model.guest import GuestKind, GuestState
 from appliance.services import ct_inside, guest_agent
 from appliance.web.api.guest_rows import has_agent
+from appliance.web.api.inside_params import UNRESTRICTED
 from appliance.web.pages import contexts
 from appliance.web.pages.contexts import Context
 from appliance.web.pages.viewer import Viewer
 from appliance.web.pages.visit import Visit, visited
 
-UNRESTRICTED: Final = "VM.GuestAgent.Unrestricted"
 FILE_LIMIT_BYTES: Final = 1 << 20
 """A larger file is not shown as text, only downloaded."""
 
