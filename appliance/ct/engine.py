@@ -111,7 +111,7 @@ class CtEngine:
         self._facts = facts = replace(facts, apparmor_profile=profile)
         chosen, missing = await runtime.choose(self._places, facts)
         if chosen is not None:
-            self._facts = facts = replace(facts, mounts_at_root_only=chosen.name == "crun")
+            self._facts = facts = replace(facts, mounts_at_root_only=chosen.mounts_at_root_only)
         available = {"start", "console", "exec", "pause", "stats", *FEATURES}
         if not await asyncio.to_thread(shim.installed):
             missing[shim.PROGRAM] = "not installed"

@@ -41,7 +41,7 @@ class HostFacts:
     apparmor_profile: str = ""
     """The profile of containers, loaded; empty where the host has no AppArmor."""
     mounts_at_root_only: bool = False
-    """Whether the runtime refuses procfs and sysfs anywhere but directly below the root (crun, `do_mounts`)."""
+    """As the runtime's."""
 
 
 def container_config(

@@ -53,6 +53,11 @@ class OciRuntime:
         return self.program.name
 
     @property
+    def mounts_at_root_only(self) -> bool:
+        """Whether it refuses procfs and sysfs anywhere but directly below the root (crun, src/libcrun/linux.c)."""
+        return self.name == "crun"
+
+    @property
     def argv(self) -> tuple[str, ...]:
         return (str(self.program), "--root", str(self.state_dir))
 
