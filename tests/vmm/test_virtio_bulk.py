@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -18,6 +20,7 @@ from appliance.vmm.netdev.transmit import Transmitter
 from appliance.vmm.virtio.bulk import GATHERED_PIECES, BulkQueue
 from appliance.vmm.virtio.consts import DESC_BYTES, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE
 from appliance.vmm.virtio.queue import QueueBroken
+from tests.fakes.cable import FakeCable
 from tests.fakes.machine import FakeMachine
 from tests.fakes.virtio_driver import BASE, DriverQueue
 
@@ -36,24 +39,16 @@ class OneByOne(BulkQueue):
         return 0
 
 
-class Frames:
-    """A cable with these frames, each behind twelve bytes of header; what is sent is kept."""
-
-    def __init__(self, frames: list[bytes]) -> None:
-        self._frames = [bytes(12) + MAC + bytes(6) + b"\x08\x00" + frame for frame in frames]
-        self.sent: list[bytes] = []
-
-    pairs = 1
-
-    def receive(self, pair: int, buffer: memoryview) -> int:
-        if not self._frames:
-            return 0
-        frame = self._frames.pop(0)
-        buffer[: len(frame)] = frame
-        return len(frame)
-
-    def send(self, pair: int, parts: list[bytes]) -> None:
-        self.sent.append(b"".join(parts))
+@contextmanager
+def cable_with(frames: Sequence[bytes] = ()) -> Iterator[FakeCable]:
+    """One on which these wait for the guest."""
+    cable = FakeCable()
+    try:
+        for frame in frames:
+            cable.arrive(MAC + bytes(6) + b"\x08\x00" + frame)
+        yield cable
+    finally:
+        cable.close()
 
 
 def queue_with(memory: GuestMemory, kind: type[BulkQueue], *, indirect: bool = False) -> tuple[BulkQueue, DriverQueue]:
@@ -75,12 +70,13 @@ def received(kind: type[BulkQueue], rounds: list[tuple[list[list[int]], list[byt
             for lengths in buffers:
                 if len(lengths) <= len(driver._free):
                     driver.add([], lengths)
-            receiver = Receiver(queue, Frames(frames), 0, statistics := NetStatistics())  # type: ignore[arg-type]
-            receiver.filter = ReceiveFilter(MAC)
-            try:
-                told.append(receiver.run())
-            except QueueBroken as error:
-                told.append(str(error))
+            with cable_with(frames) as cable:
+                receiver = Receiver(queue, cable, 0, statistics := NetStatistics())
+                receiver.filter = ReceiveFilter(MAC)
+                try:
+                    told.append(receiver.run())
+                except QueueBroken as error:
+                    told.append(str(error))
             told += [(head, written, driver.read_back(head)) for head, written in driver.used()]
             told.append((statistics, queue.indexes, queue.in_flight))
         return told
@@ -116,12 +112,12 @@ def transmitted(kind: type[BulkQueue], rounds: list[list[Sent]], *, indirect: bo
             for each in buffers:
                 if (1 if indirect else len(each.pieces)) <= len(driver._free):
                     spoil(driver, driver.add(each.pieces), each.wrong)
-            cable = Frames([])
-            transmitter = Transmitter(queue, cable, 0, statistics := NetStatistics())  # type: ignore[arg-type]
-            try:
-                told.append(transmitter.run())
-            except QueueBroken as error:
-                told.append(str(error))
+            with cable_with() as cable:
+                transmitter = Transmitter(queue, cable, 0, statistics := NetStatistics())
+                try:
+                    told.append(transmitter.run())
+                except QueueBroken as error:
+                    told.append(str(error))
             told += [driver.used(), cable.sent, statistics, queue.indexes, queue.in_flight]
         return told
     finally:
@@ -227,10 +223,11 @@ def test_nothing_is_taken_where_something_is_odd(machine: FakeMachine, wrong: st
 def test_a_starved_guest_is_one_either_way(machine: FakeMachine) -> None:
     queue, driver = queue_with(machine.memory, BulkQueue)
     driver.add([], [1500])
-    receiver = Receiver(queue, Frames([bytes(3000)]), 0, NetStatistics())  # type: ignore[arg-type]
-    receiver.filter = ReceiveFilter(MAC)
-    assert receiver.run() is Fed.STARVED
-    assert driver.used() == []
-    driver.add([], [1600])
-    assert receiver.run() is Fed.ENOUGH
+    with cable_with([bytes(3000)]) as cable:
+        receiver = Receiver(queue, cable, 0, NetStatistics())
+        receiver.filter = ReceiveFilter(MAC)
+        assert receiver.run() is Fed.STARVED
+        assert driver.used() == []
+        driver.add([], [1600])
+        assert receiver.run() is Fed.ENOUGH
     assert [written for _, written in driver.used()] == [1500, 1526]

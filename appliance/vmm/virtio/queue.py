@@ -32,7 +32,6 @@ import struct
 import threading
 from array import array
 from collections.abc import Callable, Sequence
-from itertools import islice
 from typing import Final, NamedTuple
 
 import msgspec
@@ -54,7 +53,7 @@ MAX_INDIRECT: Final = 1024
 MAX_CHAIN_BYTES: Final = 1 << 32  # §2.7.5
 
 _DESCRIPTOR = struct.Struct("<QIHH")
-_made = tuple.__new__  # of a `Segment`: a third of the time, and there are hundreds in a request
+_made = tuple.__new__  # of a `Segment`: 0.13 in place of 0.32 us, and there are hundreds in a request
 
 
 class QueueBroken(GuestFault):
@@ -241,30 +240,11 @@ class VirtQueue:
         table = self._follow(self.memory.whole(), at, count, head, count, found)
         if table is not None:  # §2.7.5.3: the chain goes on in a table, copied before it is looked at
             count = len(table) // DESC_BYTES
-            known = self._in_a_row(table, found)
-            if self._follow(table, 0, count, known, min(count, MAX_INDIRECT) - known, found) is not None:
+            if self._follow(table, 0, count, 0, min(count, MAX_INDIRECT), found) is not None:
                 raise QueueBroken(f"{self.label}: an indirect table within another")
         if sum(length for segments in found for _, length in segments) > MAX_CHAIN_BYTES:
             raise QueueBroken(f"{self.label}: a chain of over 4 GiB")
         return found
-
-    def _in_a_row(self, table: bytes, found: tuple[list[Segment], list[Segment]]) -> int:
-        """The beginning of a table as drivers make it, into `found`: each descriptor leads to the next one. How many of them
-        need no second look; what comes then, or is odd, is for `_follow`, which takes twice the time."""
-        readable, writable = found
-        low, high = self.memory.main
-        place = 0
-        for address, length, flags, following in islice(_DESCRIPTOR.iter_unpack(table), MAX_INDIRECT):
-            if following != place + 1 or not length or not low <= address <= high - length:
-                break
-            if flags == DESC_F_NEXT | DESC_F_WRITE:
-                writable.append(_made(Segment, (address, length)))
-            elif flags == DESC_F_NEXT and not writable:
-                readable.append(_made(Segment, (address, length)))
-            else:
-                break
-            place = following
-        return place
 
     def _follow(
         self,
