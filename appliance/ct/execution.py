@@ -23,7 +23,7 @@ from appliance.ct.program import STDERR, Program
 from appliance.ct.runtime import OciRuntime
 from appliance.errors import CommandFailed, GuestFault, HostError, TimedOut, TooManyRequests
 from appliance.kernel import pidfd
-from appliance.model.guest import ExecRequest
+from appliance.model.inside import ExecRequest
 from appliance.terminal import Terminal
 from appliance.threads import to_the_end
 from appliance.waiting import readable

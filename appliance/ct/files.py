@@ -19,7 +19,7 @@ from pathlib import Path
 from appliance.ct import inside
 from appliance.ct.program import STDERR, STDOUT, Program
 from appliance.errors import ApplianceError, Conflict, GuestFault, InvalidParameter, NoSpace, NotFound, TimedOut
-from appliance.model.guest import FileInfo, FileWrite
+from appliance.model.inside import FileInfo, FileWrite
 from appliance.threads import to_the_end
 
 _HELPER = (sys.executable, "-I", "-S", str(Path(inside.__file__)))

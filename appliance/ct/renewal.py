@@ -13,7 +13,8 @@ from appliance.ct import interior
 from appliance.ct.execution import Executions
 from appliance.ct.files import Files
 from appliance.errors import ApplianceError, GuestFault, NotFound, TimedOut
-from appliance.model.guest import CtSpec, ExecRequest, FileWrite, NicSpec
+from appliance.model.guest import CtSpec, NicSpec
+from appliance.model.inside import ExecRequest, FileWrite
 
 PROGRAM_LIMIT_S = 30.0
 _FILE_LIMIT_BYTES = 1 << 20

@@ -28,7 +28,8 @@ from appliance.errors import ApplianceError, Conflict, NotFound, TimedOut, Unsup
 from appliance.kernel import pidfd
 from appliance.kernel.cgroups import Cgroup
 from appliance.model.application import Application, signal_number
-from appliance.model.guest import CtSpec, ExecRequest, ExitReason, GuestId, GuestState, GuestStats
+from appliance.model.guest import CtSpec, ExitReason, GuestId, GuestState, GuestStats
+from appliance.model.inside import ExecRequest
 from appliance.tasks import TaskScope
 from appliance.threads import to_the_end
 from appliance.waiting import readable

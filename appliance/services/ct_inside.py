@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol, runtime_checkable
 
 from appliance.errors import Unsupported
-from appliance.model.guest import ExecRequest, FileInfo, FileWrite
+from appliance.model.inside import ExecRequest, FileInfo, FileWrite
 from appliance.services.ports.running_guest import RunningGuest
 
 SHELL = "shell"

@@ -14,7 +14,8 @@ import pytest
 from appliance import command
 from appliance.ct.running import RunningCt
 from appliance.errors import NoSpace
-from appliance.model.guest import FileWrite, GuestId
+from appliance.model.guest import GuestId
+from appliance.model.inside import FileWrite
 from appliance.model.volume import OpenedVolume, VolumeFormat
 from tests.ct.conftest import SPEC, Host
 

@@ -14,7 +14,7 @@ import pytest
 from appliance.ct.execution import LIMIT
 from appliance.ct.running import RunningCt
 from appliance.errors import Conflict, GuestFault, InvalidParameter, NoSpace, NotFound, TooManyRequests
-from appliance.model.guest import ExecRequest, FileWrite
+from appliance.model.inside import ExecRequest, FileWrite
 from tests.ct.conftest import SPEC, Host, each_runtime, is_alive, leftovers
 
 pytestmark = pytest.mark.host

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from appliance.ct.running import RunningCt
-from appliance.model.guest import ExecRequest
+from appliance.model.inside import ExecRequest
 from appliance.model.volume import OpenedVolume
 from tests.ct.conftest import APPLETS, BUSYBOX, SPEC, Host
 

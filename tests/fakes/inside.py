@@ -13,7 +13,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from appliance.errors import Conflict, GuestFault, NotFound
-from appliance.model.guest import ExecRequest, FileInfo, FileWrite, GuestId, GuestState
+from appliance.model.guest import GuestId, GuestState
+from appliance.model.inside import ExecRequest, FileInfo, FileWrite
 from tests.fakes.guests import AgentVm
 
 MTIME = 1_700_000_000

@@ -21,7 +21,8 @@ from aiohttp import web
 from msgspec import Meta
 
 from appliance.errors import ApplianceError, InvalidParameter
-from appliance.model.guest import ExecRequest, FileInfo, FileWrite, GuestId, GuestKind
+from appliance.model.guest import GuestId, GuestKind
+from appliance.model.inside import ExecRequest, FileInfo, FileWrite
 from appliance.services import ct_inside
 from appliance.web.api.inside_params import UNRESTRICTED, Expected, FilePath
 from appliance.web.parameters import UNLOGGED

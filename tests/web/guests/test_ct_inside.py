@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
-from appliance.model.guest import FileInfo, GuestId, GuestKind, GuestState
+from appliance.model.guest import GuestId, GuestKind, GuestState
+from appliance.model.inside import FileInfo
 from tests.web.guests.guest_site import GuestSite, define
 
 
